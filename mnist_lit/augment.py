@@ -1,0 +1,121 @@
+"""Random changes of training images, drawn per image and applied to a whole batch at once, on the batch's device."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jsonargparse.typing import ClosedUnitInterval, restricted_number_type
+from torch import Generator, Tensor
+from torch.nn import functional as F
+
+__all__ = ["Augment", "affine", "crop", "erase"]
+
+# Declared Any, as mypy takes no other made type for an annotation; without a name jsonargparse makes one of the range.
+HalfTurn: Any = restricted_number_type(None, float, [(">=", 0), ("<=", 180)])
+Slant: Any = restricted_number_type(None, float, [(">=", 0), ("<=", 45)])
+Fraction: Any = restricted_number_type(None, float, [(">=", 0), ("<", 1)])
+Padding: Any = restricted_number_type(None, int, [(">=", 0), ("<=", 14)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augment:
+    """Random changes of the training images, each drawn anew for every image; at 0 a change is switched off.
+
+    Args:
+        rotation: Largest turn about the centre, 0 to 180 degrees, either way.
+        translation: Largest shift along each axis, 0 to 1, as a fraction of the image's side.
+        scale: Largest change of size, 0 to below 1: images are scaled by a factor in [1 - scale, 1 + scale].
+        shear: Largest slant, 0 to 45 degrees, either way.
+        crop: Largest shift along each axis by whole pixels, 0 to 14: images are padded by as many and cropped back.
+        erasing: Probability, 0 to 1, that a rectangle of an image, up to half as high and wide, is blanked.
+    """
+
+    rotation: HalfTurn = 0.0
+    translation: ClosedUnitInterval = 0.0
+    scale: Fraction = 0.0
+    shear: Slant = 0.0
+    crop: Padding = 0
+    erasing: ClosedUnitInterval = 0.0
+
+    def __call__(self, images: Tensor, generator: Generator) -> Tensor:
+        """Change a batch of images of shape (n, 1, h, w) in [0, 1], where 0 is paper; shape and range stay.
+
+        Args:
+            images: The batch; it is returned itself when every change is switched off.
+            generator: Where all random numbers come from; it must be on the device of the images.
+        """
+        images = affine(
+            images,
+            rotation=self.rotation,
+            translation=self.translation,
+            scale=self.scale,
+            shear=self.shear,
+            generator=generator,
+        )
+        images = crop(images, self.crop, generator)
+        return erase(images, self.erasing, generator)
+
+
+def affine(
+    images: Tensor,
+    *,
+    rotation: float = 0.0,
+    translation: float = 0.0,
+    scale: float = 0.0,
+    shear: float = 0.0,
+    generator: Generator,
+) -> Tensor:
+    """Scale, slant, turn about the centre and shift each image, in one resampling; the strengths are Augment's."""
+    if not (rotation or translation or scale or shear):
+        return images
+    angle, slant, size, *shift = 2 * _draw(5, images, generator) - 1
+    matrix = _inverse(angle * math.radians(rotation), (slant * math.radians(shear)).tan(), 1 + size * scale)
+    # The grid's unit is half a side of the image: in it, a turn of an image that is not square is no plain rotation.
+    height, width = images.shape[-2:]
+    matrix = matrix * matrix.new_tensor([[1, height / width], [width / height, 1]])
+    offset = matrix @ (torch.stack(shift, dim=1) * (-2 * translation)).unsqueeze(2)
+    grid = F.affine_grid(torch.cat([matrix, offset], dim=2), list(images.shape), align_corners=False)
+    changed = F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    # The weights of an interpolation may add up to a rounding error above 1.
+    return changed.clamp_(max=1)
+
+
+def crop(images: Tensor, padding: int, generator: Generator) -> Tensor:
+    """Shift each image by up to `padding` whole pixels along each axis; paper fills the gap."""
+    if not padding:
+        return images
+    num_images, _, height, width = images.shape
+    windows = F.pad(images, [padding] * 4).unfold(2, height, 1).unfold(3, width, 1)
+    top, left = torch.randint(2 * padding + 1, (2, num_images), generator=generator, device=images.device)
+    return windows[torch.arange(num_images, device=images.device), :, top, left]
+
+
+def erase(images: Tensor, probability: float, generator: Generator) -> Tensor:
+    """Blank, with this probability, a rectangle in each image: 1 pixel to half the side of the image in each axis."""
+    if not probability:
+        return images
+    chance, *draws = _draw(5, images, generator)
+    height, width = images.shape[-2:]
+    rows, columns = _stretch(height, *draws[:2]), _stretch(width, *draws[2:])
+    blank = rows[:, :, None] & columns[:, None, :] & (chance < probability)[:, None, None]
+    return images.masked_fill(blank.unsqueeze(1), 0)
+
+
+def _draw(num: int, images: Tensor, generator: Generator) -> Tensor:
+    """Numbers in [0, 1), `num` for each image, of shape (num, n)."""
+    return torch.rand((num, len(images)), generator=generator, dtype=images.dtype, device=images.device)
+
+
+def _inverse(angle: Tensor, slant: Tensor, size: Tensor) -> Tensor:
+    """The way back from a place in the changed image to its source: un-turn, un-slant, un-scale; shape (n, 2, 2)."""
+    cos, sin = angle.cos(), angle.sin()
+    return torch.stack([cos + slant * sin, sin - slant * cos, -sin, cos], dim=1).view(-1, 2, 2) / size.view(-1, 1, 1)
+
+
+def _stretch(side: int, length: Tensor, start: Tensor) -> Tensor:
+    """Which pixels of a side lie in a stretch of it, for `length` and `start` in [0, 1); shape (n, side)."""
+    length = (length * (side // 2)).floor() + 1
+    start = (start * (side - length + 1)).floor()
+    place = torch.arange(side, device=start.device)
+    return (start[:, None] <= place) & (place < (start + length)[:, None])

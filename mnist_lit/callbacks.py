@@ -1,0 +1,155 @@
+"""Callbacks that belong to every run: checkpoints, early stopping, weight averaging, the progress bar."""
+
+import signal
+import sys
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, PositiveInt
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint, TQDMProgressBar
+
+from mnist_lit.errors import Stopped
+from mnist_lit.runs import BEST, LAST
+
+__all__ = ["EMA", "BestCheckpoint", "EarlyStop", "LastCheckpoint", "Progress"]
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Keep the checkpoint of the best epoch as `checkpoints/best.ckpt`, beside the last one as `last.ckpt`.
+
+    Args:
+        enabled: Whether a run keeps checkpoints.
+        monitor: The metric that decides; null keeps the last epoch's.
+        mode: Whether more (`max`) or less (`min`) of it is better.
+    """
+
+    def __init__(
+        self, enabled: bool = True, monitor: str | None = "val/acc", mode: Literal["min", "max"] = "max"
+    ) -> None:
+        super().__init__(
+            filename=Path(BEST).stem,
+            monitor=monitor,
+            mode=mode,
+            save_on_train_epoch_end=True,
+            enable_version_counter=False,
+        )
+        self.enabled = enabled
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(_moved(state_dict, str(self.dirpath)))
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """Keep `checkpoints/last.ckpt`: at the end of each epoch, and when the run is asked to stop.
+
+    Ctrl-C and SIGTERM take effect between two batches, where the weights, the optimizer and the loops agree, so that
+    a resumed run ends as if it had not been stopped. A second signal does not wait.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(filename=Path(LAST).stem, save_on_train_epoch_end=True, enable_version_counter=False)
+        self.received: int | None = None
+        self.handlers: dict[int, Any] = {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(_moved(state_dict, str(self.dirpath)))
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return
+        if trainer.world_size > 1:
+            # The processes of a run stop at different batches and would wait for each other. The first one is
+            # interrupted where it is and ends the others; the run goes on from its last epoch.
+            if trainer.global_rank > 0:
+                self.handlers[signal.SIGINT] = signal.signal(signal.SIGINT, signal.SIG_IGN)
+            return
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            self.handlers[signum] = signal.signal(signum, self._note)
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        if self.received is not None:
+            raise KeyboardInterrupt
+        self.received = signum
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        super().on_train_batch_end(trainer, *args, **kwargs)
+        # After an epoch's last batch there is its validation to wait for.
+        if self.received is not None and not trainer.is_last_batch:
+            trainer.save_checkpoint(Path(str(self.dirpath)) / LAST)
+            raise Stopped(self.received)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_epoch_end(trainer, pl_module)
+        if self.received is not None:
+            raise Stopped(self.received)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._restore_handlers()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._restore_handlers()
+
+    def _restore_handlers(self) -> None:
+        while self.handlers:
+            signal.signal(*self.handlers.popitem())
+
+
+class EarlyStop(EarlyStopping):
+    """Stop a run whose metric no longer improves.
+
+    Args:
+        enabled: Whether runs are stopped early.
+        monitor: The metric that is watched.
+        mode: Whether more (`max`) or less (`min`) of it is better.
+        patience: Validations without improvement, 1 or more, after which the run stops.
+        min_delta: What counts as an improvement, 0 or more.
+    """
+
+    def __init__(
+        self,
+        enabled: bool = False,
+        monitor: str = "val/loss",
+        mode: Literal["min", "max"] = "min",
+        patience: PositiveInt = 5,
+        min_delta: NonNegativeFloat = 0.0,
+    ) -> None:
+        # The checkpoint holds these numbers: no classes of the parser's.
+        super().__init__(monitor=monitor, mode=mode, patience=int(patience), min_delta=float(min_delta))
+        self.enabled = enabled
+
+
+class EMA(EMAWeightAveraging):
+    """Validate, test and keep an exponential moving average of the weights instead of the weights themselves.
+
+    Args:
+        enabled: Whether the weights are averaged.
+        decay: Share, 0 to 1, of the average that is kept at each step.
+        every_n_steps: Optimizer steps, 1 or more, between two updates of the average.
+    """
+
+    def __init__(
+        self, enabled: bool = False, decay: ClosedUnitInterval = 0.999, every_n_steps: PositiveInt = 1
+    ) -> None:
+        super().__init__(decay=float(decay), update_every_n_steps=int(every_n_steps))
+        self.enabled = enabled
+
+
+class Progress(TQDMProgressBar):
+    """A bar that costs little: drawn every 20 batches, and only where somebody watches."""
+
+    def __init__(self) -> None:
+        super().__init__(refresh_rate=20 if sys.stdout.isatty() else 0)
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        metrics = super().get_metrics(trainer, pl_module)
+        return {name: value for name, value in metrics.items() if name != "v_num"}
+
+
+def _moved(state: dict[str, Any], folder: str) -> dict[str, Any]:
+    """A checkpoint callback's state as if it had been written in `folder`: run directories may be moved."""
+    here = {name: str(Path(folder) / Path(state[name]).name) for name in state if name.endswith("_path") and state[name]}
+    best = {str(Path(folder) / Path(path).name): score for path, score in state["best_k_models"].items()}
+    return {**state, **here, "best_k_models": best, "dirpath": folder}

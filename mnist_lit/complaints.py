@@ -1,0 +1,112 @@
+"""The parser's complaints in few words: where the mistake stands, what is wrong, what was probably meant."""
+
+import inspect
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
+
+import lightning.pytorch as pl
+import torch
+import yaml
+
+from mnist_lit.entry import Request, did_you_mean
+
+__all__ = ["explain"]
+
+# Where a complaint names a key, and how the reason that follows it is said shortly.
+KEY = re.compile(r"Parser key \"(?P<key>[\w.]+)\"|argument --(?P<flag>[\w.]+)|arguments: (--)?(?P<unknown>[^ =]+)")
+UNKNOWN_IN_GROUP = re.compile(r"(?P<kind>Subcommand|Group) '(?P<group>[^']+)' does not accept option '(?P<name>[^']+)'")
+# In the replies, `name` is the word that was mistyped.
+REASONS = [
+    (r"(\S+) does not conform to restriction (.+)", r"must be \2, got \1"),
+    (r"could not convert string to float: '(.*)'", r"must be a number, got \1"),
+    (r"invalid literal for int\(\) with base 10: '(.*)'", r"must be a whole number, got \1"),
+    (r"Option '(?P<name>\w+)' is not accepted", r"there is no argument \1"),
+    (r"module '([\w.]+)' has no attribute '(?P<name>\w+)'", r"there is no \2 in \1"),
+    (r"No module named '?([\w.]+)'?", r"there is no module \1"),
+    (r"Expected a dot import path string: (?P<name>\S+)", r"there is no class \1"),
+    (r"Expected '([\w.]+)' to be a subclass of <class '(?:[\w.]*\.)?(\w+)'>", r"\1 is no \2"),
+    (r"expected one argument", r"needs a value"),
+    (r"Unable to load config ['\"](\S+)['\"]", r"takes keys below it or a YAML file, got \1"),
+]
+CLASSES: dict[str, ModuleType] = {
+    "model.optimizer": torch.optim,
+    "model.schedule": torch.optim.lr_scheduler,
+    "trainer.callbacks": pl.callbacks,
+    "trainer.logger": pl.loggers,
+    "trainer.profiler": pl.profilers,
+    "trainer.strategy": pl.strategies,
+}
+
+
+def explain(message: str, keys: Iterable[str], request: Request) -> str:
+    """Say a complaint of the parser in at most four lines.
+
+    Args:
+        message: The complaint.
+        keys: All keys of the command.
+        request: What was typed.
+    """
+    if unknown := UNKNOWN_IN_GROUP.search(message):
+        prefix = "" if unknown["kind"] == "Subcommand" else f"{unknown['group']}."
+        return _unknown_key(prefix + unknown["name"], keys, request)
+    if not (found := KEY.search(message)):
+        return message
+    if found["unknown"]:
+        return _unknown_key(found["unknown"], keys, request)
+    key = found["key"] or found["flag"]
+    return f"{_place(key, request)}: {_reason(message, key)}"
+
+
+def _unknown_key(key: str, keys: Iterable[str], request: Request) -> str:
+    known = set(keys)
+    groups = {".".join(name.split(".")[:end]) for name in known for end in range(1, name.count(".") + 1)}
+    hint = did_you_mean(key, known | groups)
+    help_line = f"all keys: python -m mnist_lit {request.command} --help"
+    return f"{_place(key, request)}: there is no such key\n{hint or help_line}"
+
+
+def _reason(message: str, key: str) -> str:
+    for pattern, words in REASONS:
+        if found := re.search(pattern, message):
+            name = found.groupdict().get("name", "")
+            hint = did_you_mean(name, _names(CLASSES[key])) if name and key in CLASSES else ""
+            reply = re.sub(r"\bv(?=[<>])", "", found.expand(words))
+            return f"{reply}\n{hint}"
+    value = re.search(r"(?:Got value|Given value): (.*)", message)
+    got = value[1] if value else "something else"
+    options = [option for group in re.findall(r"Literal\[([^\]]+)\]", message) for option in group.split(", ")]
+    if options:
+        names = list(dict.fromkeys(option.strip("'\"") for option in options))
+        return f"must be one of {', '.join(names)}, got {got}\n{did_you_mean(got, names)}"
+    types = list(dict.fromkeys(re.findall(r"Expected a <class '(?:[\w.]*\.)?(\w+)'>", message)))
+    return f"must be of type {' or '.join(types)}, got {got}" if types else " ".join(message.split())
+
+
+def _names(module: ModuleType) -> set[str]:
+    """The classes of a module and their arguments."""
+    classes = {name: value for name, value in inspect.getmembers(module, inspect.isclass) if name in module.__all__}
+    return set(classes).union(*(inspect.signature(value).parameters for value in classes.values()))
+
+
+def _place(key: str, request: Request) -> str:
+    """The key with where it was given: the file and line, the environment variable, or the flag."""
+    for flag in request.flags:
+        if flag.split("=")[0].rstrip("+") in (key, f"--{key}"):
+            return flag.split("=")[0]
+    for config in reversed(request.configs):
+        node = yaml.compose(Path(config).read_text(encoding="utf-8"))
+        if line := _line(node, key.split(".")):
+            return f"{config}, line {line}: {key}"
+    setting = request.environment.get(key)
+    return f"{setting.variable}: {key}" if setting else key
+
+
+def _line(node: yaml.Node | None, path: list[str]) -> int | None:
+    if not path or not isinstance(node, yaml.MappingNode):
+        return node.start_mark.line + 1 if node is not None and not path else None
+    for name, value in node.value:
+        if name.value == path[0]:
+            return name.start_mark.line + 1 if len(path) == 1 else _line(value, path[1:])
+    return None

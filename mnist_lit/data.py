@@ -1,0 +1,266 @@
+"""The data module: whole data sets as tensors in memory, batches by index, augmentation on the training device."""
+
+import itertools
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
+
+from mnist_lit.augment import Augment
+from mnist_lit.datasets import DatasetName, load, prepare, stratified_split
+from mnist_lit.entry import DATA_DIR_VARIABLE
+from mnist_lit.errors import UsageError
+
+__all__ = ["MNISTDataModule"]
+
+Batch = tuple[Tensor, Tensor]
+
+
+class MNISTDataModule(LightningDataModule):
+    """MNIST and data sets of the same shape, held in memory.
+
+    Batches are uint8 images of shape (n, 1, 28, 28) with labels of shape (n,); on the training device they become
+    float32 in [0, 1], are resized to `image_size` and, in training, augmented.
+
+    Args:
+        data_dir: Folder of the data sets, laid out like torchvision's; default `$MNIST_LIT_DATA`, else `data`.
+        dataset: Which data set; `digits` is bundled with scikit-learn and needs no download.
+        batch_size: Images in a training batch, 1 or more (on each device).
+        eval_batch_size: Images in a validation, test or prediction batch, 1 or more (on each device).
+        val_size: Images of the training set, 0 or more, that are held out for validation: a stratified choice that
+            is the same for every seed. 0 trains on all of them.
+        image_size: Side, in pixels, to which the 28x28 images are resized.
+        augment: Random changes of the training images.
+        num_workers: Processes that gather batches, 0 or more. The data is in memory: 0 is the fastest.
+        pin_memory: Whether batches are gathered in memory from which a GPU copies faster.
+        resident: Whether the whole data set lies on the training device, where it fits; needs `num_workers: 0`.
+        download: Whether missing or damaged files are downloaded; each is verified by checksum.
+        mirrors: URLs of folders to download from, tried in this order; default those of the data set.
+        timeout: Seconds without an answer, above 0, after which the next mirror is tried.
+
+    Raises:
+        UsageError: If `resident` and `num_workers` exclude each other.
+    """
+
+    def __init__(
+        self,
+        data_dir: str | None = None,
+        dataset: DatasetName = "mnist",
+        batch_size: PositiveInt = 128,
+        eval_batch_size: PositiveInt = 1000,
+        val_size: NonNegativeInt = 5000,
+        image_size: PositiveInt = 28,
+        augment: Augment = Augment(),
+        num_workers: NonNegativeInt = 0,
+        pin_memory: bool = False,
+        resident: bool = False,
+        download: bool = True,
+        mirrors: list[str] | None = None,
+        timeout: PositiveFloat = 30.0,
+    ) -> None:
+        super().__init__()
+        if resident and num_workers:
+            raise UsageError("data.resident and data.num_workers exclude each other\nuse --data.num_workers 0")
+        self.data_dir = Path(data_dir or os.environ.get(DATA_DIR_VARIABLE, "data"))
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.val_size = val_size
+        self.image_size = image_size
+        self.augment = augment
+        self.num_workers = num_workers
+        self.pin_memory = pin_memory
+        self.resident = resident
+        self.download = download
+        self.mirrors = mirrors
+        self.timeout = timeout
+        self.seed = torch.initial_seed() % 2**31
+        self.statistics: tuple[float, float] | None = None
+        self.splits: dict[str, ImageDataset] = {}
+        self.resume_from: Mapping[str, int | None] = {}
+
+    def prepare_data(self) -> None:
+        prepare(self.dataset, self.data_dir, mirrors=self.mirrors, download=self.download, timeout=self.timeout)
+
+    def setup(self, stage: str) -> None:
+        if stage in ("fit", "validate") and "train" not in self.splits:
+            self._setup_training()
+        if stage in ("test", "predict") and "test" not in self.splits:
+            self.splits["test"] = self._place(ImageDataset(*load(self.dataset, self.data_dir, "test")))
+
+    def _setup_training(self) -> None:
+        images, labels = load(self.dataset, self.data_dir, "train")
+        if self.val_size >= len(labels):
+            raise UsageError(
+                f"data.val_size {self.val_size} leaves none of the {len(labels)} images of {self.dataset} to train on\n"
+                f"use less, for example --data.val_size {len(labels) // 6}"
+            )
+        train, val = stratified_split(labels, self.val_size)
+        # All processes of a run must shuffle alike, also when none was given a seed.
+        self.seed = self.trainer.strategy.broadcast(self.seed)  # type: ignore[union-attr]
+        self.statistics = _mean_and_std(images, train)
+        self.splits["train"] = self._place(ImageDataset(images, labels, train))
+        self.splits["val"] = self._place(ImageDataset(images, labels, val))
+
+    def _place(self, dataset: "ImageDataset") -> "ImageDataset":
+        return dataset.to(self.trainer.strategy.root_device) if self.resident else dataset  # type: ignore[union-attr]
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        dataset = self.splits["train"]
+        world_size, rank = self._world()
+        sampler: Sampler[int] = DistributedSampler(
+            dataset, num_replicas=world_size, rank=rank, seed=self.seed, drop_last=True
+        )
+        # Normalisation over a batch has no value for a single image, should just one be left over.
+        drop_last = len(dataset) // world_size % self.batch_size == 1
+        loader = self._loader(dataset, sampler, self.batch_size, drop_last=drop_last)
+        loader.load_state_dict(self.resume_from)
+        return loader
+
+    def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
+        return self._eval_loader("val") if self.val_size else []
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        return self._eval_loader("test")
+
+    def predict_dataloader(self) -> DataLoader[Batch]:
+        return self._eval_loader("test")
+
+    def _eval_loader(self, split: str) -> DataLoader[Batch]:
+        dataset = self.splits[split]
+        world_size, rank = self._world()
+        if world_size == 1:
+            return self._loader(dataset, None, self.eval_batch_size)
+        batch_size = self.eval_batch_size
+        if len(dataset) % world_size and len(dataset) // world_size % batch_size == 0:
+            # One process would have one batch more than another and wait for it for ever.
+            batch_size += 1
+        sampler = UnrepeatedDistributedSampler(dataset, num_replicas=world_size, rank=rank, shuffle=False)
+        return self._loader(dataset, sampler, batch_size)
+
+    def _loader(
+        self, dataset: "ImageDataset", sampler: Sampler[int] | None, batch_size: int, *, drop_last: bool = False
+    ) -> "ResumableLoader":
+        return ResumableLoader(
+            dataset,
+            batch_size=batch_size,
+            sampler=sampler,
+            drop_last=drop_last,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=self.pin_memory and torch.cuda.is_available(),
+            collate_fn=_as_it_is,
+        )
+
+    def _world(self) -> tuple[int, int]:
+        trainer = self.trainer
+        return (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
+
+    # Lightning would restore the loader itself, but not one that it made before it read the checkpoint, as it does to
+    # count the steps of a schedule.
+    def state_dict(self) -> dict[str, int | None]:
+        loader = self.trainer.train_dataloader if self.trainer else None
+        return loader.state_dict() if isinstance(loader, ResumableLoader) else {}
+
+    def load_state_dict(self, state_dict: Mapping[str, int | None]) -> None:
+        self.resume_from = state_dict
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        images, labels = batch
+        images = images.float() / 255
+        if images.shape[-1] != self.image_size:
+            size = (self.image_size, self.image_size)
+            images = F.interpolate(images, size, mode="bilinear", antialias=True)
+        if self.trainer is not None and self.trainer.training:
+            images = self._augment(images)
+        return images, labels
+
+    def _augment(self, images: Tensor) -> Tensor:
+        trainer = self.trainer
+        assert trainer is not None
+        # Keyed by the batch's place in the run instead of drawn from one stream: a resumed run needs no more than
+        # that to see the same images and to drop the same features.
+        place = (self.seed, trainer.current_epoch, trainer.fit_loop.batch_idx + 1, trainer.global_rank)
+        for_augment, for_model = np.random.SeedSequence(place).generate_state(2, np.uint64).tolist()
+        # Not torch.manual_seed: without a GPU that takes and keeps a stack trace at each call, for the GPU's sake.
+        torch.default_generator.manual_seed(for_model)
+        if images.is_cuda:
+            torch.cuda.manual_seed(for_model)
+        return self.augment(images, torch.Generator(images.device).manual_seed(for_augment))
+
+
+class ImageDataset(Dataset[Batch]):
+    """Images and labels (or the part of them named by `indices`) that hands out whole batches.
+
+    Args:
+        images: uint8, shape (n, h, w).
+        labels: int64, shape (n,).
+        indices: Which of them, in which order; default all.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor, indices: Tensor | None = None) -> None:
+        self.images = images
+        self.labels = labels
+        self.indices = torch.arange(len(labels)) if indices is None else indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Batch:
+        images, labels = self.__getitems__([index])
+        return images[0], labels[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        chosen = self.indices[torch.tensor(indices, device=self.indices.device)]
+        return self.images[chosen].unsqueeze(1), self.labels[chosen]
+
+    def to(self, device: torch.device) -> "ImageDataset":
+        return ImageDataset(self.images.to(device), self.labels.to(device), self.indices.to(device))
+
+
+class ResumableLoader(DataLoader[Batch]):
+    """A DataLoader that goes on in the middle of an epoch, after the last batch that a checkpoint has seen."""
+
+    epoch: int | None = None
+    num_seen = 0
+    resume_from: Mapping[str, int | None] = {}
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        # A generator: the order of an epoch is drawn at its first batch, when the sampler has been told the epoch.
+        self.epoch = getattr(self.sampler, "epoch", None)
+        state, self.resume_from = self.resume_from, {}
+        is_resumed = self.epoch is not None and state.get("epoch") == self.epoch
+        self.num_seen = (is_resumed and state.get("num_seen")) or 0
+        for batch in itertools.islice(super().__iter__(), self.num_seen, None):
+            self.num_seen += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int | None]:
+        return {"epoch": self.epoch, "num_seen": self.num_seen}
+
+    def load_state_dict(self, state_dict: Mapping[str, int | None]) -> None:
+        self.resume_from = state_dict
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
+
+
+def _mean_and_std(images: Tensor, indices: Tensor) -> tuple[float, float]:
+    """Of the pixels in [0, 1]; through a histogram, which needs no copy of the images in floating point."""
+    counts = torch.zeros(256, dtype=torch.float64)
+    for chunk in indices.split(4096):
+        counts += torch.bincount(images[chunk].flatten(), minlength=256)
+    values = torch.arange(256, dtype=torch.float64) / 255
+    mean = (counts * values).sum() / counts.sum()
+    variance = (counts * (values - mean) ** 2).sum() / counts.sum()
+    return float(mean), float(variance.sqrt())

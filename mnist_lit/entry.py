@@ -1,0 +1,194 @@
+"""The one door: `main(args)` checks what needs no torch, runs the command, and turns errors into short messages."""
+
+import difflib
+import os
+import signal
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
+
+import yaml
+
+from mnist_lit.errors import MNISTLitError, Stopped, UsageError
+
+if TYPE_CHECKING:
+    from mnist_lit.cli import CLI
+
+__all__ = ["COMMANDS", "Request", "did_you_mean", "is_url", "main"]
+
+COMMANDS = {
+    "fit": "train a model, keep its best and its last checkpoint",
+    "validate": "evaluate a checkpoint on the validation split",
+    "test": "evaluate a checkpoint on the official test set",
+    "predict": "write a checkpoint's predictions for the test set",
+}
+HELP = """usage: python -m mnist_lit COMMAND [--config FILE]... [--any.key VALUE]...
+
+commands:
+{commands}
+
+python -m mnist_lit COMMAND --help       every key of a command: type, default, unit and range
+python -m mnist_lit COMMAND --print_config    the configuration that a command line amounts to
+python -m mnist_lit --version"""
+ENV_PREFIX = "MNIST_LIT_"
+DATA_DIR_VARIABLE = "MNIST_LIT_DATA"
+DEBUG_VARIABLE = "MNIST_LIT_DEBUG"
+MAX_ERROR_LINES = 5
+EXIT_INTERRUPTED = 130
+
+
+class Setting(NamedTuple):
+    """A key's value from the environment."""
+
+    variable: str
+    value: str
+
+
+class Request:
+    """What was typed, checked as far as that goes without importing torch.
+
+    Args:
+        args: The command line after `python -m mnist_lit`.
+
+    Raises:
+        UsageError: If the command is unknown, or a file that it names is missing or no YAML.
+    """
+
+    def __init__(self, args: Sequence[str]) -> None:
+        self.command = args[0]
+        if self.command not in COMMANDS:
+            hint = did_you_mean(self.command, COMMANDS) or f"commands: {', '.join(COMMANDS)}"
+            raise UsageError(f"{self.command!r} is no command\n{hint}")
+        self.environment = dict(self._read_environment())
+        self.configs = [setting.value for key, setting in self.environment.items() if key == "config"]
+        self.flags: list[str] = []
+        self._split(list(args[1:]))
+        for config in self.configs:
+            _check_config(Path(config))
+        self._check_checkpoint()
+
+    def _read_environment(self) -> Iterator[tuple[str, "Setting"]]:
+        """Keys given as `MNIST_LIT_MODEL__LR`, or for one command only as `MNIST_LIT_FIT__MODEL__LR`."""
+        for variable, value in sorted(os.environ.items()):
+            if variable == DATA_DIR_VARIABLE:
+                yield "data.data_dir", Setting(variable, value)
+            elif variable.startswith(ENV_PREFIX) and variable != DEBUG_VARIABLE:
+                key = variable.removeprefix(ENV_PREFIX).lower().replace("__", ".")
+                command, _, rest = key.partition(".")
+                if command not in COMMANDS:
+                    yield key, Setting(variable, value)
+                elif command == self.command:
+                    yield rest, Setting(variable, value)
+
+    def layers(self) -> list[str]:
+        """The arguments in order of precedence, the strongest last."""
+        environment = [f"--{key}={setting.value}" for key, setting in self.environment.items() if key != "config"]
+        return [*environment, *(f"--config={config}" for config in self.configs), *self.flags]
+
+    def _split(self, args: list[str]) -> None:
+        """Part `--config FILE` from the rest, so that the rest can be read last and wins wherever it stands."""
+        while args:
+            arg = args.pop(0)
+            name, _, value = arg.partition("=")
+            if name not in ("--config", "-c"):
+                self.flags.append(arg)
+            elif value or args:
+                self.configs.append(value or args.pop(0))
+            else:
+                raise UsageError(f"{name} needs the path of a YAML file")
+
+    def _check_checkpoint(self) -> None:
+        for flag, following in zip(self.flags, [*self.flags[1:], ""], strict=False):
+            name, _, value = flag.partition("=")
+            path = value or following
+            if name == "--ckpt_path" and path != "null" and not is_url(path) and not Path(path).exists():
+                raise UsageError(
+                    f"--ckpt_path: {path!r} does not exist\ngive a checkpoint file, a URL or a run directory"
+                )
+
+
+def main(args: Sequence[str] | None = None) -> "CLI":
+    """Run one command.
+
+    Args:
+        args: The command line after `python -m mnist_lit`; default that of this process.
+
+    Returns:
+        The command's `trainer`, `model` and `datamodule`.
+
+    Raises:
+        SystemExit: With 0 after `--help`, `--version` and `--print_config`, 2 if what was typed cannot work, 1 if
+            something went wrong later, 130 after Ctrl-C, 143 after SIGTERM. The error is printed and is its cause.
+    """
+    args = sys.argv[1:] if args is None else args
+    try:
+        _answer_at_once(args)
+        request = Request(args)
+        from mnist_lit.cli import run
+
+        return run(request)
+    except Stopped as stop:
+        print(stop, file=sys.stderr)
+        raise SystemExit(stop.exit_code) from stop
+    except MNISTLitError as error:
+        _fail(error, str(error), error.exit_code)
+    except KeyboardInterrupt as error:
+        _fail(error, "interrupted", EXIT_INTERRUPTED)
+    except SystemExit as stop:
+        if not isinstance(stop.__context__, KeyboardInterrupt):
+            raise
+        # Where it is not between two batches, Lightning answers Ctrl-C with exit code 1 and stays deaf to it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        raise SystemExit(EXIT_INTERRUPTED) from stop
+    except Exception as error:
+        _fail(error, f"{type(error).__name__}: {error}", 1, hint=f"for the whole story: {DEBUG_VARIABLE}=1")
+
+
+def did_you_mean(word: str, names: Iterable[str]) -> str:
+    """A line that suggests the names nearest to `word`, or nothing."""
+    nearest = difflib.get_close_matches(word, list(names), n=3, cutoff=0.6)
+    return f"did you mean {' or '.join(nearest)}?" if nearest else ""
+
+
+def is_url(path: str) -> bool:
+    """Whether `path` is to be downloaded."""
+    return path.startswith(("http://", "https://"))
+
+
+def _answer_at_once(args: Sequence[str]) -> None:
+    if not args or args[0] in ("-h", "--help"):
+        print(HELP.format(commands="\n".join(f"  {name:10}{text}" for name, text in COMMANDS.items())))
+    elif args[0] == "--version":
+        print(f"mnist_lit {version('mnist_lit')}")
+    elif args[0].startswith("-"):
+        raise UsageError(f"the command comes first, got {args[0]!r}\nfor example: python -m mnist_lit fit {args[0]} …")
+    else:
+        return
+    raise SystemExit(0)
+
+
+def _check_config(path: Path) -> None:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        neighbours = {str(file) for file in path.parent.glob("*.yaml")} if path.parent.is_dir() else set()
+        hint = did_you_mean(str(path), neighbours) or "give the path of a YAML file, for example configs/base.yaml"
+        raise UsageError(f"--config: {path} does not exist\n{hint}") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f"{path}, line {mark.line + 1}, column {mark.column + 1}" if mark else str(path)
+        raise UsageError(f"{place}: {error.problem}\nthe file is no valid YAML") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        raise UsageError(f"--config: {path} cannot be read: {str(error).splitlines()[0]}") from None
+    if not isinstance(content, dict):
+        raise UsageError(f"--config: {path} holds no keys\nit needs lines like 'model:' and '  lr: 0.01'")
+
+
+def _fail(error: BaseException, message: str, exit_code: int, hint: str = "") -> NoReturn:
+    if os.environ.get(DEBUG_VARIABLE):
+        raise error
+    lines = [line for line in message.splitlines() if line.strip()][: MAX_ERROR_LINES - bool(hint)] or ["unknown"]
+    print("\n".join([f"error: {lines[0]}", *lines[1:], *[hint] * bool(hint)]), file=sys.stderr)
+    raise SystemExit(exit_code) from error

@@ -1,0 +1,27 @@
+"""Errors that a person can mend: the message says what is wrong and what to do."""
+
+__all__ = ["MNISTLitError", "Stopped", "UsageError"]
+
+
+class MNISTLitError(Exception):
+    """Something went wrong while a command was running; the command ends with exit code 1."""
+
+    exit_code = 1
+
+
+class UsageError(MNISTLitError):
+    """What the user typed cannot work; the command ends with exit code 2 before anything is built."""
+
+    exit_code = 2
+
+
+class Stopped(MNISTLitError):
+    """The run was asked to stop and did, with all its work saved; the shell's exit code for the signal.
+
+    Args:
+        signum: The signal: 2 for Ctrl-C, 15 for SIGTERM.
+    """
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(f"stopped by signal {signum}")
+        self.exit_code = 128 + signum

@@ -1,0 +1,247 @@
+"""The LightningModule: a network with its loss, metrics, optimizer and schedule."""
+
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+import torch
+from jsonargparse.typing import ClosedUnitInterval, PositiveFloat, PositiveInt
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
+
+from mnist_lit.networks import NUM_CLASSES, Activation, GlobalPool, Network, Norm, Pooling
+
+__all__ = ["Batch", "ConvNet", "OptimizerFactory", "ScheduleFactory"]
+
+Batch = tuple[Tensor, Tensor]
+
+
+class OptimizerFactory(Protocol):
+    """Builds an optimizer; `lr` is the model's own knob and therefore no key of the optimizer."""
+
+    def __call__(self, params: Iterable[dict[str, Any]], lr: float) -> Optimizer:
+        """Build the optimizer over the parameter groups `params` with the learning rate `lr`."""
+
+
+class ScheduleFactory(Protocol):
+    """Builds a schedule; what the run knows (its steps, its learning rate) is filled in and therefore no key of it."""
+
+    def __call__(
+        self, optimizer: Optimizer, *, total_steps: int, total_iters: int, T_max: int, max_lr: float
+    ) -> LRScheduler:
+        """Build the schedule of `optimizer`; only the arguments that its class has are given."""
+
+
+class ConvNet(LightningModule):
+    """A convolutional network (or, without convolutions, a multi-layer perceptron) that classifies digits.
+
+    Args:
+        channels: Output channels of each convolution stage; their number is the number of stages (may be empty).
+        hidden: Units of each dense layer between the last stage and the output (may be empty).
+        kernel_size: Side of the convolution kernels, in pixels.
+        convs_per_stage: Convolutions in each stage.
+        pooling: What halves the map at the end of each stage.
+        global_pool: What reduces the last map to one value per channel; `none` keeps all its pixels.
+        norm: Normalisation after each convolution and each hidden dense layer.
+        activation: Non-linearity after each normalisation.
+        dropout: Probability, 0 to 1, with which a feature is dropped before each dense layer (never a pixel).
+        label_smoothing: Share, 0 to 1, of the training target that is spread over all classes.
+        lr: Learning rate, above 0; the peak of a schedule that has one.
+        optimizer: Any `torch.optim` class by `class_path`; without one it is the fused AdamW.
+            Its weight decay spares biases and normalisations.
+        schedule: Any `torch.optim.lr_scheduler` class by `class_path`, stepped once per optimizer step
+            (`ReduceLROnPlateau` once per epoch, on `val/loss`). Its number of steps and its peak are filled in.
+        compile: Whether to train through `torch.compile`; checkpoints are the same either way.
+        image_size: Side of the square input images, in pixels; the command line takes it from `data.image_size`.
+
+    Raises:
+        ValueError: If no network has this shape; the message says why.
+    """
+
+    def __init__(
+        self,
+        channels: list[PositiveInt] = [16, 32, 64],
+        hidden: list[PositiveInt] = [],
+        kernel_size: PositiveInt = 3,
+        convs_per_stage: PositiveInt = 1,
+        pooling: Pooling = "max",
+        global_pool: GlobalPool = "none",
+        norm: Norm = "batch",
+        activation: Activation = "relu",
+        dropout: ClosedUnitInterval = 0.0,
+        label_smoothing: ClosedUnitInterval = 0.0,
+        lr: PositiveFloat = 1e-3,
+        optimizer: OptimizerFactory | None = None,
+        schedule: ScheduleFactory | None = None,
+        compile: bool = False,
+        image_size: PositiveInt = 28,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        for name in ("optimizer", "schedule"):
+            # From Python these are functions, which no checkpoint of plain data can hold.
+            if callable(self.hparams[name]):
+                del self.hparams[name]
+        network = Network(
+            channels=channels,
+            hidden=hidden,
+            kernel_size=kernel_size,
+            convs_per_stage=convs_per_stage,
+            pooling=pooling,
+            global_pool=global_pool,
+            norm=norm,
+            activation=activation,
+            dropout=dropout,
+            image_size=image_size,
+        )
+        self.network = network.to(memory_format=torch.channels_last)
+        # The parser's restricted types are classes of its own, which a checkpoint of plain data cannot hold.
+        self.label_smoothing = float(label_smoothing)
+        self.lr = float(lr)
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.compile_network = compile
+        self.train_loss, self.val_loss, self.test_loss = (MeanMetric(nan_strategy="disable") for _ in range(3))
+        self.train_acc = _accuracy()
+        metrics = MetricCollection({"acc": _accuracy(), "f1": MulticlassF1Score(NUM_CLASSES, validate_args=False)})
+        self.val_metrics = metrics.clone(prefix="val/")
+        self.test_metrics = metrics.clone(prefix="test/")
+        self.best_acc = 0.0
+        self.planned: tuple[float, int] | None = None
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images of shape (n, 1, image_size, image_size) in [0, 1] to logits of shape (n, 10)."""
+        logits: Tensor = self.network(images)
+        return logits
+
+    def setup(self, stage: str) -> None:
+        if stage == "fit":
+            statistics = getattr(self.trainer.datamodule, "statistics", None)  # type: ignore[attr-defined]
+            if statistics is not None:
+                self.network.mean.fill_(statistics[0])
+                self.network.std.fill_(statistics[1])
+            if self.compile_network:
+                # In place, so that the names in the checkpoint stay those of the plain network.
+                self.network.compile()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        images, labels = batch
+        logits = self(images)
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        self.train_loss.update(loss.detach(), len(labels))
+        self.train_acc.update(logits.detach(), labels)
+        return loss
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        if self.global_step % self.trainer.log_every_n_steps == 0:
+            lr = self.trainer.optimizers[0].param_groups[0]["lr"]
+            for logger in self.loggers:
+                logger.log_metrics({"lr": lr}, step=self.global_step)
+
+    def on_train_epoch_end(self) -> None:
+        self.log("train/loss", self.train_loss)
+        self.log("train/acc", self.train_acc, prog_bar=True)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        return self._evaluate(batch, self.val_loss, self.val_metrics)
+
+    def on_validation_epoch_end(self) -> None:
+        self.log("val/loss", self.val_loss)
+        self.log_dict(self.val_metrics)
+        if not self.trainer.sanity_checking:
+            self.best_acc = max(self.best_acc, float(self.val_metrics["acc"].compute()))
+            self.log("val/acc_best", self.best_acc, prog_bar=True, sync_dist=True, reduce_fx="max")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        return self._evaluate(batch, self.test_loss, self.test_metrics)
+
+    def on_test_epoch_end(self) -> None:
+        self.log("test/loss", self.test_loss)
+        self.log_dict(self.test_metrics)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Probabilities of shape (n, 10)."""
+        return self(batch[0]).float().softmax(dim=1)
+
+    def _evaluate(self, batch: Batch, mean_loss: MeanMetric, metrics: MetricCollection) -> Tensor:
+        images, labels = batch
+        logits: Tensor = self(images).float()
+        mean_loss.update(F.cross_entropy(logits, labels), len(labels))
+        metrics.update(logits, labels)
+        return logits
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        self.planned = self._plan()
+        optimizer = self._build_optimizer()
+        if self.schedule is None:
+            return optimizer
+        schedule = self._build_schedule(self.schedule, optimizer)
+        interval = "epoch" if isinstance(schedule, ReduceLROnPlateau) else "step"
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": interval, "monitor": "val/loss"},
+        }
+
+    def on_fit_start(self) -> None:
+        # A search for the batch size or the learning rate has run by now and changed what the plan was made from.
+        if self.planned != self._plan():
+            self.trainer.strategy.setup_optimizers(self.trainer)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip also the gradients of fused optimizers, which the Trainer refuses under mixed precision."""
+        if not gradient_clip_val:
+            return
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if scaler is not None and optimizer.defaults.get("fused"):
+            scaler.unscale_(optimizer)
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        if gradient_clip_algorithm == "value":
+            nn.utils.clip_grad_value_(parameters, gradient_clip_val)
+        else:
+            nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["val_acc_best"] = self.best_acc
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.best_acc = checkpoint.get("val_acc_best", 0.0)
+        for state in checkpoint.get("lr_schedulers", []):
+            # The length comes from this run: one that goes on for more epochs has more steps than the checkpoint's.
+            for name in ("total_steps", "total_iters", "T_max", "_schedule_phases"):
+                state.pop(name, None)
+
+    def _plan(self) -> tuple[float, int]:
+        return self.lr, int(self.trainer.estimated_stepping_batches)
+
+    def _build_optimizer(self) -> Optimizer:
+        parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        groups: list[dict[str, Any]] = [
+            {"params": [parameter for parameter in parameters if parameter.ndim > 1]},
+            {"params": [parameter for parameter in parameters if parameter.ndim <= 1], "weight_decay": 0.0},
+        ]
+        if self.optimizer is None:
+            return AdamW(groups, lr=self.lr, fused=True)
+        return self.optimizer(groups, lr=self.lr)
+
+    def _build_schedule(self, factory: Callable[..., LRScheduler], optimizer: Optimizer) -> LRScheduler:
+        steps = int(self.trainer.estimated_stepping_batches)
+        filled_in = {"total_steps": steps, "total_iters": steps, "T_max": steps, "max_lr": self.lr}
+        # The command line hands over a partial function with the schedule's class among its arguments.
+        schedule_class = next((arg for arg in getattr(factory, "args", ()) if isinstance(arg, type)), factory)
+        accepted = inspect.signature(schedule_class).parameters
+        return factory(optimizer, **{name: value for name, value in filled_in.items() if name in accepted})
+
+
+def _accuracy() -> MulticlassAccuracy:
+    return MulticlassAccuracy(NUM_CLASSES, average="micro", validate_args=False)

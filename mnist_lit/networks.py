@@ -1,0 +1,157 @@
+"""Plain networks: images in [0, 1] in, logits out; the normalisation is part of the network."""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["NUM_CLASSES", "Activation", "GlobalPool", "Network", "Norm", "Pooling", "map_sizes"]
+
+NUM_CLASSES = 10
+
+Activation = Literal["relu", "gelu", "silu", "leaky_relu"]
+GlobalPool = Literal["none", "avg", "max"]
+Norm = Literal["batch", "layer", "none"]
+Pooling = Literal["max", "avg", "none"]
+
+_ACTIVATIONS: dict[Activation, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "leaky_relu": nn.LeakyReLU,
+}
+_GLOBAL_POOLS: dict[GlobalPool, Callable[[], nn.Module]] = {
+    "none": nn.Identity,
+    "avg": lambda: nn.AdaptiveAvgPool2d(1),
+    "max": lambda: nn.AdaptiveMaxPool2d(1),
+}
+_POOLINGS: dict[Pooling, Callable[[], nn.Module]] = {
+    "max": lambda: nn.MaxPool2d(2),
+    "avg": lambda: nn.AvgPool2d(2),
+    "none": nn.Identity,
+}
+
+
+class Network(nn.Module):
+    """Convolution stages, then dense layers, then one output per class.
+
+    A stage is `convs_per_stage` times convolution, normalisation and activation; its last convolution is followed by
+    pooling to half the size, before the normalisation, which then has a quarter of the work.
+    Without stages it is a multi-layer perceptron on the pixels.
+
+    Args:
+        channels: Output channels of each stage; empty for none.
+        hidden: Units of each dense layer; empty for none.
+        kernel_size: Side of the convolution kernels, in pixels; the maps keep their size.
+        convs_per_stage: Convolutions in each stage.
+        pooling: What halves the map at the end of a stage.
+        global_pool: What reduces the last map to one value per channel; `none` keeps every pixel of it.
+        norm: Normalisation after each convolution and dense layer.
+        activation: Non-linearity after each normalisation.
+        dropout: Probability with which a feature is dropped before each dense layer and before the output.
+        image_size: Side of the square input, in pixels.
+
+    Raises:
+        ValueError: If there is neither a stage nor a dense layer, or if a stage would get a map without pixels.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        *,
+        channels: Sequence[int],
+        hidden: Sequence[int],
+        kernel_size: int,
+        convs_per_stage: int,
+        pooling: Pooling,
+        global_pool: GlobalPool,
+        norm: Norm,
+        activation: Activation,
+        dropout: float,
+        image_size: int,
+    ) -> None:
+        super().__init__()
+        if not channels and not hidden:
+            raise ValueError("the network is empty: give at least one number in model.channels or in model.hidden")
+        self.register_buffer("mean", torch.zeros(()))
+        self.register_buffer("std", torch.ones(()))
+        self.stages = nn.Sequential()
+        for num_in, num_out in itertools.pairwise([1, *channels]):
+            poolings: list[Pooling] = [*["none"] * (convs_per_stage - 1), pooling]
+            widths = itertools.pairwise([num_in, *[num_out] * convs_per_stage])
+            for (width_in, width_out), conv_pooling in zip(widths, poolings, strict=True):
+                self.stages.append(
+                    nn.Sequential(
+                        nn.Conv2d(width_in, width_out, kernel_size, padding="same", bias=norm == "none"),
+                        _POOLINGS[conv_pooling](),
+                        _norm_of_maps(norm, width_out),
+                        _ACTIVATIONS[activation](),
+                    )
+                )
+        size = map_sizes(image_size, len(channels), pooling)[-1]
+        num_features = [1, *channels][-1] * size**2
+        if channels and global_pool != "none":
+            self.stages.append(_GLOBAL_POOLS[global_pool]())
+            num_features = channels[-1]
+        widths = [num_features, *hidden, NUM_CLASSES]
+        self.head = nn.Sequential(nn.Flatten(), *_dense(widths, norm, activation, dropout, drop_input=bool(channels)))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images of shape (n, 1, image_size, image_size) in [0, 1] to logits of shape (n, 10)."""
+        logits: Tensor = self.head(self.stages((images - self.mean) / self.std))
+        return logits
+
+
+def map_sizes(image_size: int, num_stages: int, pooling: Pooling) -> list[int]:
+    """Side of the map before the first stage and after each one, in pixels.
+
+    Raises:
+        ValueError: If a map would have no pixel left.
+    """
+    sizes = [image_size]
+    for _ in range(num_stages):
+        sizes.append(sizes[-1] if pooling == "none" else sizes[-1] // 2)
+    if sizes[-1] == 0:
+        maps = " -> ".join(f"{size}x{size}" for size in sizes[: sizes.index(0) + 1])
+        raise ValueError(
+            f"{num_stages} stages in model.channels leave a 0x0 map ({maps})\n"
+            f"use at most {sizes.index(0) - 1} stages, a larger data.image_size, or model.pooling: none"
+        )
+    return sizes
+
+
+def _norm_of_maps(norm: Norm, num_channels: int) -> nn.Module:
+    match norm:
+        case "batch":
+            return nn.BatchNorm2d(num_channels)
+        case "layer":
+            return nn.GroupNorm(1, num_channels)
+        case "none":
+            return nn.Identity()
+
+
+def _norm_of_features(norm: Norm, num_features: int) -> nn.Module:
+    match norm:
+        case "batch":
+            return nn.BatchNorm1d(num_features)
+        case "layer":
+            return nn.LayerNorm(num_features)
+        case "none":
+            return nn.Identity()
+
+
+def _dense(
+    widths: Sequence[int], norm: Norm, activation: Activation, dropout: float, *, drop_input: bool
+) -> Iterator[nn.Module]:
+    for layer, (num_in, num_out) in enumerate(itertools.pairwise(widths)):
+        if dropout and (layer or drop_input):
+            yield nn.Dropout(dropout)
+        is_output = layer == len(widths) - 2
+        yield nn.Linear(num_in, num_out, bias=is_output or norm == "none")
+        if not is_output:
+            yield _norm_of_features(norm, num_out)
+            yield _ACTIVATIONS[activation]()
