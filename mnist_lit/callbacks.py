@@ -33,7 +33,6 @@ class BestCheckpoint(ModelCheckpoint):
             filename=Path(BEST).stem,
             monitor=monitor,
             mode=mode,
-            save_on_train_epoch_end=True,
             enable_version_counter=False,
         )
         self.enabled = enabled
@@ -150,6 +149,8 @@ class Progress(TQDMProgressBar):
 
 def _moved(state: dict[str, Any], folder: str) -> dict[str, Any]:
     """A checkpoint callback's state as if it had been written in `folder`: run directories may be moved."""
-    here = {name: str(Path(folder) / Path(state[name]).name) for name in state if name.endswith("_path") and state[name]}
+    here = {
+        name: str(Path(folder) / Path(state[name]).name) for name in state if name.endswith("_path") and state[name]
+    }
     best = {str(Path(folder) / Path(path).name): score for path, score in state["best_k_models"].items()}
     return {**state, **here, "best_k_models": best, "dirpath": folder}

@@ -12,7 +12,7 @@ import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
@@ -21,6 +21,7 @@ from mnist_lit.complaints import explain
 from mnist_lit.data import MNISTDataModule
 from mnist_lit.entry import Request
 from mnist_lit.errors import MNISTLitError, Stopped, UsageError
+from mnist_lit.loggers import CSV, TensorBoard
 from mnist_lit.model import ConvNet
 from mnist_lit.networks import NUM_CLASSES
 from mnist_lit.pictures import Pictures
@@ -30,12 +31,17 @@ from mnist_lit.runs import LOGS, AtomicCheckpointIO, Source, claim, read_checkpo
 __all__ = ["CLI", "run"]
 
 GROUPS = {"checkpoint": BestCheckpoint, "early_stopping": EarlyStop, "ema": EMA, "pictures": Pictures}
+SHAPES = ("channels", "hidden", "kernel_size", "convs_per_stage", "pooling", "global_pool", "norm")
 TRAINER_DEFAULTS = {"max_epochs": 10, "num_sanity_val_steps": 0, "enable_model_summary": False}
 # One message each, with the reason why nobody needs to read it.
 NEEDLESS_WARNINGS = [
     "does not have many workers",  # the data is in memory
     "smaller than the logging interval",  # what is logged by epoch is logged all the same
     "Checkpoint directory .* exists and is not empty",  # a run that goes on
+    "Total length of `list` across ranks is zero",  # data.val_size: 0
+    "Experiment logs directory .* exists and is not empty",  # it is the run directory; nothing in it is deleted
+    "PyTorch Profiler default schedule will be overridden",  # few steps are what a profile wants
+    "Profiler clears events at the end of each cycle",
     "overfit but enabled train dataloader shuffling",  # it is turned off, as overfitting wants
     "`isinstance.treespec, LeafSpec.` is deprecated",  # between Lightning and torch
     "`torch.jit.trace",  # what TensorBoard draws the graph from
@@ -155,6 +161,8 @@ class CLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config_init[self.request.command]
         self.subcommand_parser.callback_keys = [name for name in GROUPS if config[name].enabled]
+        if rank_zero_only.rank == 0:
+            self.datamodule.prepare_data()  # where it fails, no run directory is left behind
         self.run_dir = self._claim_run_dir()
         config.pictures.folder = self.run_dir / "pictures"
         self.trainer_defaults = {**TRAINER_DEFAULTS, "callbacks": self._callbacks(config)}
@@ -201,9 +209,9 @@ class CLI(LightningCLI):
         if self.source is not None and self.source.goes_on and self.source.file is not None:
             # What a killed run wrote after its last checkpoint is written again.
             step = read_checkpoint(self.source.file)["global_step"]
-        loggers: list[Logger] = [TensorBoardLogger(self.run_dir, name="", version="", default_hp_metric=False, purge_step=step)]
+        loggers: list[Logger] = [TensorBoard(self.run_dir, purge_step=step)]
         if self.config[self.request.command].csv:
-            loggers.append(CSVLogger(self.run_dir, name="", version=""))
+            loggers.append(CSV(self.run_dir, purge_step=step))
         return loggers + [logger for logger in others if isinstance(logger, Logger)]
 
     @rank_zero_only
@@ -222,15 +230,12 @@ class CLI(LightningCLI):
 
     def fit(self, model: ConvNet, datamodule: MNISTDataModule, **kwargs: Any) -> None:
         """Train; then test the best checkpoint, where that is wanted."""
-        try:
-            self._run("fit")
-            metrics = dict(self.trainer.callback_metrics)
-            if self.config.fit.test_after_fit:
-                best = self.trainer.checkpoint_callback.best_model_path if self.trainer.checkpoint_callback else ""
-                self.trainer.test(self.model, self.datamodule, ckpt_path=best or None, verbose=False)
-                self.trainer.callback_metrics.update(metrics)
-        except (Stopped, KeyboardInterrupt, SystemExit):
-            raise
+        self._run("fit")
+        metrics = dict(self.trainer.callback_metrics)
+        if self.config.fit.test_after_fit:
+            best = getattr(self.trainer.checkpoint_callback, "best_model_path", None)
+            self.trainer.test(self.model, self.datamodule, ckpt_path=best or None, verbose=False)
+            self.trainer.callback_metrics.update(metrics)
         self._report()
 
     def validate(self, model: ConvNet, datamodule: MNISTDataModule, **kwargs: Any) -> None:
@@ -251,7 +256,30 @@ class CLI(LightningCLI):
 
     def _run(self, command: str, **kwargs: Any) -> Any:
         file = self.source.file if self.source is not None else None
-        return getattr(self.trainer, command)(self.model, self.datamodule, ckpt_path=file, **kwargs)
+        try:
+            return getattr(self.trainer, command)(self.model, self.datamodule, ckpt_path=file, **kwargs)
+        except Stopped as stop:
+            raise Stopped(stop.signum, self._how_to_go_on()) from stop
+        except MNISTLitError:
+            raise
+        except Exception as error:
+            if "Error(s) in loading state_dict" in str(error):
+                raise UsageError(f"ckpt_path: the checkpoint is of another network\n{self._differences()}") from error
+            reason = " ".join(str(error).split())[:500]
+            raise MNISTLitError(f"{type(error).__name__}: {reason}\n{self._how_to_go_on()}") from error
+
+    def _how_to_go_on(self) -> str:
+        if self.request.command != "fit":
+            return ""
+        return f"what was done is kept; go on with: python -m mnist_lit fit --ckpt_path {self.run_dir}"
+
+    def _differences(self) -> str:
+        """What the model has of another value than its checkpoint."""
+        assert self.source is not None and self.source.file is not None
+        theirs = read_checkpoint(self.source.file).get("hyper_parameters", {})
+        ours = self.plain_config["model"]
+        names = [name for name in SHAPES if name in theirs and theirs[name] != ours.get(name)]
+        return "; ".join(f"model.{name} is {theirs[name]} in the checkpoint, {ours[name]} here" for name in names)
 
     @rank_zero_only
     def _report(self) -> None:
@@ -289,7 +317,9 @@ def _known(config: dict[str, Any], defaults: dict[str, Any], path: list[str]) ->
     known = {}
     for name, value in config.items():
         if name not in defaults:
-            warnings.warn(f"the checkpoint's {'.'.join([*path, name])} is no option any more and is left out", stacklevel=2)
+            warnings.warn(
+                f"the checkpoint's {'.'.join([*path, name])} is no option any more and is left out", stacklevel=2
+            )
         elif isinstance(value, dict) and isinstance(defaults[name], dict):
             known[name] = _known(value, defaults[name], [*path, name])
         else:

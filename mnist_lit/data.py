@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 
 from mnist_lit.augment import Augment
-from mnist_lit.datasets import DatasetName, load, prepare, stratified_split
+from mnist_lit.datasets import NUM_TRAINING, DatasetName, load, prepare, stratified_split
 from mnist_lit.entry import DATA_DIR_VARIABLE
 from mnist_lit.errors import UsageError
 
@@ -48,7 +48,7 @@ class MNISTDataModule(LightningDataModule):
         timeout: Seconds without an answer, above 0, after which the next mirror is tried.
 
     Raises:
-        UsageError: If `resident` and `num_workers` exclude each other.
+        UsageError: If `resident` and `num_workers` exclude each other, or if `val_size` leaves nothing.
     """
 
     def __init__(
@@ -70,6 +70,11 @@ class MNISTDataModule(LightningDataModule):
         super().__init__()
         if resident and num_workers:
             raise UsageError("data.resident and data.num_workers exclude each other\nuse --data.num_workers 0")
+        if val_size >= NUM_TRAINING[dataset]:
+            raise UsageError(
+                f"data.val_size {val_size} leaves none of the {NUM_TRAINING[dataset]} images of {dataset} to train on\n"
+                f"use less, for example --data.val_size {NUM_TRAINING[dataset] // 6}"
+            )
         self.data_dir = Path(data_dir or os.environ.get(DATA_DIR_VARIABLE, "data"))
         self.dataset = dataset
         self.batch_size = batch_size
@@ -99,11 +104,6 @@ class MNISTDataModule(LightningDataModule):
 
     def _setup_training(self) -> None:
         images, labels = load(self.dataset, self.data_dir, "train")
-        if self.val_size >= len(labels):
-            raise UsageError(
-                f"data.val_size {self.val_size} leaves none of the {len(labels)} images of {self.dataset} to train on\n"
-                f"use less, for example --data.val_size {len(labels) // 6}"
-            )
         train, val = stratified_split(labels, self.val_size)
         # All processes of a run must shuffle alike, also when none was given a seed.
         self.seed = self.trainer.strategy.broadcast(self.seed)  # type: ignore[union-attr]

@@ -1,5 +1,7 @@
 """Errors that a person can mend: the message says what is wrong and what to do."""
 
+import signal
+
 __all__ = ["MNISTLitError", "Stopped", "UsageError"]
 
 
@@ -16,12 +18,14 @@ class UsageError(MNISTLitError):
 
 
 class Stopped(MNISTLitError):
-    """The run was asked to stop and did, with all its work saved; the shell's exit code for the signal.
+    """The run was asked to stop and did, with all its work saved; the exit code is the shell's for the signal.
 
     Args:
         signum: The signal: 2 for Ctrl-C, 15 for SIGTERM.
+        advice: What to do next.
     """
 
-    def __init__(self, signum: int) -> None:
-        super().__init__(f"stopped by signal {signum}")
+    def __init__(self, signum: int, advice: str = "") -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name}\n{advice}".strip())
+        self.signum = signum
         self.exit_code = 128 + signum

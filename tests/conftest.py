@@ -1,0 +1,92 @@
+"""What all tests share: a working directory of their own, small runs through the one door, real MNIST where it is."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mnist_lit import main
+
+PROJECT = Path(__file__).parents[1]
+CONFIGS = PROJECT / "configs"
+MNIST_DIR = Path(os.environ.get("MNIST_LIT_DATA", PROJECT.parent / "shared" / "data"))
+
+# The smallest run that is still a run: the embedded digits, one small stage, two epochs, no pictures.
+SMALL = [
+    "--data.dataset=digits",
+    "--data.val_size=200",
+    "--data.batch_size=128",
+    "--model.channels=[4]",
+    "--model.lr=0.01",
+    "--trainer.max_epochs=2",
+    "--pictures.enabled=false",
+]
+
+
+@pytest.fixture(autouse=True)
+def _isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test has a folder of its own, no settings from the outside, and one thread."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["mnist_lit"])
+    for variable in list(os.environ):
+        if variable.startswith(("MNIST_LIT_", "PL_")):
+            monkeypatch.delenv(variable)
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def mnist_dir() -> Path:
+    """The folder that holds the real `MNIST/raw`."""
+    if not (MNIST_DIR / "MNIST" / "raw").is_dir():
+        if os.environ.get("CI"):
+            pytest.fail("CI has real MNIST; set MNIST_LIT_DATA to its folder")
+        pytest.skip("needs real MNIST; set MNIST_LIT_DATA to its folder")
+    return MNIST_DIR
+
+
+@pytest.fixture
+def fit() -> Callable[..., Any]:
+    """`fit(*flags)`: a small run in this process; the command line's result."""
+    return lambda *flags: main(["fit", *SMALL, *flags])
+
+
+@pytest.fixture
+def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """`fails(*args, code=2)`: a command that must end with that exit code; its short error without a traceback."""
+
+    def run(*args: str, code: int = 2) -> str:
+        with pytest.raises(SystemExit) as stop:
+            main(list(args))
+        error = capsys.readouterr().err
+        assert stop.value.code == code, error
+        assert error.startswith("error: ")
+        assert len(error.splitlines()) <= 5, error
+        return error
+
+    return run
+
+
+@pytest.fixture
+def shell() -> Callable[..., "subprocess.CompletedProcess[str]"]:
+    """`shell(*args)`: `python -m mnist_lit *args` as a process of its own, ended with its children after a while."""
+
+    def run(*args: str, timeout: float = 120, **kwargs: Any) -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, "-m", "mnist_lit", *args]
+        pipe = subprocess.PIPE
+        with subprocess.Popen(
+            command, stdout=pipe, stderr=pipe, text=True, start_new_session=True, **kwargs
+        ) as process:
+            try:
+                output, errors = process.communicate(timeout=timeout)
+            except BaseException:
+                os.killpg(process.pid, signal.SIGKILL)
+                raise
+        return subprocess.CompletedProcess(command, process.returncode, output, errors)
+
+    return run
