@@ -44,6 +44,7 @@ NEEDLESS_WARNINGS = [
     "Profiler clears events at the end of each cycle",
     "overfit but enabled train dataloader shuffling",  # it is turned off, as overfitting wants
     "`isinstance.treespec, LeafSpec.` is deprecated",  # between Lightning and torch
+    "Using padding='same' with even kernel lengths",  # the copy is small
     "`torch.jit.trace",  # what TensorBoard draws the graph from
 ]
 
@@ -121,6 +122,13 @@ class CLI(LightningCLI):
         if command != "fit" and self.source is None:
             raise UsageError(f"{command} needs a checkpoint\ngive --ckpt_path: a run directory, a file or a URL")
         self.config = config
+        self._leave_run_of_other_data(config[command].data.dataset)
+
+    def _leave_run_of_other_data(self, dataset: str) -> None:
+        """A run's record is of the data that it was trained on; results on other data get a directory of their own."""
+        source = self.source
+        if source is not None and not source.goes_on and source.dataset not in (None, dataset):
+            source.run_dir = None
 
     def _parse_ckpt_path(self) -> None:
         """Nothing is left to do: the checkpoint is the weakest of the layers, not the strongest."""
@@ -136,6 +144,7 @@ class CLI(LightningCLI):
         else:
             assert self.source.run_dir is not None
             config = yaml.safe_load((self.source.run_dir / "config.yaml").read_text())
+        self.source.dataset = config.get("data", {}).get("dataset")
         config = _known(config, self._defaults().as_dict(), [])
         config["ckpt_path"] = None
         return [f"--config={yaml.safe_dump(config, default_flow_style=True, width=10**9)}"]
@@ -162,7 +171,9 @@ class CLI(LightningCLI):
         config = self.config_init[self.request.command]
         self.subcommand_parser.callback_keys = [name for name in GROUPS if config[name].enabled]
         if rank_zero_only.rank == 0:
-            self.datamodule.prepare_data()  # where it fails, no run directory is left behind
+            tests_too = self.request.command == "fit" and config.test_after_fit
+            # Where it fails, no run directory is left behind.
+            self.datamodule.fetch(self.request.command, *["test"] * tests_too)
         self.run_dir = self._claim_run_dir()
         config.pictures.folder = self.run_dir / "pictures"
         self.trainer_defaults = {**TRAINER_DEFAULTS, "callbacks": self._callbacks(config)}
@@ -308,7 +319,8 @@ def native_precision(accelerator: str) -> str:
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
     if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
         return "32-true"
-    has_bf16 = {"avx512_bf16", "amx_bf16", "bf16"} & {k for k, has in torch.cpu.get_capabilities().items() if has}
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # older releases of torch cannot tell
+    has_bf16 = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
     return "bf16-mixed" if has_bf16 else "32-true"
 
 

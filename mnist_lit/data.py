@@ -16,13 +16,15 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 
 from mnist_lit.augment import Augment
-from mnist_lit.datasets import NUM_TRAINING, DatasetName, load, prepare, stratified_split
+from mnist_lit.datasets import NUM_TRAINING, DatasetName, Split, load, prepare, stratified_split
 from mnist_lit.entry import DATA_DIR_VARIABLE
 from mnist_lit.errors import UsageError
 
 __all__ = ["MNISTDataModule"]
 
 Batch = tuple[Tensor, Tensor]
+
+NEEDED_SPLIT: dict[str, Split] = {"fit": "train", "validate": "train", "test": "test", "predict": "test"}
 
 
 class MNISTDataModule(LightningDataModule):
@@ -94,7 +96,13 @@ class MNISTDataModule(LightningDataModule):
         self.resume_from: Mapping[str, int | None] = {}
 
     def prepare_data(self) -> None:
-        prepare(self.dataset, self.data_dir, mirrors=self.mirrors, download=self.download, timeout=self.timeout)
+        stage = self.trainer.state.fn if self.trainer else None
+        self.fetch(*([stage] if stage else NEEDED_SPLIT))
+
+    def fetch(self, *stages: str) -> None:
+        """Make sure that the files which these stages need are there: training never asks for the test set."""
+        splits = {NEEDED_SPLIT[stage] for stage in stages}
+        prepare(self.dataset, self.data_dir, splits, mirrors=self.mirrors, download=self.download, timeout=self.timeout)
 
     def setup(self, stage: str) -> None:
         if stage in ("fit", "validate") and "train" not in self.splits:

@@ -13,7 +13,7 @@ import shutil
 import struct
 import sys
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from http.client import HTTPException
 from itertools import count
@@ -54,7 +54,13 @@ _HTTPS_MIRRORS = {
 
 
 def prepare(
-    name: DatasetName, data_dir: Path, *, mirrors: Sequence[str] | None, download: bool, timeout: float
+    name: DatasetName,
+    data_dir: Path,
+    splits: Collection[Split] = ("train", "test"),
+    *,
+    mirrors: Sequence[str] | None,
+    download: bool,
+    timeout: float,
 ) -> None:
     """Makes sure that good files of a dataset lie under `data_dir`; writes nothing when they do already.
 
@@ -63,6 +69,7 @@ def prepare(
     Args:
         name: The dataset; `digits` needs no files.
         data_dir: The folder that holds `MNIST/raw` and its like.
+        splits: The official splits that are needed; the files of others are not looked at.
         mirrors: The http or https folders to fetch from, in this order; None for the dataset's own.
         download: Whether missing and damaged files may be fetched.
         timeout: The longest wait for a mirror to connect or to send on, in seconds.
@@ -74,14 +81,14 @@ def prepare(
         return
     folder = data_dir / _TORCHVISION[name] / "raw"
     with _os_errors_explained(folder):
-        if not (missing := _missing(name, folder)):
+        if not (missing := _missing(name, folder, splits)):
             return
         mirrors = _default_mirrors(name) if mirrors is None else mirrors
         if not download:
             raise _missing_error(name, folder, missing, mirrors)
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock"):
-            for file_name in _missing(name, folder):  # asked again: the lock's last holder may have fetched them
+            for file_name in _missing(name, folder, splits):  # asked again: the lock's last holder may have fetched them
                 _set_aside(folder, file_name)
                 _fetch(name, folder, file_name, mirrors, timeout)
 
@@ -99,7 +106,7 @@ def load(name: DatasetName, data_dir: Path, split: Split) -> tuple[Tensor, Tenso
         return _load_digits(split)
     folder = data_dir / _TORCHVISION[name] / "raw"
     with _os_errors_explained(folder):
-        images, labels = (_tensor(name, folder, file) for file in _FILES if file.startswith(_PREFIXES[split]))
+        images, labels = (_tensor(name, folder, file_name) for file_name in _files(split))
     return images, labels.long()
 
 
@@ -142,8 +149,12 @@ def _tensor(dataset: str, folder: Path, file_name: str) -> Tensor:
     return torch.frombuffer(content, dtype=torch.uint8)[-math.prod(shape) :].view(shape)
 
 
-def _missing(dataset: str, folder: Path) -> list[str]:
-    return [file_name for file_name in _FILES if _find(dataset, folder, file_name) is None]
+def _files(*splits: Split) -> list[str]:
+    return [file_name for file_name in _FILES if file_name.startswith(tuple(_PREFIXES[split] for split in splits))]
+
+
+def _missing(dataset: str, folder: Path, splits: Collection[Split]) -> list[str]:
+    return [file_name for file_name in _files(*splits) if _find(dataset, folder, file_name) is None]
 
 
 def _find(dataset: str, folder: Path, file_name: str) -> bytearray | None:

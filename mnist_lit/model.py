@@ -122,6 +122,7 @@ class ConvNet(LightningModule):
 
     def setup(self, stage: str) -> None:
         if stage == "fit":
+            self.best_acc = 0.0  # of this run; a run that goes on gets it back from its checkpoint
             statistics = getattr(self.trainer.datamodule, "statistics", None)  # type: ignore[attr-defined]
             if statistics is not None:
                 self.network.mean.fill_(statistics[0])

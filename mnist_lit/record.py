@@ -131,6 +131,7 @@ class RunRecord(Callback):
             "dataset": self.config["data"]["dataset"],
             "device": trainer.strategy.root_device.type,
             "precision": str(trainer.precision),
+            "parameters": sum(parameter.numel() for parameter in trainer.lightning_module.parameters()),
             "versions": ", ".join(versions),
         }
 

@@ -32,6 +32,7 @@ class Source:
         file: The checkpoint file; None when the run was stopped before its first one.
         run_dir: The run directory that the checkpoint belongs to, if any.
         goes_on: Whether the command continues that run in its own directory.
+        dataset: What the checkpoint was trained on, where it says so.
 
     Raises:
         UsageError: If there is no such file, or nothing in the directory to start from.
@@ -42,6 +43,7 @@ class Source:
         self.file: Path | None
         self.run_dir: Path | None = None
         self.goes_on = False
+        self.dataset: str | None = None
         if is_url(path):
             self.file = _download(path)
         elif Path(path).is_dir():
