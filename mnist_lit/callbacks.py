@@ -40,6 +40,12 @@ class BestCheckpoint(ModelCheckpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(_moved(state_dict, str(self.dirpath)))
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_end(trainer, pl_module)
+        # Trackers that keep a run's checkpoint keep that of the callback which they heard of last.
+        for logger in trainer.loggers if trainer.is_global_zero and self.best_model_path else []:
+            logger.after_save_checkpoint(self)
+
 
 class LastCheckpoint(ModelCheckpoint):
     """Keep `checkpoints/last.ckpt`: at the end of each epoch, and when the run is asked to stop.
@@ -56,7 +62,8 @@ class LastCheckpoint(ModelCheckpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(_moved(state_dict, str(self.dirpath)))
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
         if threading.current_thread() is not threading.main_thread():
             return
         if trainer.world_size > 1:
@@ -65,6 +72,7 @@ class LastCheckpoint(ModelCheckpoint):
             if trainer.global_rank > 0:
                 self.handlers[signal.SIGINT] = signal.signal(signal.SIGINT, signal.SIG_IGN)
             return
+        # In place of Lightning's own handler of SIGTERM, which ends an epoch before its checkpoint.
         for signum in (signal.SIGINT, signal.SIGTERM):
             self.handlers[signum] = signal.signal(signum, self._note)
 
@@ -73,15 +81,24 @@ class LastCheckpoint(ModelCheckpoint):
             raise KeyboardInterrupt
         self.received = signum
 
-    def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
-        super().on_train_batch_end(trainer, *args, **kwargs)
-        # After an epoch's last batch there is its validation to wait for.
-        if self.received is not None and not trainer.is_last_batch:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        # After an epoch's last batch there is its validation to wait for; gradients that are being accumulated are in
+        # no checkpoint.
+        is_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if self.received is not None and is_step and not trainer.is_last_batch:
             trainer.save_checkpoint(Path(str(self.dirpath)) / LAST)
             raise Stopped(self.received)
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_train_epoch_end(trainer, pl_module)
+    # The end of an epoch has saved the checkpoint already, but its metrics are logged only after that.
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.received is not None:
+            raise Stopped(self.received)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_end(trainer, pl_module)
         if self.received is not None:
             raise Stopped(self.received)
 

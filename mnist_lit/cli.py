@@ -3,21 +3,23 @@
 import csv
 import io
 import logging
+import signal
 import warnings
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning_utilities.core.rank_zero import rank_zero_only
 
 from mnist_lit.callbacks import EMA, BestCheckpoint, EarlyStop, LastCheckpoint, Progress
-from mnist_lit.complaints import explain
+from mnist_lit.complaints import explain, explain_object, explain_trainer
 from mnist_lit.data import MNISTDataModule
 from mnist_lit.entry import Request
 from mnist_lit.errors import MNISTLitError, Stopped, UsageError
@@ -26,13 +28,19 @@ from mnist_lit.model import ConvNet
 from mnist_lit.networks import NUM_CLASSES
 from mnist_lit.pictures import Pictures
 from mnist_lit.record import RunRecord
-from mnist_lit.runs import LOGS, AtomicCheckpointIO, Source, claim, read_checkpoint, write_text
+from mnist_lit.runs import LOGS, AtomicCheckpointIO, Source, claim, is_first_process, read_checkpoint, write_text
 
 __all__ = ["CLI", "run"]
 
 GROUPS = {"checkpoint": BestCheckpoint, "early_stopping": EarlyStop, "ema": EMA, "pictures": Pictures}
 SHAPES = ("channels", "hidden", "kernel_size", "convs_per_stage", "pooling", "global_pool", "norm")
 TRAINER_DEFAULTS = {"max_epochs": 10, "num_sanity_val_steps": 0, "enable_model_summary": False}
+LOG_LEVELS = {
+    "lightning.pytorch": logging.WARNING,
+    "lightning.fabric": logging.WARNING,
+    "lightning.pytorch.loggers.mlflow": logging.ERROR,  # it says that it makes the experiment it was asked for
+    "mlflow.store.db.utils": logging.WARNING,  # it says that it makes its tables
+}
 # One message each, with the reason why nobody needs to read it.
 NEEDLESS_WARNINGS = [
     "does not have many workers",  # the data is in memory
@@ -51,8 +59,8 @@ NEEDLESS_WARNINGS = [
 
 def run(request: Request) -> "CLI":
     """Carry out what was asked for."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    for name, level in LOG_LEVELS.items():
+        logging.getLogger(name).setLevel(level)
     for message in NEEDLESS_WARNINGS:
         warnings.filterwarnings("ignore", f".*{message}")
     return CLI(request)
@@ -164,16 +172,19 @@ class CLI(LightningCLI):
     def instantiate_classes(self) -> None:
         try:
             super().instantiate_classes()
-        except (ValueError, TypeError, ImportError, MisconfigurationException) as error:
-            raise UsageError(str(error)) from error
+        except (ValueError, TypeError, ImportError) as error:
+            raise UsageError(explain_object(str(error))) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config_init[self.request.command]
         self.subcommand_parser.callback_keys = [name for name in GROUPS if config[name].enabled]
-        if rank_zero_only.rank == 0:
+        self._check_network()
+        if is_first_process():
             tests_too = self.request.command == "fit" and config.test_after_fit
             # Where it fails, no run directory is left behind.
             self.datamodule.fetch(self.request.command, *["test"] * tests_too)
+        wanted = Path(self.wanted_run_dir) if self.wanted_run_dir else LOGS
+        new = [folder for folder in (wanted, *wanted.parents) if not folder.exists()]
         self.run_dir = self._claim_run_dir()
         config.pictures.folder = self.run_dir / "pictures"
         self.trainer_defaults = {**TRAINER_DEFAULTS, "callbacks": self._callbacks(config)}
@@ -182,17 +193,31 @@ class CLI(LightningCLI):
             trainer = super().instantiate_trainer(
                 default_root_dir=self.run_dir, logger=self._loggers(config.trainer.logger), **kwargs
             )
-        except Exception:
-            if rank_zero_only.rank == 0 and not any(self.run_dir.iterdir()):
-                self.run_dir.rmdir()
+        except Exception as error:
+            if is_first_process():
+                _remove_empty(new if self.wanted_run_dir else [self.run_dir, *new])
+            if isinstance(error, ValueError | TypeError | MisconfigurationException):
+                raise UsageError(explain_trainer(str(error), vars(config.trainer), self.request)) from error
             raise
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         return trainer
 
+    def _check_network(self) -> None:
+        """Before anything is written: the checkpoint is of this network."""
+        if self.source is None or self.source.file is None:
+            return
+        checkpoint = read_checkpoint(self.source.file)
+        if _shapes(checkpoint["state_dict"]) == _shapes(self.model.state_dict()):
+            return
+        theirs, ours = checkpoint.get("hyper_parameters", {}), self.plain_config["model"]
+        names = [name for name in SHAPES if name in theirs and theirs[name] != ours.get(name)]
+        differences = [f"model.{name} is {theirs[name]} in the checkpoint, {ours[name]} here" for name in names]
+        raise UsageError("\n".join(["ckpt_path: the checkpoint is of another network", "; ".join(differences)]))
+
     def _claim_run_dir(self) -> Path:
         wanted = Path(self.wanted_run_dir) if self.wanted_run_dir else None
         existing = self.source.run_dir if self.source is not None else None
-        if rank_zero_only.rank != 0:  # only the first process of a run writes
+        if not is_first_process():  # only the first process of a run writes
             return wanted or existing or LOGS
         return claim(wanted, existing=existing)
 
@@ -217,9 +242,9 @@ class CLI(LightningCLI):
             return False
         others = configured if isinstance(configured, list) else [configured]
         step = None
-        if self.source is not None and self.source.goes_on and self.source.file is not None:
+        if self.source is not None and self.source.goes_on:
             # What a killed run wrote after its last checkpoint is written again.
-            step = read_checkpoint(self.source.file)["global_step"]
+            step = read_checkpoint(self.source.file)["global_step"] if self.source.file is not None else 0
         loggers: list[Logger] = [TensorBoard(self.run_dir, purge_step=step)]
         if self.config[self.request.command].csv:
             loggers.append(CSV(self.run_dir, purge_step=step))
@@ -261,6 +286,8 @@ class CLI(LightningCLI):
 
     def predict(self, model: ConvNet, datamodule: MNISTDataModule, **kwargs: Any) -> None:
         """Write predictions.csv."""
+        if self.trainer.world_size > 1:
+            raise UsageError("predict writes one file from one process\nadd --trainer.devices 1")
         batches = self._run("predict")
         _write_predictions(self.run_dir / "predictions.csv", torch.cat(batches), self.datamodule.dataset)
         print(self.run_dir)
@@ -271,11 +298,15 @@ class CLI(LightningCLI):
             return getattr(self.trainer, command)(self.model, self.datamodule, ckpt_path=file, **kwargs)
         except Stopped as stop:
             raise Stopped(stop.signum, self._how_to_go_on()) from stop
+        except SystemExit as stop:
+            # Where it is not between two batches, Lightning answers Ctrl-C with exit code 1 and stays deaf to it.
+            if not isinstance(stop.__context__, KeyboardInterrupt):
+                raise
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            raise Stopped(signal.SIGINT, self._how_to_go_on()) from stop
         except MNISTLitError:
             raise
         except Exception as error:
-            if "Error(s) in loading state_dict" in str(error):
-                raise UsageError(f"ckpt_path: the checkpoint is of another network\n{self._differences()}") from error
             reason = " ".join(str(error).split())[:500]
             raise MNISTLitError(f"{type(error).__name__}: {reason}\n{self._how_to_go_on()}") from error
 
@@ -283,14 +314,6 @@ class CLI(LightningCLI):
         if self.request.command != "fit":
             return ""
         return f"what was done is kept; go on with: python -m mnist_lit fit --ckpt_path {self.run_dir}"
-
-    def _differences(self) -> str:
-        """What the model has of another value than its checkpoint."""
-        assert self.source is not None and self.source.file is not None
-        theirs = read_checkpoint(self.source.file).get("hyper_parameters", {})
-        ours = self.plain_config["model"]
-        names = [name for name in SHAPES if name in theirs and theirs[name] != ours.get(name)]
-        return "; ".join(f"model.{name} is {theirs[name]} in the checkpoint, {ours[name]} here" for name in names)
 
     @rank_zero_only
     def _report(self) -> None:
@@ -319,9 +342,21 @@ def native_precision(accelerator: str) -> str:
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
     if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
         return "32-true"
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # older releases of torch cannot tell
+    capabilities: dict[str, object] = getattr(
+        torch.cpu, "get_capabilities", dict
+    )()  # older releases of torch cannot tell
     has_bf16 = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
     return "bf16-mixed" if has_bf16 else "32-true"
+
+
+def _remove_empty(folders: Iterable[Path]) -> None:
+    for folder in folders:
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _shapes(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in tensors.items()}
 
 
 def _known(config: dict[str, Any], defaults: dict[str, Any], path: list[str]) -> dict[str, Any]:

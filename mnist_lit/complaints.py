@@ -2,9 +2,10 @@
 
 import inspect
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -12,10 +13,12 @@ import yaml
 
 from mnist_lit.entry import Request, did_you_mean
 
-__all__ = ["explain"]
+__all__ = ["explain", "explain_object", "explain_trainer"]
 
 # Where a complaint names a key, and how the reason that follows it is said shortly.
 KEY = re.compile(r"Parser key \"(?P<key>[\w.]+)\"|argument --(?P<flag>[\w.]+)|arguments: (--)?(?P<unknown>[^ =]+)")
+# What a class is not given right: an argument that it does not have, or one of the wrong type.
+ARGUMENT = re.compile(r"Option '(\w+)' is not accepted|- Parser key \"(\w+)\"")
 UNKNOWN_IN_GROUP = re.compile(r"(?P<kind>Subcommand|Group) '(?P<group>[^']+)' does not accept option '(?P<name>[^']+)'")
 # In the replies, `name` is the word that was mistyped.
 REASONS = [
@@ -24,12 +27,18 @@ REASONS = [
     (r"invalid literal for int\(\) with base 10: '(.*)'", r"must be a whole number, got \1"),
     (r"Option '(?P<name>\w+)' is not accepted", r"there is no argument \1"),
     (r"module '([\w.]+)' has no attribute '(?P<name>\w+)'", r"there is no \2 in \1"),
+    (r"the following arguments are required: (.+)", r"needs the argument \1"),
     (r"No module named '?([\w.]+)'?", r"there is no module \1"),
     (r"Expected a dot import path string: (?P<name>\S+)", r"there is no class \1"),
     (r"Expected '([\w.]+)' to be a subclass of <class '(?:[\w.]*\.)?(\w+)'>", r"\1 is no \2"),
+    (r"Multiple subclasses with name (\w+)\..*ambiguity: (.+)\.", r"there are several \1, name one in full: \2"),
     (r"expected one argument", r"needs a value"),
     (r"Unable to load config ['\"](\S+)['\"]", r"takes keys below it or a YAML file, got \1"),
 ]
+# Why an object cannot be made: the first reason that is given, or the package that is not installed.
+PROBLEM = re.compile(r"Problem with given class_path '([\w.]+)':\s+(.+)")
+MISSING = re.compile(r"(?:Module not found: '|No module named '|Requirement ')(\w+)")
+EXTRAS = ("mlflow",)
 CLASSES: dict[str, ModuleType] = {
     "model.optimizer": torch.optim,
     "model.schedule": torch.optim.lr_scheduler,
@@ -38,6 +47,10 @@ CLASSES: dict[str, ModuleType] = {
     "trainer.profiler": pl.profilers,
     "trainer.strategy": pl.strategies,
 }
+# Arguments of optimizers and schedules that the model knows, and from where.
+FILLED_IN = dict.fromkeys(("lr", "max_lr"), "it is taken from model.lr") | dict.fromkeys(
+    ("total_steps", "total_iters", "T_max"), "it is filled in: the number of steps of the run"
+)
 
 
 def explain(message: str, keys: Iterable[str], request: Request) -> str:
@@ -56,13 +69,46 @@ def explain(message: str, keys: Iterable[str], request: Request) -> str:
     if found["unknown"]:
         return _unknown_key(found["unknown"], keys, request)
     key = found["key"] or found["flag"]
-    return f"{_place(key, request)}: {_reason(message, key)}"
+    # Of keys that are given as one mapping, the complaint names the mapping first.
+    key = next(iter(re.findall(rf"Parser key \"({re.escape(key)}\.[\w.]+)\"", message)), key)
+    argument = "".join(next(iter(ARGUMENT.findall(message)), ()))
+    arguments = [f"{key}.init_args.{argument}", f"{key}.{argument}"] if argument and key in CLASSES else []
+    places = (_given_at(name, request) for name in [*arguments, key])
+    return f"{next(filter(None, places), key)}: {_reason(message, key)}"
+
+
+def explain_object(message: str) -> str:
+    """Say in at most two lines why an object of the configuration could not be made."""
+    if not (problem := PROBLEM.search(message)):
+        return message
+    class_path, reason = problem.groups()
+    if not (missing := MISSING.match(reason)):
+        return f"{class_path}: {reason}"
+    package = missing[1]
+    wanted = f"'mnist_lit[{package}]'" if package in EXTRAS else package
+    return f"{class_path} needs the package {package}\npip install {wanted}"
+
+
+def explain_trainer(message: str, settings: Mapping[str, Any], request: Request) -> str:
+    """Say a complaint of the Trainer with the key that it is about.
+
+    Args:
+        message: The complaint, which has the name of the key somewhere in it, or at least its value.
+        settings: The keys of the trainer and their values.
+        request: What was typed.
+    """
+    words = set(re.findall(r"\w+", message))
+    named = [name for name in settings if name in words] or [name for name in settings if str(settings[name]) in words]
+    places = (_given_at(f"trainer.{name}", request) for name in named)
+    place = next(filter(None, places), f"trainer.{named[0]}" if named else "trainer")
+    return f"{place}: {message}"
 
 
 def _unknown_key(key: str, keys: Iterable[str], request: Request) -> str:
     known = set(keys)
     groups = {".".join(name.split(".")[:end]) for name in known for end in range(1, name.count(".") + 1)}
-    hint = did_you_mean(key, known | groups)
+    elsewhere = sorted(name for name in known if name.endswith(f".{key}"))
+    hint = f"did you mean {' or '.join(elsewhere)}?" if elsewhere else did_you_mean(key, known | groups)
     help_line = f"all keys: python -m mnist_lit {request.command} --help"
     return f"{_place(key, request)}: there is no such key\n{hint or help_line}"
 
@@ -71,7 +117,7 @@ def _reason(message: str, key: str) -> str:
     for pattern, words in REASONS:
         if found := re.search(pattern, message):
             name = found.groupdict().get("name", "")
-            hint = did_you_mean(name, _names(CLASSES[key])) if name and key in CLASSES else ""
+            hint = _hint(name, key) if name and key in CLASSES else ""
             reply = re.sub(r"\bv(?=[<>])", "", found.expand(words))
             return f"{reply}\n{hint}"
     value = re.search(r"(?:Got value|Given value): (.*)", message)
@@ -84,6 +130,13 @@ def _reason(message: str, key: str) -> str:
     return f"must be of type {' or '.join(types)}, got {got}" if types else " ".join(message.split())
 
 
+def _hint(name: str, key: str) -> str:
+    if key.startswith("model.") and name in FILLED_IN:
+        return FILLED_IN[name]
+    names = _names(CLASSES[key])
+    return f"give {key} a class that has it" if name in names else did_you_mean(name, names)
+
+
 def _names(module: ModuleType) -> set[str]:
     """The classes of a module and their arguments."""
     classes = {name: value for name, value in inspect.getmembers(module, inspect.isclass) if name in module.__all__}
@@ -91,7 +144,11 @@ def _names(module: ModuleType) -> set[str]:
 
 
 def _place(key: str, request: Request) -> str:
-    """The key with where it was given: the file and line, the environment variable, or the flag."""
+    return _given_at(key, request) or key
+
+
+def _given_at(key: str, request: Request) -> str | None:
+    """The key with where it was given, if it was: the file and line, the environment variable, or the flag."""
     for flag in request.flags:
         if flag.split("=")[0].rstrip("+") in (key, f"--{key}"):
             return flag.split("=")[0]
@@ -100,7 +157,7 @@ def _place(key: str, request: Request) -> str:
         if line := _line(node, key.split(".")):
             return f"{config}, line {line}: {key}"
     setting = request.environment.get(key)
-    return f"{setting.variable}: {key}" if setting else key
+    return f"{setting.variable}: {key}" if setting else None
 
 
 def _line(node: yaml.Node | None, path: list[str]) -> int | None:

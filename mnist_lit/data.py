@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 
 from mnist_lit.augment import Augment
 from mnist_lit.datasets import NUM_TRAINING, DatasetName, Split, load, prepare, stratified_split
-from mnist_lit.entry import DATA_DIR_VARIABLE
+from mnist_lit.environment import DATA_DIR_VARIABLE
 from mnist_lit.errors import UsageError
 
 __all__ = ["MNISTDataModule"]
@@ -148,8 +148,12 @@ class MNISTDataModule(LightningDataModule):
         world_size, rank = self._world()
         if world_size == 1:
             return self._loader(dataset, None, self.eval_batch_size)
+        if len(dataset) < world_size:
+            raise UsageError(
+                f"the {split} split has {len(dataset)} images for {world_size} processes\nuse fewer --trainer.devices"
+            )
         batch_size = self.eval_batch_size
-        if len(dataset) % world_size and len(dataset) // world_size % batch_size == 0:
+        while len(dataset) % world_size and len(dataset) // world_size % batch_size == 0:
             # One process would have one batch more than another and wait for it for ever.
             batch_size += 1
         sampler = UnrepeatedDistributedSampler(dataset, num_replicas=world_size, rank=rank, shuffle=False)
@@ -259,14 +263,14 @@ class ResumableLoader(DataLoader[Batch]):
         self.resume_from = state_dict
 
 
-def _as_it_is(batch: Batch) -> Batch:
+def _as_it_is(batch: Any) -> Any:
     return batch
 
 
 def _mean_and_std(images: Tensor, indices: Tensor) -> tuple[float, float]:
     """Of the pixels in [0, 1]; through a histogram, which needs no copy of the images in floating point."""
     counts = torch.zeros(256, dtype=torch.float64)
-    for chunk in indices.split(4096):
+    for chunk in torch.split(indices, 4096):
         counts += torch.bincount(images[chunk].flatten(), minlength=256)
     values = torch.arange(256, dtype=torch.float64) / 255
     mean = (counts * values).sum() / counts.sum()

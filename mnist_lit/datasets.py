@@ -88,7 +88,9 @@ def prepare(
             raise _missing_error(name, folder, missing, mirrors)
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock"):
-            for file_name in _missing(name, folder, splits):  # asked again: the lock's last holder may have fetched them
+            for file_name in _missing(
+                name, folder, splits
+            ):  # asked again: the lock's last holder may have fetched them
                 _set_aside(folder, file_name)
                 _fetch(name, folder, file_name, mirrors, timeout)
 

@@ -4,19 +4,20 @@ import difflib
 import os
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import yaml
 
+from mnist_lit.environment import DEBUG_VARIABLE, read_environment
 from mnist_lit.errors import MNISTLitError, Stopped, UsageError
 
 if TYPE_CHECKING:
     from mnist_lit.cli import CLI
 
-__all__ = ["COMMANDS", "Request", "did_you_mean", "is_url", "main"]
+__all__ = ["COMMANDS", "Request", "did_you_mean", "main"]
 
 COMMANDS = {
     "fit": "train a model, keep its best and its last checkpoint",
@@ -32,18 +33,7 @@ commands:
 python -m mnist_lit COMMAND --help       every key of a command: type, default, unit and range
 python -m mnist_lit COMMAND --print_config    the configuration that a command line amounts to
 python -m mnist_lit --version"""
-ENV_PREFIX = "MNIST_LIT_"
-DATA_DIR_VARIABLE = "MNIST_LIT_DATA"
-DEBUG_VARIABLE = "MNIST_LIT_DEBUG"
 MAX_ERROR_LINES = 5
-EXIT_INTERRUPTED = 130
-
-
-class Setting(NamedTuple):
-    """A key's value from the environment."""
-
-    variable: str
-    value: str
 
 
 class Request:
@@ -61,26 +51,13 @@ class Request:
         if self.command not in COMMANDS:
             hint = did_you_mean(self.command, COMMANDS) or f"commands: {', '.join(COMMANDS)}"
             raise UsageError(f"{self.command!r} is no command\n{hint}")
-        self.environment = dict(self._read_environment())
+        self.environment = read_environment(self.command, COMMANDS)
         self.configs = [setting.value for key, setting in self.environment.items() if key == "config"]
         self.flags: list[str] = []
         self._split(list(args[1:]))
         for config in self.configs:
             _check_config(Path(config))
         self._check_checkpoint()
-
-    def _read_environment(self) -> Iterator[tuple[str, "Setting"]]:
-        """Keys given as `MNIST_LIT_MODEL__LR`, or for one command only as `MNIST_LIT_FIT__MODEL__LR`."""
-        for variable, value in sorted(os.environ.items()):
-            if variable == DATA_DIR_VARIABLE:
-                yield "data.data_dir", Setting(variable, value)
-            elif variable.startswith(ENV_PREFIX) and variable != DEBUG_VARIABLE:
-                key = variable.removeprefix(ENV_PREFIX).lower().replace("__", ".")
-                command, _, rest = key.partition(".")
-                if command not in COMMANDS:
-                    yield key, Setting(variable, value)
-                elif command == self.command:
-                    yield rest, Setting(variable, value)
 
     def layers(self) -> list[str]:
         """The arguments in order of precedence, the strongest last."""
@@ -103,7 +80,7 @@ class Request:
         for flag, following in zip(self.flags, [*self.flags[1:], ""], strict=False):
             name, _, value = flag.partition("=")
             path = value or following
-            if name == "--ckpt_path" and path != "null" and not is_url(path) and not Path(path).exists():
+            if name == "--ckpt_path" and path != "null" and "://" not in path and not Path(path).exists():
                 raise UsageError(
                     f"--ckpt_path: {path!r} does not exist\ngive a checkpoint file, a URL or a run directory"
                 )
@@ -135,13 +112,7 @@ def main(args: Sequence[str] | None = None) -> "CLI":
     except MNISTLitError as error:
         _fail(error, str(error), error.exit_code)
     except KeyboardInterrupt as error:
-        _fail(error, "interrupted", EXIT_INTERRUPTED)
-    except SystemExit as stop:
-        if not isinstance(stop.__context__, KeyboardInterrupt):
-            raise
-        # Where it is not between two batches, Lightning answers Ctrl-C with exit code 1 and stays deaf to it.
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        raise SystemExit(EXIT_INTERRUPTED) from stop
+        _fail(error, "interrupted", 128 + signal.SIGINT)
     except Exception as error:
         _fail(error, f"{type(error).__name__}: {error}", 1, hint=f"for the whole story: {DEBUG_VARIABLE}=1")
 
@@ -150,11 +121,6 @@ def did_you_mean(word: str, names: Iterable[str]) -> str:
     """A line that suggests the names nearest to `word`, or nothing."""
     nearest = difflib.get_close_matches(word, list(names), n=3, cutoff=0.6)
     return f"did you mean {' or '.join(nearest)}?" if nearest else ""
-
-
-def is_url(path: str) -> bool:
-    """Whether `path` is to be downloaded."""
-    return path.startswith(("http://", "https://"))
 
 
 def _answer_at_once(args: Sequence[str]) -> None:

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning_utilities.core.rank_zero import rank_zero_only
+from torch.utils.tensorboard.summary import hparams
 
 __all__ = ["CSV", "TensorBoard"]
 
@@ -20,6 +21,19 @@ class TensorBoard(TensorBoardLogger):
 
     def __init__(self, run_dir: Path, *, purge_step: int | None) -> None:
         super().__init__(run_dir, name="", version="", default_hp_metric=False, purge_step=purge_step)
+
+    @rank_zero_only
+    def log_hyperparams(
+        self, params: dict[str, Any], metrics: dict[str, Any] | None = None, step: int | None = None
+    ) -> None:
+        """Record the hyper-parameters beside the metrics, whose values are logged as all others are.
+
+        Lightning would also log them at step 0, once more for each resume. TensorBoard has no place for
+        hyper-parameters without a metric.
+        """
+        if metrics:
+            for summary in hparams(params, metrics):
+                self.experiment.file_writer.add_summary(summary)
 
     @rank_zero_only
     def save(self) -> None:
@@ -43,6 +57,9 @@ class CSV(CSVLogger):
             with file.open(newline="") as rows:
                 self.earlier = [row for row in csv.DictReader(rows) if int(row["step"]) < purge_step]
 
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the hyper-parameters' own file would only repeat config.yaml."""
+
     @property
     def experiment(self) -> Any:
         """Lightning's writer, which begins with an empty file; the earlier rows are its first."""
@@ -50,5 +67,5 @@ class CSV(CSVLogger):
         while self.earlier:
             row = self.earlier.pop(0)
             step = int(row.pop("step"))
-            writer.log_metrics({name: float(value) for name, value in row.items() if value}, step)
+            writer.log_metrics({name: value for name, value in row.items() if value}, step)
         return writer

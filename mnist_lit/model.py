@@ -1,5 +1,6 @@
 """The LightningModule: a network with its loss, metrics, optimizer and schedule."""
 
+import functools
 import inspect
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
-from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from mnist_lit.networks import NUM_CLASSES, Activation, GlobalPool, Network, Norm, Pooling
@@ -107,12 +108,15 @@ class ConvNet(LightningModule):
         self.optimizer = optimizer
         self.schedule = schedule
         self.compile_network = compile
+        # Of one value per image: told to leave NaN alone, torchmetrics 1.9 ignores the weights of batches.
         self.train_loss, self.val_loss, self.test_loss = (MeanMetric(nan_strategy="disable") for _ in range(3))
         self.train_acc = _accuracy()
         metrics = MetricCollection({"acc": _accuracy(), "f1": MulticlassF1Score(NUM_CLASSES, validate_args=False)})
         self.val_metrics = metrics.clone(prefix="val/")
         self.test_metrics = metrics.clone(prefix="test/")
         self.best_acc = 0.0
+        # Built here only to see that they can be: a wrong argument is found now, not when training begins.
+        self._build_schedule(self._build_optimizer(), num_steps=1000)
         self.planned: tuple[float, int] | None = None
 
     def forward(self, images: Tensor) -> Tensor:
@@ -135,12 +139,18 @@ class ConvNet(LightningModule):
         images, labels = batch
         logits = self(images)
         loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
-        self.train_loss.update(loss.detach(), len(labels))
+        self.train_loss.update(loss.detach().expand(len(labels)))
         self.train_acc.update(logits.detach(), labels)
         return loss
 
+    def on_train_epoch_start(self) -> None:
+        for metric in self._train_metrics().values():
+            metric.reset()
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        if self.global_step % self.trainer.log_every_n_steps == 0:
+        every_n_steps = getattr(self.trainer, "log_every_n_steps", 0)
+        is_new_step = batch_idx % self.trainer.accumulate_grad_batches == 0
+        if is_new_step and every_n_steps and self.global_step % every_n_steps == 0:
             lr = self.trainer.optimizers[0].param_groups[0]["lr"]
             for logger in self.loggers:
                 logger.log_metrics({"lr": lr}, step=self.global_step)
@@ -168,21 +178,22 @@ class ConvNet(LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Probabilities of shape (n, 10)."""
-        return self(batch[0]).float().softmax(dim=1)
+        logits: Tensor = self(batch[0])
+        return logits.float().softmax(dim=1)
 
     def _evaluate(self, batch: Batch, mean_loss: MeanMetric, metrics: MetricCollection) -> Tensor:
         images, labels = batch
         logits: Tensor = self(images).float()
-        mean_loss.update(F.cross_entropy(logits, labels), len(labels))
+        mean_loss.update(F.cross_entropy(logits, labels, reduction="none"))
         metrics.update(logits, labels)
         return logits
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         self.planned = self._plan()
         optimizer = self._build_optimizer()
-        if self.schedule is None:
+        schedule = self._build_schedule(optimizer, num_steps=self.planned[1])
+        if schedule is None:
             return optimizer
-        schedule = self._build_schedule(self.schedule, optimizer)
         interval = "epoch" if isinstance(schedule, ReduceLROnPlateau) else "step"
         return {
             "optimizer": optimizer,
@@ -214,34 +225,48 @@ class ConvNet(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["val_acc_best"] = self.best_acc
+        # What the batches before a stop have added up to belongs to their epoch's train/loss and train/acc.
+        checkpoint["train_metrics"] = {name: metric.metric_state for name, metric in self._train_metrics().items()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.best_acc = checkpoint.get("val_acc_best", 0.0)
+        for name, state in checkpoint.get("train_metrics", {}).items():
+            metric = self._train_metrics()[name]
+            for part, value in state.items():
+                setattr(metric, part, value.to(metric.device))
         for state in checkpoint.get("lr_schedulers", []):
             # The length comes from this run: one that goes on for more epochs has more steps than the checkpoint's.
             for name in ("total_steps", "total_iters", "T_max", "_schedule_phases"):
                 state.pop(name, None)
 
+    def _train_metrics(self) -> dict[str, Metric]:
+        return {"loss": self.train_loss, "acc": self.train_acc}
+
     def _plan(self) -> tuple[float, int]:
         return self.lr, int(self.trainer.estimated_stepping_batches)
 
     def _build_optimizer(self) -> Optimizer:
+        factory: Callable[..., Optimizer] = self.optimizer or functools.partial(AdamW, fused=True)
         parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
-        groups: list[dict[str, Any]] = [
-            {"params": [parameter for parameter in parameters if parameter.ndim > 1]},
-            {"params": [parameter for parameter in parameters if parameter.ndim <= 1], "weight_decay": 0.0},
-        ]
-        if self.optimizer is None:
-            return AdamW(groups, lr=self.lr, fused=True)
-        return self.optimizer(groups, lr=self.lr)
+        if "weight_decay" not in _arguments(factory):
+            return factory(parameters, lr=self.lr)
+        decayed = [parameter for parameter in parameters if parameter.ndim > 1]
+        spared = [parameter for parameter in parameters if parameter.ndim <= 1]
+        return factory([{"params": decayed}, {"params": spared, "weight_decay": 0.0}], lr=self.lr)
 
-    def _build_schedule(self, factory: Callable[..., LRScheduler], optimizer: Optimizer) -> LRScheduler:
-        steps = int(self.trainer.estimated_stepping_batches)
-        filled_in = {"total_steps": steps, "total_iters": steps, "T_max": steps, "max_lr": self.lr}
-        # The command line hands over a partial function with the schedule's class among its arguments.
-        schedule_class = next((arg for arg in getattr(factory, "args", ()) if isinstance(arg, type)), factory)
-        accepted = inspect.signature(schedule_class).parameters
+    def _build_schedule(self, optimizer: Optimizer, *, num_steps: int) -> LRScheduler | None:
+        if self.schedule is None:
+            return None
+        factory: Callable[..., LRScheduler] = self.schedule
+        filled_in = {"total_steps": num_steps, "total_iters": num_steps, "T_max": num_steps, "max_lr": self.lr}
+        accepted = _arguments(factory)
         return factory(optimizer, **{name: value for name, value in filled_in.items() if name in accepted})
+
+
+def _arguments(factory: Callable[..., Any]) -> set[str]:
+    # The command line hands over a partial function with the class among its arguments.
+    made = next((arg for arg in getattr(factory, "args", ()) if isinstance(arg, type)), factory)
+    return set(inspect.signature(made).parameters)
 
 
 def _accuracy() -> MulticlassAccuracy:

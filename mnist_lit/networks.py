@@ -79,29 +79,23 @@ class Network(nn.Module):
             raise ValueError("the network is empty: give at least one number in model.channels or in model.hidden")
         self.register_buffer("mean", torch.zeros(()))
         self.register_buffer("std", torch.ones(()))
-        self.stages = nn.Sequential()
-        for num_in, num_out in itertools.pairwise([1, *channels]):
-            poolings: list[Pooling] = [*["none"] * (convs_per_stage - 1), pooling]
-            widths = itertools.pairwise([num_in, *[num_out] * convs_per_stage])
-            for (width_in, width_out), conv_pooling in zip(widths, poolings, strict=True):
-                self.stages.append(
-                    nn.Sequential(
-                        nn.Conv2d(width_in, width_out, kernel_size, padding="same", bias=norm == "none"),
-                        _POOLINGS[conv_pooling](),
-                        _norm_of_maps(norm, width_out),
-                        _ACTIVATIONS[activation](),
-                    )
-                )
-        size = map_sizes(image_size, len(channels), pooling)[-1]
-        num_features = [1, *channels][-1] * size**2
+        layers = [
+            layer
+            for num_in, num_out in itertools.pairwise([1, *channels])
+            for layer in _stage(num_in, num_out, kernel_size, convs_per_stage, pooling, norm, activation)
+        ]
+        last_size = map_sizes(image_size, len(channels), pooling)[-1]
+        num_features = [1, *channels][-1] * last_size**2
         if channels and global_pool != "none":
-            self.stages.append(_GLOBAL_POOLS[global_pool]())
+            layers.append(_GLOBAL_POOLS[global_pool]())
             num_features = channels[-1]
+        self.stages = nn.Sequential(*layers)
         widths = [num_features, *hidden, NUM_CLASSES]
         self.head = nn.Sequential(nn.Flatten(), *_dense(widths, norm, activation, dropout, drop_input=bool(channels)))
 
     def forward(self, images: Tensor) -> Tensor:
         """Images of shape (n, 1, image_size, image_size) in [0, 1] to logits of shape (n, 10)."""
+        images = images.to(self.mean.dtype)  # that of the weights, whatever the precision
         logits: Tensor = self.head(self.stages((images - self.mean) / self.std))
         return logits
 
@@ -122,6 +116,23 @@ def map_sizes(image_size: int, num_stages: int, pooling: Pooling) -> list[int]:
             f"use at most {sizes.index(0) - 1} stages, a larger data.image_size, or model.pooling: none"
         )
     return sizes
+
+
+def _stage(
+    num_in: int,
+    num_out: int,
+    kernel_size: int,
+    num_convs: int,
+    pooling: Pooling,
+    norm: Norm,
+    activation: Activation,
+) -> Iterator[nn.Module]:
+    for place in range(num_convs):
+        yield nn.Conv2d(num_out if place else num_in, num_out, kernel_size, padding="same", bias=norm == "none")
+        if place == num_convs - 1:
+            yield _POOLINGS[pooling]()
+        yield _norm_of_maps(norm, num_out)
+        yield _ACTIVATIONS[activation]()
 
 
 def _norm_of_maps(norm: Norm, num_channels: int) -> nn.Module:

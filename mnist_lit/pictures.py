@@ -11,6 +11,7 @@ from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
@@ -20,7 +21,15 @@ from mnist_lit.networks import NUM_CLASSES
 
 __all__ = ["Pictures", "draw_confusion", "draw_digits"]
 
-NUM_COLUMNS = 6
+SPLITS = {"val": "Validation", "test": "Test"}
+DPI = 100
+# The grids, in pixels; 4 of them show one of MNIST's.
+NUM_COLUMNS = 9
+SIDE = 112
+GAP = 12
+CELL_WIDTH = SIDE + GAP
+CELL_HEIGHT = SIDE + 32
+HEADER = 60
 
 
 class Pictures(Callback):
@@ -59,7 +68,8 @@ class Pictures(Callback):
             return
         self.has_begun = True
         images, labels = (part[: self.num_images].cpu() for part in batch)
-        figure = draw_digits("training images, as the network sees them", images, [str(int(n)) for n in labels])
+        title, caption = "Training images", "the first batch as the network sees it, after augmentation; label above"
+        figure = draw_digits(title, caption, images, [str(int(label)) for label in labels])
         self._publish(trainer, "training_images", figure)
         _publish_graph(trainer, pl_module, batch[0][:1])
 
@@ -88,7 +98,7 @@ class Pictures(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for logger in trainer.loggers if self.histograms else []:
             if isinstance(logger, TensorBoardLogger):
-                for name, parameter in pl_module.network.named_parameters():
+                for name, parameter in pl_module.get_submodule("network").named_parameters():
                     logger.experiment.add_histogram(name, parameter.detach().float(), trainer.global_step)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -103,10 +113,17 @@ class Pictures(Callback):
 
     def _draw(self, trainer: Trainer, split: str) -> None:
         counts = self.confusion.compute().cpu().numpy()  # on every process: it adds up their shares
-        if trainer.is_global_zero:
-            self._publish(trainer, f"{split}_confusion", draw_confusion(counts))
-            title = f"worst of {counts.sum() - counts.trace()} mistakes in {counts.sum()} images"
-            self._publish(trainer, f"{split}_mistakes", draw_digits(title, self.mistakes.images, self.mistakes.texts()))
+        if not trainer.is_global_zero:
+            return
+        num_images, num_right = int(counts.sum()), int(counts.trace())
+        title = f"{SPLITS[split]}: {num_right / max(num_images, 1):.2%} of {num_images:,} images are read right"
+        self._publish(trainer, f"{split}_confusion", draw_confusion(title, counts))
+        title = f"{SPLITS[split]}: {num_images - num_right:,} of {num_images:,} images are misread"
+        images, texts = self.mistakes.images, self.mistakes.texts()
+        caption = (
+            "label, what it is read as, and the confidence in that; the label given the least probability comes first"
+        )
+        self._publish(trainer, f"{split}_mistakes", draw_digits(title, caption, images, texts))
 
     def _publish(self, trainer: Trainer, name: str, figure: Figure) -> None:
         self.folder.mkdir(exist_ok=True)
@@ -150,39 +167,52 @@ class Mistakes:
         """Label, prediction and its confidence for each image."""
         confidences, predictions = self.logits.softmax(dim=1).max(dim=1)
         return [
-            f"{label}, read as {prediction}\n{confidence:.1%}"
+            f"{label} read as {prediction}, {confidence:.0%}"
             for label, prediction, confidence in zip(self.labels, predictions, confidences, strict=True)
         ]
 
 
-def draw_digits(title: str, images: Tensor, texts: list[str]) -> Figure:
-    """A grid of images of shape (n, 1, h, w) in [0, 1], with a text above each."""
-    num_rows = max(1, -(-len(images) // NUM_COLUMNS))
-    height = 1.5 * num_rows + 0.5
-    figure = Figure(figsize=(1.5 * NUM_COLUMNS, height), dpi=100, layout="constrained")
+def draw_digits(title: str, caption: str, images: Tensor, texts: list[str]) -> Figure:
+    """A grid of images of shape (n, 1, h, w) in [0, 1], drawn as ink on paper, with a text above each."""
+    num_rows = -(-len(images) // NUM_COLUMNS)
+    width, height = NUM_COLUMNS * CELL_WIDTH + GAP, num_rows * CELL_HEIGHT + HEADER
+    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
     FigureCanvasAgg(figure)
-    figure.suptitle(title)
-    for place, (image, text) in enumerate(zip(images, texts, strict=True), start=1):
-        axes = figure.add_subplot(num_rows, NUM_COLUMNS, place)
-        axes.imshow(image[0], cmap="gray", vmin=0, vmax=1)
-        axes.set_title(text, fontsize=8)
-        axes.set_axis_off()
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))  # its unit is one pixel of the picture
+    axes.set_axis_off()
+    axes.text(GAP, 28, title, fontsize=14, weight="bold")
+    axes.text(GAP, 50, caption if texts else "nothing to show", fontsize=10, color="dimgray")
+    for place, (image, text) in enumerate(zip(images, texts, strict=True)):
+        row, column = divmod(place, NUM_COLUMNS)
+        left, bottom = GAP + column * CELL_WIDTH, HEADER + (row + 1) * CELL_HEIGHT - GAP
+        box = (left, left + SIDE, bottom, bottom - SIDE)
+        axes.imshow(image[0], extent=box, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest", aspect="auto")
+        axes.add_patch(Rectangle((left, bottom), SIDE, -SIDE, fill=False, edgecolor="silver"))
+        axes.text(left + SIDE / 2, bottom - SIDE - 5, text, fontsize=9, ha="center")
     return figure
 
 
-def draw_confusion(counts: "np.ndarray[Any, Any]") -> Figure:
-    """A confusion matrix of counts, true labels in rows; shades are shares of the row on a scale that shows 1 %."""
-    figure = Figure(figsize=(7, 6.5), dpi=100, layout="constrained")
+def draw_confusion(title: str, counts: "np.ndarray[Any, Any]") -> Figure:
+    """A confusion matrix of counts, true labels in rows: what is right in purple, what is wrong in orange.
+
+    A cell's shade is its share of the row, on a scale on which one image in a thousand can still be seen.
+    """
+    figure = Figure(figsize=(7, 7), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    axes.imshow(np.sqrt(shares), cmap="cividis", vmin=0, vmax=1)
+    axes = figure.add_subplot(aspect="equal")
+    shades = np.cbrt(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1))
+    signs = 2 * np.eye(len(counts)) - 1
+    axes.pcolormesh(shades * signs, cmap="PuOr", vmin=-1, vmax=1, edgecolors="gainsboro", linewidth=1)
     for (row, column), count in np.ndenumerate(counts):
-        if count:
-            color = "black" if shares[row, column] > 0.3 else "white"
-            axes.text(column, row, str(count), ha="center", va="center", color=color, fontsize=9)
-    axes.set(xlabel="prediction", ylabel="label", xticks=range(len(counts)), yticks=range(len(counts)))
-    axes.set_title(f"{counts.trace() / max(counts.sum(), 1):.2%} of {counts.sum()} images are on the diagonal")
+        color = "white" if shades[row, column] > 0.7 else "black"
+        axes.text(column + 0.5, row + 0.5, f"{count or ''}", ha="center", va="center", color=color)
+    axes.set_title(title, fontsize=14, weight="bold", loc="left", pad=10)
+    ticks = np.arange(len(counts))
+    axes.set_xticks(ticks + 0.5, ticks)
+    axes.set_yticks(ticks + 0.5, ticks)
+    axes.tick_params(length=0)
+    axes.set(xlabel="read as", ylabel="label")
+    axes.invert_yaxis()
     return figure
 
 
@@ -190,6 +220,6 @@ def _publish_graph(trainer: Trainer, pl_module: LightningModule, image: Tensor) 
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             # In eval mode: tracing runs the network, and that must not move its batch statistics.
-            pl_module.network.eval()
-            logger.experiment.add_graph(pl_module.network, image)
-            pl_module.network.train()
+            pl_module.get_submodule("network").eval()
+            logger.experiment.add_graph(pl_module.get_submodule("network"), image)
+            pl_module.get_submodule("network").train()

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning_utilities.core.rank_zero import rank_zero_only
 
-from mnist_lit.entry import is_url
 from mnist_lit.errors import MNISTLitError, UsageError
 
-__all__ = ["AtomicCheckpointIO", "Source", "claim", "read_checkpoint", "write_text"]
+__all__ = ["AtomicCheckpointIO", "Source", "claim", "is_first_process", "read_checkpoint", "write_text"]
 
 LOGS = Path("logs")
 BEST, LAST = "best.ckpt", "last.ckpt"
@@ -44,7 +44,7 @@ class Source:
         self.run_dir: Path | None = None
         self.goes_on = False
         self.dataset: str | None = None
-        if is_url(path):
+        if path.startswith(("http://", "https://")):
             self.file = _download(path)
         elif Path(path).is_dir():
             self.run_dir = Path(path)
@@ -93,6 +93,11 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise UsageError(f"ckpt_path: {file} is no checkpoint of mnist_lit: it has no state_dict")
     return checkpoint
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one of its run that writes; known before the processes find each other."""
+    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def claim(run_dir: Path | None, *, existing: Path | None) -> Path:

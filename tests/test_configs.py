@@ -99,7 +99,9 @@ def test_gpu_runs_on_a_cpu_too(tmp_path: Path) -> None:
 
 
 def test_large_batch_finds_its_size_and_accumulates(tmp_path: Path) -> None:
-    cli = fit_config(tmp_path, "base", "digits", "large_batch", flags=("--trainer.max_epochs=3", "--test_after_fit=false"))
+    cli = fit_config(
+        tmp_path, "base", "digits", "large_batch", flags=("--trainer.max_epochs=3", "--test_after_fit=false")
+    )
 
     found = cli.datamodule.batch_size
     assert found >= 1024

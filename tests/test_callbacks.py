@@ -1,0 +1,213 @@
+"""What belongs to every run: checkpoints, early stopping, weight averaging, the progress bar."""
+
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping
+
+from mnist_lit import main
+
+Fit = Callable[..., Any]
+
+
+class Seen(Callback):
+    """A user's own callback: what a run shows to it."""
+
+    def __init__(self) -> None:
+        self.val_acc: list[float] = []
+        self.raw: list[torch.Tensor] = []
+        self.validated: list[torch.Tensor] = []
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        self.raw.append(_weight(pl_module))
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.val_acc.append(float(trainer.callback_metrics["val/acc"]))
+
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        self.validated.append(_weight(pl_module))
+
+
+class Signals(Callback):
+    """A signal at the second batch."""
+
+    def __init__(self, signum: int) -> None:
+        self.signum = signum
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        if trainer.global_step == 2:
+            signal.raise_signal(self.signum)
+
+
+SEEN = "--trainer.callbacks=[{class_path: test_callbacks.Seen}]"
+WEIGHT = "network.head.1.weight"
+
+
+def _weight(pl_module: LightningModule) -> torch.Tensor:
+    return pl_module.get_parameter(WEIGHT).detach().clone()
+
+
+def seen(cli: Any) -> Seen:
+    found: Seen = next(callback for callback in cli.trainer.callbacks if isinstance(callback, Seen))
+    return found
+
+
+def read(name: str) -> dict[str, Any]:
+    checkpoint: dict[str, Any] = torch.load(Path("run", "checkpoints", f"{name}.ckpt"), weights_only=True)
+    return checkpoint
+
+
+# Checkpoints
+
+
+def test_best_checkpoint_is_the_best_epoch(fit: Fit) -> None:
+    cli = fit("--model.lr=0.3", "--trainer.max_epochs=5", "--run_dir=run", SEEN)
+
+    accuracies = seen(cli).val_acc
+    best = accuracies.index(max(accuracies))
+    assert best < len(accuracies) - 1, "the last epoch must not be the best one for this test to show anything"
+    assert read("best")["epoch"] == best
+    assert read("last")["epoch"] == 4
+    again = main(["validate", "--ckpt_path=run"])
+    assert float(again.trainer.callback_metrics["val/acc"]) == max(accuracies)
+
+
+@pytest.mark.parametrize(("mode", "epoch"), [("min", 2), ("max", 0)])
+def test_monitor_and_mode_decide_which_is_best(mode: str, epoch: int, fit: Fit) -> None:
+    flags = ("--checkpoint.monitor=val/loss", f"--checkpoint.mode={mode}", "--trainer.max_epochs=3", "--run_dir=run")
+    fit("--model.lr=0.001", *flags)
+
+    assert read("best")["epoch"] == epoch
+    assert json.loads(Path("run", "metrics.json").read_text())["epoch"] == epoch
+
+
+def test_checkpoints_can_be_turned_off(fit: Fit) -> None:
+    cli = fit("--checkpoint.enabled=false", "--test_after_fit=true", "--run_dir=run")
+
+    assert not list(Path("run").rglob("*.ckpt"))
+    assert 0 < float(cli.trainer.callback_metrics["val/acc_best"]) <= 1
+    assert 0 < json.loads(Path("run", "metrics.json").read_text())["test/acc"] <= 1
+
+
+def test_without_validation_the_last_epoch_is_kept(fit: Fit) -> None:
+    fit("--data.val_size=0", "--run_dir=run")
+
+    assert read("best")["epoch"] == read("last")["epoch"] == 1
+    assert torch.equal(read("best")["state_dict"][WEIGHT], read("last")["state_dict"][WEIGHT])
+
+
+def test_metric_that_is_not_there_is_named(fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = ["--data.dataset=digits", "--data.val_size=200", "--trainer.max_epochs=1", "--pictures.enabled=false"]
+
+    assert "val/accuracy" in fails("fit", *flags, "--checkpoint.monitor=val/accuracy", code=1)
+
+
+# Early stopping
+
+
+def test_early_stopping_ends_a_run_that_no_longer_improves(fit: Fit) -> None:
+    flags = ("--early_stopping.enabled=true", "--early_stopping.patience=2", "--early_stopping.min_delta=100")
+
+    cli = fit(*flags, "--trainer.max_epochs=20")
+
+    assert cli.trainer.current_epoch == 3
+
+
+def test_early_stopping_is_off_by_default(fit: Fit) -> None:
+    cli = fit("--trainer.max_epochs=1")
+
+    assert not any(isinstance(callback, EarlyStopping) for callback in cli.trainer.callbacks)
+
+
+# Weight averaging
+
+
+def test_validation_uses_the_averaged_weights(fit: Fit) -> None:
+    cli = fit("--ema.enabled=true", "--ema.decay=0.5", "--trainer.max_epochs=1", "--run_dir=run", SEEN)
+
+    first, *later = seen(cli).raw
+    average = first
+    for raw in later:
+        average = average + 0.5 * (raw - average)
+    assert torch.allclose(seen(cli).validated[-1], average, atol=1e-6)
+    assert not torch.allclose(seen(cli).validated[-1], later[-1], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["best", "last"])
+def test_checkpoint_holds_the_average_and_the_weights_themselves(name: str, fit: Fit) -> None:
+    cli = fit("--ema.enabled=true", "--ema.decay=0.9", "--trainer.max_epochs=1", "--run_dir=run", SEEN)
+
+    checkpoint = read(name)
+    assert torch.equal(checkpoint["state_dict"][WEIGHT], seen(cli).validated[-1])
+    raw = next(value for key, value in checkpoint["current_model_state"].items() if key.endswith(WEIGHT))
+    assert torch.equal(raw, seen(cli).raw[-1])
+    assert not torch.equal(raw, checkpoint["state_dict"][WEIGHT])
+
+
+def test_averaged_checkpoint_is_tested_as_it_was_validated(fit: Fit) -> None:
+    cli = fit("--ema.enabled=true", "--ema.decay=0.9", "--run_dir=run")
+
+    again = main(["validate", "--ckpt_path=run"])
+    assert again.trainer.callback_metrics["val/acc"] == cli.trainer.callback_metrics["val/acc_best"]
+
+
+# The progress bar and callbacks of the user's own
+
+
+def test_progress_bar_can_be_turned_off(fit: Fit) -> None:
+    cli = fit("--trainer.enable_progress_bar=false", "--trainer.max_epochs=1")
+
+    assert cli.trainer.progress_bar_callback is None
+
+
+def test_users_progress_bar_replaces_ours(fit: Fit) -> None:
+    bar = "--trainer.callbacks=[{class_path: lightning.pytorch.callbacks.RichProgressBar}]"
+
+    cli = fit(bar, "--trainer.max_epochs=1")
+
+    assert type(cli.trainer.progress_bar_callback).__name__ == "RichProgressBar"
+
+
+def test_console_is_quiet_where_nobody_watches(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    fit("--run_dir=run")
+
+    output = capsys.readouterr()
+    assert [line.split()[0] for line in output.out.splitlines()] == ["fit:", "val/acc", "val/acc_best", "run"]
+    assert output.err == ""
+
+
+def test_users_callbacks_run_beside_ours(fit: Fit) -> None:
+    cli = fit(SEEN, "--ema.enabled=true", "--run_dir=run")
+
+    assert len(seen(cli).val_acc) == 2
+    assert {path.name for path in Path("run", "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+
+
+# Signals
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_signal_handler_is_given_back_after_fit(signum: signal.Signals, fit: Fit) -> None:
+    before = signal.getsignal(signum)
+
+    fit("--trainer.max_epochs=1")
+
+    assert signal.getsignal(signum) is before
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_signal_handlers_are_given_back_after_a_stop(signum: signal.Signals, fit: Fit) -> None:
+    before = [signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)]
+    callback = f"{{class_path: test_callbacks.Signals, init_args: {{signum: {int(signum)}}}}}"
+
+    with pytest.raises(SystemExit) as stop:
+        fit(f"--trainer.callbacks=[{callback}]")
+
+    assert stop.value.code == 128 + signum
+    assert [signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)] == before

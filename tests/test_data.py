@@ -1,0 +1,390 @@
+"""The data module: splits, statistics, batches, augmentation, and the same of all this in several processes."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import SMALL
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
+
+from mnist_lit import ConvNet, MNISTDataModule, main
+from mnist_lit.augment import Augment
+from mnist_lit.errors import UsageError
+
+Fit = Callable[..., Any]
+Fails = Callable[..., str]
+
+STRONG = Augment(rotation=30, translation=0.2, erasing=0.5)
+
+
+class Batches(Callback):
+    """Keeps what the model is given, on its way in."""
+
+    def __init__(self) -> None:
+        self.train: list[Tensor] = []
+        self.val: list[Tensor] = []
+        self.test: list[Tensor] = []
+        self.predict: list[Tensor] = []
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self.train.append(batch[0].clone())
+
+    def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, *args: Any) -> None:
+        self.val.append(batch[0].clone())
+
+    def on_test_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, *args: Any) -> None:
+        self.test.append(batch[0].clone())
+
+    def on_predict_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, *args: Any) -> None:
+        self.predict.append(batch[0].clone())
+
+
+def trainer(*callbacks: Callback, **kwargs: Any) -> Trainer:
+    defaults: dict[str, Any] = {
+        "max_epochs": 1,
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+    }
+    return Trainer(callbacks=list(callbacks), **{**defaults, **kwargs})
+
+
+def digits(**kwargs: Any) -> MNISTDataModule:
+    return MNISTDataModule(dataset="digits", **{"val_size": 200, **kwargs})
+
+
+def ready(datamodule: MNISTDataModule, stage: str = "fit", **kwargs: Any) -> MNISTDataModule:
+    """A data module as a run has it before its first batch."""
+    datamodule.trainer = trainer(**kwargs)
+    datamodule.setup(stage)
+    return datamodule
+
+
+def seen(seed: int = 1, epochs: int = 1, **kwargs: Any) -> Batches:
+    """What a run with that seed gives its model."""
+    seed_everything(seed)
+    batches = Batches()
+    datamodule = digits(batch_size=300, **kwargs)
+    trainer(batches, max_epochs=epochs).fit(ConvNet(channels=[2], image_size=datamodule.image_size), datamodule)
+    return batches
+
+
+def images(loader: Any) -> Tensor:
+    return torch.cat([batch[0] for batch in loader])
+
+
+def as_set(pictures: Tensor) -> set[bytes]:
+    return {picture.numpy().tobytes() for picture in pictures}
+
+
+def equal(first: list[Tensor], second: list[Tensor]) -> bool:
+    return len(first) == len(second) and all(map(torch.equal, first, second))
+
+
+@pytest.fixture
+def processes(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[MNISTDataModule]]:
+    """`processes(n, stage, **kwargs)`: the data module as each of n processes of a run has it."""
+    monkeypatch.setattr(rank_zero_only, "rank", 0)  # trainers change it; it is put back
+
+    def build(num: int, stage: str = "fit", **kwargs: Any) -> list[MNISTDataModule]:
+        datamodules = []
+        for rank in range(num):
+            monkeypatch.setenv("LOCAL_RANK", str(rank))
+            seed_everything(1)
+            datamodules.append(ready(digits(**kwargs), stage, devices=num, strategy="ddp"))
+            assert datamodules[-1].trainer is not None
+            assert (datamodules[-1].trainer.world_size, datamodules[-1].trainer.global_rank) == (num, rank)
+        return datamodules
+
+    return build
+
+
+@pytest.fixture
+def training_files(tmp_path: Path, mnist_dir: Path) -> Path:
+    """A data folder without the official test set."""
+    return linked(tmp_path / "training", mnist_dir, "train-*")
+
+
+def linked(data_dir: Path, source: Path, pattern: str) -> Path:
+    raw = data_dir / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for file in (source / "MNIST" / "raw").glob(pattern):
+        os.symlink(file, raw / file.name)
+    return data_dir
+
+
+def mnist_flags(data_dir: Path) -> list[str]:
+    few = ["--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1", "--trainer.max_epochs=1"]
+    return [f"--data.data_dir={data_dir}", "--data.dataset=mnist", "--data.download=false", *few]
+
+
+# Splits
+
+
+@pytest.mark.parametrize("val_size", [1, 200, 333])
+def test_the_validation_split_is_apart_from_the_training_split_and_has_its_size(val_size: int) -> None:
+    splits = ready(digits(val_size=val_size)).splits
+    train, val = (set(splits[name].indices.tolist()) for name in ("train", "val"))
+    assert (len(train), len(val)) == (1_437 - val_size, val_size)
+    assert train | val == set(range(1_437))
+    assert not train & val
+
+
+def test_mnist_is_split_into_55000_and_5000_with_its_own_shares_of_each_class(mnist_dir: Path) -> None:
+    splits = ready(MNISTDataModule(data_dir=str(mnist_dir))).splits
+    assert (len(splits["train"]), len(splits["val"])) == (55_000, 5_000)
+    shares = torch.tensor([5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]) / 12
+    counts = splits["val"].labels[splits["val"].indices].bincount()
+    assert float((counts - shares).abs().max()) <= 1
+
+
+def test_the_split_is_the_same_for_every_seed() -> None:
+    chosen = []
+    for seed in (1, 2):
+        seed_everything(seed)
+        chosen.append(ready(digits()).splits["val"].indices)
+    assert torch.equal(*chosen)
+
+
+def test_without_validation_all_images_are_trained_on(fit: Fit) -> None:
+    cli = fit("--data.val_size=0", "--trainer.max_epochs=1")
+    assert len(cli.datamodule.splits["train"]) == 1_437
+    assert set(cli.trainer.callback_metrics) == {"train/loss", "train/acc"}
+    assert (cli.run_dir / "checkpoints" / "best.ckpt").is_file()
+
+
+def test_a_validation_split_that_leaves_nothing_is_refused(fails: Fails) -> None:
+    error = fails("fit", "--data.dataset=digits", "--data.val_size=1437")
+    assert "leaves none of the 1437 images of digits" in error
+    assert "--data.val_size 239" in error
+
+
+# The official test set
+
+
+def test_fit_and_validate_need_no_test_files(fit: Fit, training_files: Path, capsys: Any) -> None:
+    flags = mnist_flags(training_files)
+    cli = fit(*flags)
+    assert set(cli.datamodule.splits) == {"train", "val"}
+    validated = main(["validate", f"--ckpt_path={cli.run_dir}", *flags])
+    assert set(validated.datamodule.splits) == {"train", "val"}
+    assert capsys.readouterr().err == ""
+
+
+def test_a_fit_that_will_test_asks_for_the_test_files_before_it_trains(
+    training_files: Path, fails: Fails, tmp_path: Path
+) -> None:
+    error = fails("fit", *SMALL, *mnist_flags(training_files), "--test_after_fit=true", code=1)
+    assert ": t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte\n" in error
+    assert not (tmp_path / "logs").exists()
+
+
+def test_a_test_without_test_files_names_them(training_files: Path, fit: Fit, fails: Fails) -> None:
+    cli = fit(*mnist_flags(training_files))
+    error = fails("test", f"--ckpt_path={cli.run_dir}", *mnist_flags(training_files), code=1)
+    assert ": t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte\n" in error
+
+
+def test_a_test_needs_no_training_files(fit: Fit, training_files: Path, mnist_dir: Path, tmp_path: Path) -> None:
+    run_dir = fit(*mnist_flags(training_files)).run_dir
+    test_files = linked(tmp_path / "test", mnist_dir, "t10k-*")
+    cli = main(["test", f"--ckpt_path={run_dir}", *mnist_flags(test_files), "--trainer.limit_test_batches=1"])
+    assert set(cli.datamodule.splits) == {"test"}
+    assert "test/acc" in cli.trainer.callback_metrics
+
+
+def test_a_fit_never_loads_the_test_split_of_the_digits(fit: Fit) -> None:
+    assert set(fit("--trainer.max_epochs=1").datamodule.splits) == {"train", "val"}
+
+
+# Statistics
+
+
+def test_statistics_are_those_of_the_training_split_alone() -> None:
+    datamodule = ready(digits(val_size=700))
+    pixels = images(datamodule.train_dataloader()).numpy() / 255
+    assert datamodule.statistics == pytest.approx((pixels.mean(), pixels.std()))
+    everything = ready(digits(val_size=0)).statistics
+    assert datamodule.statistics != pytest.approx(everything, rel=1e-5)
+
+
+def test_statistics_of_mnist_are_the_known_ones(mnist_dir: Path) -> None:
+    datamodule = ready(MNISTDataModule(data_dir=str(mnist_dir)))
+    train = datamodule.splits["train"]
+    pixels = train.images[train.indices].numpy()
+    expected = (np.mean(pixels) / 255, np.std(pixels) / 255)
+    assert datamodule.statistics == pytest.approx(expected)
+    assert datamodule.statistics == pytest.approx((0.1307, 0.3081), abs=1e-3)
+
+
+# Batches
+
+
+def test_batches_come_as_bytes_with_labels() -> None:
+    batch, labels = next(iter(ready(digits(batch_size=64)).train_dataloader()))
+    assert (batch.shape, batch.dtype) == ((64, 1, 28, 28), torch.uint8)
+    assert (labels.shape, labels.dtype) == ((64,), torch.int64)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_the_model_is_given_fractions(split: str) -> None:
+    batch = getattr(seen(), split)[0]
+    assert batch.dtype == torch.float32
+    assert (float(batch.min()), float(batch.max())) == (0.0, 1.0)
+
+
+def test_each_image_keeps_its_label() -> None:
+    datamodule = ready(digits())
+    train = datamodule.splits["train"]
+    known = {image.numpy().tobytes(): int(label) for image, label in zip(train.images, train.labels, strict=True)}
+    for batch, labels in datamodule.train_dataloader():
+        assert [known[image.numpy().tobytes()] for image in batch] == labels.tolist()
+
+
+def test_an_epoch_has_each_image_once() -> None:
+    datamodule = ready(digits())
+    train = datamodule.splits["train"]
+    epoch = images(datamodule.train_dataloader())
+    assert len(epoch) == 1_237
+    assert as_set(epoch) == as_set(train.images[train.indices].unsqueeze(1))
+
+
+@pytest.mark.parametrize("size", [14, 40])
+def test_images_and_model_have_the_size_that_is_wanted(fit: Fit, size: int) -> None:
+    cli = fit(f"--data.image_size={size}", "--trainer.max_epochs=1")
+    assert cli.model.hparams["image_size"] == size
+    batches = seen(image_size=size)
+    assert {tuple(batch.shape[1:]) for batch in batches.train + batches.val} == {(1, size, size)}
+
+
+def test_a_smaller_image_is_the_same_picture() -> None:
+    small, whole = (torch.cat(seen(image_size=size).val) for size in (14, 28))
+    means = whole.unfold(2, 2, 2).unfold(3, 2, 2).mean(dim=(4, 5))
+    assert float((small - means).abs().mean()) < 0.02
+
+
+@pytest.mark.parametrize(
+    "flags", [{"num_workers": 2}, {"num_workers": 1, "pin_memory": True}, {"resident": True}], ids=str
+)
+def test_where_batches_are_gathered_does_not_change_them(flags: dict[str, Any]) -> None:
+    plain, other = seen(epochs=2, augment=STRONG), seen(epochs=2, augment=STRONG, **flags)
+    assert equal(plain.train, other.train)
+    assert equal(plain.val, other.val)
+
+
+def test_resident_data_and_workers_exclude_each_other() -> None:
+    with pytest.raises(UsageError, match=r"exclude each other\nuse --data\.num_workers 0"):
+        digits(resident=True, num_workers=1)
+
+
+def test_prediction_sees_the_test_images_in_their_order() -> None:
+    batches, datamodule = Batches(), digits(eval_batch_size=100, augment=STRONG)
+    predictions = trainer(batches).predict(ConvNet(channels=[2]), datamodule)
+    assert [len(part) for part in predictions or []] == [100, 100, 100, 60]
+    test = datamodule.splits["test"]
+    assert torch.equal(torch.cat(batches.predict), test.images.unsqueeze(1).float() / 255)
+
+
+@pytest.mark.parametrize("layers", [["--model.channels=[2]"], ["--model.channels=[]", "--model.hidden=[8]"]], ids=str)
+def test_a_single_image_left_over_does_not_break_batch_normalisation(fit: Fit, layers: list[str]) -> None:
+    cli = fit("--data.batch_size=103", *layers, "--trainer.max_epochs=1")  # 1,237 = 12 * 103 + 1
+    assert cli.trainer.global_step == 12
+    assert torch.isfinite(cli.trainer.callback_metrics["train/loss"])
+
+
+# Augmentation and seeds
+
+
+def test_only_training_images_are_changed() -> None:
+    plain, changed = seen(), seen(augment=STRONG)
+    assert equal(plain.val, changed.val)
+    assert not any(map(torch.equal, plain.train, changed.train))
+    assert changed.train[0].shape == plain.train[0].shape
+
+
+def test_test_images_are_not_changed() -> None:
+    batches, datamodule = Batches(), digits(augment=STRONG)
+    trainer(batches).test(ConvNet(channels=[2]), datamodule, verbose=False)
+    assert torch.equal(torch.cat(batches.test), datamodule.splits["test"].images.unsqueeze(1).float() / 255)
+
+
+def test_the_same_seed_gives_the_same_batches_and_changes() -> None:
+    assert equal(seen(3, epochs=2, augment=STRONG).train, seen(3, epochs=2, augment=STRONG).train)
+
+
+def test_another_seed_gives_another_order() -> None:
+    first, second = (torch.cat(seen(seed).train) for seed in (1, 2))
+    assert not torch.equal(first, second)
+    assert as_set(first) == as_set(second)
+
+
+def test_another_seed_gives_other_changes() -> None:
+    first, second = (as_set(torch.cat(seen(seed, augment=STRONG).train)) for seed in (1, 2))
+    assert not first & second
+
+
+def test_each_epoch_has_an_order_of_its_own() -> None:
+    batches = torch.cat(seen(epochs=2).train)
+    assert not torch.equal(batches[:1_237], batches[1_237:])
+    assert as_set(batches[:1_237]) == as_set(batches[1_237:])
+
+
+def test_each_epoch_has_changes_of_its_own() -> None:
+    batches = torch.cat(seen(epochs=2, augment=STRONG).train)
+    assert not as_set(batches[:1_237]) & as_set(batches[1_237:])
+
+
+# Several processes
+
+
+@pytest.mark.parametrize("num", [2, 3])
+def test_processes_share_an_epoch(processes: Callable[..., list[MNISTDataModule]], num: int) -> None:
+    shares = [images(datamodule.train_dataloader()) for datamodule in processes(num)]
+    assert [len(share) for share in shares] == [1_237 // num] * num
+    assert len(as_set(torch.cat(shares))) == 1_237 // num * num
+
+
+@pytest.mark.parametrize("num", [2, 3, 4])
+@pytest.mark.parametrize("val_size", [4, 5, 100, 101, 103, 200, 201, 202])
+@pytest.mark.parametrize("batch_size", [1, 25, 50, 100, 1_000])
+def test_processes_validate_each_image_once_in_as_many_batches(
+    processes: Callable[..., list[MNISTDataModule]], num: int, val_size: int, batch_size: int
+) -> None:
+    datamodules = processes(num, val_size=val_size, eval_batch_size=batch_size)
+    shares = [[len(batch[0]) for batch in datamodule.val_dataloader()] for datamodule in datamodules]
+    assert sum(map(sum, shares)) == val_size
+    assert len({len(share) for share in shares}) == 1
+
+
+def test_fewer_images_than_processes_are_refused(processes: Callable[..., list[MNISTDataModule]]) -> None:
+    with pytest.raises(UsageError, match=r"val split has 2 images for 3 processes\n.*--trainer\.devices"):
+        processes(3, val_size=2)[2].val_dataloader()
+
+
+def test_two_processes_get_the_results_of_one(shell: Callable[..., Any], tmp_path: Path) -> None:
+    """201 images and batches of 50: one process has 101 of them, the other 100, in as many batches."""
+    flags = ["--data.val_size=201", "--data.eval_batch_size=50", "--trainer.precision=32-true"]
+    ddp = ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp", "--test_after_fit=true"]
+    done = shell("fit", *SMALL, *flags, *ddp)
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in (tmp_path / "logs").iterdir()] == ["run_1"]
+    run_dir = tmp_path / "logs" / "run_1"
+    assert len(list(run_dir.rglob("events.out.tfevents.*"))) == 1
+    assert done.stdout.splitlines()[-1] == "logs/run_1"
+    two = json.loads((run_dir / "metrics.json").read_text())
+    alone = ["--trainer.devices=1", "--trainer.strategy=auto", f"--ckpt_path={run_dir / 'checkpoints' / 'best.ckpt'}"]
+    for command, split in (("validate", "val"), ("test", "test")):
+        metrics = main([command, *alone, f"--run_dir={tmp_path / command}"]).trainer.callback_metrics
+        assert two[f"{split}/acc"] == float(metrics[f"{split}/acc"])
+        assert two[f"{split}/f1"] == pytest.approx(float(metrics[f"{split}/f1"]), abs=1e-6)
+        assert two[f"{split}/loss"] == pytest.approx(float(metrics[f"{split}/loss"]), abs=1e-6)
