@@ -118,11 +118,10 @@ class CLI(LightningCLI):
         plain = [flag for flag in layers if flag not in printing]
         self.subcommand_parser = self._subcommand_parsers[command]
         try:
-            config = parser.parse_args([command, *plain])
-            if config[command].ckpt_path:
-                self.source = Source(str(config[command].ckpt_path), for_fit=command == "fit")
+            if self.request.ckpt_path:
+                self.source = Source(self.request.ckpt_path, for_fit=command == "fit")
                 plain = [*self._checkpoint_layer(), *plain]
-                config = parser.parse_args([command, *plain])
+            config = parser.parse_args([command, *plain])
             if printing:
                 parser.parse_args([command, *plain, *printing])
         except _ParserError as error:
@@ -148,7 +147,7 @@ class CLI(LightningCLI):
         assert self.source is not None
         if self.source.file is not None:
             checkpoint = read_checkpoint(self.source.file)
-            config = checkpoint.get("config") or {"model": checkpoint.get("hyper_parameters", {})}
+            config = checkpoint.get("config") or _from_hyper_parameters(checkpoint.get("hyper_parameters", {}))
         else:
             assert self.source.run_dir is not None
             config = yaml.safe_load((self.source.run_dir / "config.yaml").read_text())
@@ -357,6 +356,13 @@ def _remove_empty(folders: Iterable[Path]) -> None:
 
 def _shapes(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in tensors.items()}
+
+
+def _from_hyper_parameters(model: dict[str, Any]) -> dict[str, Any]:
+    """The configuration that a checkpoint stands for which was made without the command line."""
+    names = [name for name in model if name not in ("image_size", "_instantiator")]
+    data = {"image_size": model["image_size"]} if "image_size" in model else {}
+    return {"model": {name: model[name] for name in names}, "data": data}
 
 
 def _known(config: dict[str, Any], defaults: dict[str, Any], path: list[str]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import yaml
 
@@ -55,9 +55,7 @@ class Request:
         self.configs = [setting.value for key, setting in self.environment.items() if key == "config"]
         self.flags: list[str] = []
         self._split(list(args[1:]))
-        for config in self.configs:
-            _check_config(Path(config))
-        self._check_checkpoint()
+        self.ckpt_path = self._find_checkpoint([_read_config(Path(config)) for config in self.configs])
 
     def layers(self) -> list[str]:
         """The arguments in order of precedence, the strongest last."""
@@ -76,14 +74,21 @@ class Request:
             else:
                 raise UsageError(f"{name} needs the path of a YAML file")
 
-    def _check_checkpoint(self) -> None:
+    def _find_checkpoint(self, contents: Iterable[dict[str, Any]]) -> str | None:
+        """The checkpoint that the strongest layer names: the layer of its own settings has to lie below all others."""
+        setting = self.environment.get("ckpt_path")
+        path = setting.value if setting else None
+        for content in contents:
+            path = content.get("ckpt_path", path)
         for flag, following in zip(self.flags, [*self.flags[1:], ""], strict=False):
             name, _, value = flag.partition("=")
-            path = value or following
-            if name == "--ckpt_path" and path != "null" and "://" not in path and not Path(path).exists():
-                raise UsageError(
-                    f"--ckpt_path: {path!r} does not exist\ngive a checkpoint file, a URL or a run directory"
-                )
+            if name == "--ckpt_path":
+                path = value or following
+        if path in (None, "", "null"):
+            return None
+        if "://" not in str(path) and not Path(str(path)).exists():
+            raise UsageError(f"ckpt_path: {path!r} does not exist\ngive a checkpoint file, a URL or a run directory")
+        return str(path)
 
 
 def main(args: Sequence[str] | None = None) -> "CLI":
@@ -135,7 +140,7 @@ def _answer_at_once(args: Sequence[str]) -> None:
     raise SystemExit(0)
 
 
-def _check_config(path: Path) -> None:
+def _read_config(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -150,6 +155,7 @@ def _check_config(path: Path) -> None:
         raise UsageError(f"--config: {path} cannot be read: {str(error).splitlines()[0]}") from None
     if not isinstance(content, dict):
         raise UsageError(f"--config: {path} holds no keys\nit needs lines like 'model:' and '  lr: 0.01'")
+    return content
 
 
 def _fail(error: BaseException, message: str, exit_code: int, hint: str = "") -> NoReturn:

@@ -25,7 +25,7 @@ def read_environment(command: str, commands: Container[str]) -> dict[str, Settin
         command: The command that runs; `MNIST_LIT_FIT__MODEL__LR` is for `fit` alone, `MNIST_LIT_MODEL__LR` for all.
         commands: All commands.
     """
-    settings = {}
+    settings: dict[str, Setting] = {}
     for variable, value in sorted(os.environ.items()):
         if variable.startswith(PREFIX) and variable not in (DATA_DIR_VARIABLE, DEBUG_VARIABLE):
             key = variable.removeprefix(PREFIX).lower().replace("__", ".")

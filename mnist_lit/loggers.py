@@ -23,16 +23,14 @@ class TensorBoard(TensorBoardLogger):
         super().__init__(run_dir, name="", version="", default_hp_metric=False, purge_step=purge_step)
 
     @rank_zero_only
-    def log_hyperparams(
-        self, params: dict[str, Any], metrics: dict[str, Any] | None = None, step: int | None = None
-    ) -> None:
+    def log_hyperparams(self, params: Any, metrics: dict[str, Any] | None = None, step: int | None = None) -> None:
         """Record the hyper-parameters beside the metrics, whose values are logged as all others are.
 
         Lightning would also log them at step 0, once more for each resume. TensorBoard has no place for
         hyper-parameters without a metric.
         """
         if metrics:
-            for summary in hparams(params, metrics):
+            for summary in hparams(params, metrics):  # type: ignore[no-untyped-call]
                 self.experiment.file_writer.add_summary(summary)
 
     @rank_zero_only

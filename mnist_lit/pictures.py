@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 from torch import Tensor
+from torch.distributed import all_gather_object, get_world_size, is_available, is_initialized
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassConfusionMatrix
 
@@ -60,6 +61,7 @@ class Pictures(Callback):
         self.confusion = MulticlassConfusionMatrix(NUM_CLASSES, validate_args=False)
         self.mistakes = Mistakes(num_images)
         self.has_begun = False
+        self.has_news = False
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: tuple[Tensor, Tensor], batch_idx: int
@@ -89,6 +91,7 @@ class Pictures(Callback):
         assert isinstance(outputs, Tensor)
         self.confusion.update(outputs, batch[1])
         self.mistakes.update(*batch, outputs)
+        self.has_news = True
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         epoch = trainer.current_epoch + 1
@@ -102,7 +105,7 @@ class Pictures(Callback):
                     logger.experiment.add_histogram(name, parameter.detach().float(), trainer.global_step)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.confusion.update_called:
+        if self.has_news:
             self._draw(trainer, "val")
 
     on_test_start = on_validation_start
@@ -112,18 +115,20 @@ class Pictures(Callback):
         self._draw(trainer, "test")
 
     def _draw(self, trainer: Trainer, split: str) -> None:
-        counts = self.confusion.compute().cpu().numpy()  # on every process: it adds up their shares
+        self.has_news = False
+        # On every process: these put their shares together.
+        counts = self.confusion.compute().cpu().numpy()
+        mistakes = self.mistakes.of_all_processes()
         if not trainer.is_global_zero:
             return
         num_images, num_right = int(counts.sum()), int(counts.trace())
         title = f"{SPLITS[split]}: {num_right / max(num_images, 1):.2%} of {num_images:,} images are read right"
         self._publish(trainer, f"{split}_confusion", draw_confusion(title, counts))
         title = f"{SPLITS[split]}: {num_images - num_right:,} of {num_images:,} images are misread"
-        images, texts = self.mistakes.images, self.mistakes.texts()
         caption = (
             "label, what it is read as, and the confidence in that; the label given the least probability comes first"
         )
-        self._publish(trainer, f"{split}_mistakes", draw_digits(title, caption, images, texts))
+        self._publish(trainer, f"{split}_mistakes", draw_digits(title, caption, mistakes.images, mistakes.texts()))
 
     def _publish(self, trainer: Trainer, name: str, figure: Figure) -> None:
         self.folder.mkdir(exist_ok=True)
@@ -163,6 +168,18 @@ class Mistakes:
             part[worst.indices] for part in (self.images, self.labels, self.logits)
         )
 
+    def of_all_processes(self) -> "Mistakes":
+        """The worst of what all processes of the run have."""
+        if not (is_available() and is_initialized()):
+            return self
+        shares: list[Mistakes | None] = [None] * get_world_size()
+        all_gather_object(shares, self)
+        merged = Mistakes(self.limit)
+        for share in shares:
+            if share is not None and len(share.labels):
+                merged.update(share.images, share.labels, share.logits)
+        return merged
+
     def texts(self) -> list[str]:
         """Label, prediction and its confidence for each image."""
         confidences, predictions = self.logits.softmax(dim=1).max(dim=1)
@@ -186,7 +203,7 @@ def draw_digits(title: str, caption: str, images: Tensor, texts: list[str]) -> F
         row, column = divmod(place, NUM_COLUMNS)
         left, bottom = GAP + column * CELL_WIDTH, HEADER + (row + 1) * CELL_HEIGHT - GAP
         box = (left, left + SIDE, bottom, bottom - SIDE)
-        axes.imshow(image[0], extent=box, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest", aspect="auto")
+        axes.imshow(image[0].numpy(), extent=box, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest", aspect="auto")
         axes.add_patch(Rectangle((left, bottom), SIDE, -SIDE, fill=False, edgecolor="silver"))
         axes.text(left + SIDE / 2, bottom - SIDE - 5, text, fontsize=9, ha="center")
     return figure

@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 import urllib.error
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,8 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
     try:
         checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = "it holds more than plain data" if "weights_only" in str(error) else "it is damaged or something else"
+        is_whole = zipfile.is_zipfile(file) and "weights_only" in str(error)
+        reason = "it holds more than plain data" if is_whole else "it is damaged or something else"
         raise UsageError(f"ckpt_path: {file} is no checkpoint of mnist_lit: {reason}") from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise UsageError(f"ckpt_path: {file} is no checkpoint of mnist_lit: it has no state_dict")

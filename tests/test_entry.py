@@ -160,7 +160,7 @@ def test_directory_is_no_config(tmp_path: Path, fails: Fails) -> None:
 def test_missing_checkpoint_says_what_to_give(command: str, args: list[str], fails: Fails) -> None:
     error = fails(command, *args)
 
-    assert error.startswith("error: --ckpt_path: 'nowhere.ckpt' does not exist\n")
+    assert error.startswith("error: ckpt_path: 'nowhere.ckpt' does not exist\n")
     assert "a checkpoint file, a URL or a run directory" in error
 
 
@@ -226,4 +226,4 @@ def test_package_offers_main_and_the_two_classes() -> None:
 
 def test_package_offers_nothing_else() -> None:
     with pytest.raises(AttributeError, match="no attribute 'LeNet'"):
-        mnist_lit.LeNet  # type: ignore[attr-defined] # noqa: B018
+        mnist_lit.LeNet  # noqa: B018

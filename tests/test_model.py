@@ -65,7 +65,7 @@ def gradients(model: nn.Module) -> list[Tensor]:
 
 
 def norm(tensors: list[Tensor]) -> Tensor:
-    return torch.stack([tensor.float().norm() for tensor in tensors]).norm()
+    return torch.cat([tensor.float().flatten() for tensor in tensors]).square().sum().sqrt()
 
 
 def update_norms(weights: list[list[Tensor]]) -> list[float]:
@@ -168,7 +168,7 @@ def test_the_best_accuracy_is_the_largest_of_all_epochs(fit: Fit) -> None:
 
 
 def test_the_sanity_check_is_no_epoch(run: Any) -> None:
-    model, recorder = ConvNet(channels=[4], lr=1e9, optimizer=SGD), Recorder()  # type: ignore[arg-type]
+    model, recorder = ConvNet(channels=[4], lr=1e9, optimizer=SGD), Recorder()
     model.load_state_dict(run.model.state_dict())
     fitting = trainer(recorder, num_sanity_val_steps=2)
     fitting.fit(model, digits())
@@ -189,7 +189,7 @@ def test_a_new_run_does_not_inherit_the_best_accuracy_of_the_one_that_made_its_w
 def test_the_first_loss_is_the_recorded_one(fit: Fit) -> None:
     """Recorded with torch 2.15 on x86 by running this test: it changes when data, network or training do."""
     cli = fit(FULL, "--trainer.max_epochs=1", "--seed_everything=7")
-    assert float(cli.trainer.callback_metrics["train/loss"]) == pytest.approx(0.0, abs=1e-4)
+    assert float(cli.trainer.callback_metrics["train/loss"]) == pytest.approx(1.209644, abs=1e-4)
 
 
 # Optimizers
@@ -337,7 +337,7 @@ def test_accumulated_batches_make_the_step_of_one_large_batch() -> None:
     changes = []
     for batch_size, batches in ((400, 1), (100, 4)):
         seed_everything(1)
-        model, recorder = ConvNet(channels=[4], norm="none", lr=1.0, optimizer=SGD), Recorder()  # type: ignore[arg-type]
+        model, recorder = ConvNet(channels=[4], norm="none", lr=1.0, optimizer=SGD), Recorder()
         limits = {"limit_train_batches": batches, "accumulate_grad_batches": batches, "limit_val_batches": 0}
         trainer(recorder, **limits).fit(model, digits(batch_size=batch_size))
         assert len(recorder.weights) == 2
@@ -377,7 +377,7 @@ def test_a_compiled_run_learns_and_its_checkpoint_is_a_plain_one(fit: Fit) -> No
 
 
 def test_averaged_weights_are_the_exponential_moving_average_of_the_steps() -> None:
-    model, recorder = ConvNet(channels=[4], norm="none", lr=0.1, optimizer=SGD), Recorder()  # type: ignore[arg-type]
+    model, recorder = ConvNet(channels=[4], norm="none", lr=0.1, optimizer=SGD), Recorder()
     trainer(recorder, EMA(enabled=True, decay=0.8)).fit(model, digits())
     average, *_ = recorder.weights[1:]  # the first step is taken as it is
     for weights in recorder.weights[2:]:

@@ -1,5 +1,7 @@
 """The networks as a run builds them: shapes, sizes, normalisation inside, refusals."""
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,6 +10,8 @@ from torch import Tensor, nn
 
 from mnist_lit import ConvNet
 from mnist_lit.networks import map_sizes
+
+Fails = Callable[..., str]
 
 ARCHITECTURES: list[dict[str, Any]] = [
     {},
@@ -49,7 +53,7 @@ def pixels() -> Tensor:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES, ids=str)
-def test_each_architecture_turns_images_into_finite_logits_and_finite_gradients(architecture):
+def test_each_architecture_turns_images_into_finite_logits_and_finite_gradients(architecture: dict[str, Any]) -> None:
     model = ConvNet(**architecture)
     size = architecture.get("image_size", 28)
     logits = model(torch.rand(5, 1, size, size))
@@ -60,19 +64,19 @@ def test_each_architecture_turns_images_into_finite_logits_and_finite_gradients(
     assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
 
 
-def test_the_mlp_has_the_parameters_of_the_formula():
+def test_the_mlp_has_the_parameters_of_the_formula() -> None:
     model = ConvNet(channels=[], hidden=[500], norm="none")
     assert num_parameters(model) == 784 * 500 + 500 + 500 * 10 + 10 == 397_510
 
 
-def test_the_default_network_has_the_parameters_of_the_formula():
+def test_the_default_network_has_the_parameters_of_the_formula() -> None:
     convolutions = 9 * (1 * 16 + 16 * 32 + 32 * 64)
     norms = 2 * (16 + 32 + 64)
     output = 3 * 3 * 64 * 10 + 10  # 28 -> 14 -> 7 -> 3
     assert num_parameters(ConvNet()) == convolutions + norms + output == 29_178
 
 
-def test_a_deep_network_has_the_parameters_of_the_formula():
+def test_a_deep_network_has_the_parameters_of_the_formula() -> None:
     model = ConvNet(
         channels=[4, 8], convs_per_stage=2, kernel_size=2, norm="none", global_pool="avg", hidden=[6], image_size=12
     )
@@ -82,7 +86,7 @@ def test_a_deep_network_has_the_parameters_of_the_formula():
 
 
 @pytest.mark.parametrize(("norm", "with_bias"), [("batch", 1), ("layer", 1), ("none", 3)])
-def test_only_layers_without_a_normalisation_have_a_bias(norm, with_bias):
+def test_only_layers_without_a_normalisation_have_a_bias(norm: Any, with_bias: int) -> None:
     model = ConvNet(channels=[4], hidden=[8], norm=norm)
     layers = [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
     assert [layer.bias is not None for layer in layers] == [norm == "none", norm == "none", True]
@@ -93,23 +97,24 @@ def test_only_layers_without_a_normalisation_have_a_bias(norm, with_bias):
     ("image_size", "num_stages", "pooling", "sizes"),
     [(28, 0, "max", [28]), (28, 4, "max", [28, 14, 7, 3, 1]), (28, 2, "none", [28] * 3), (5, 2, "avg", [5, 2, 1])],
 )
-def test_map_sizes_halve_at_each_stage_that_pools(image_size, num_stages, pooling, sizes):
+def test_map_sizes_halve_at_each_stage_that_pools(
+    image_size: int, num_stages: int, pooling: Any, sizes: list[int]
+) -> None:
     assert map_sizes(image_size, num_stages, pooling) == sizes
 
 
 @pytest.mark.parametrize(("kernel_size", "convs_per_stage"), [(1, 1), (2, 2), (3, 1), (4, 3), (9, 1)])
-def test_stages_make_the_maps_of_map_sizes(kernel_size, convs_per_stage, pixels):
+def test_stages_make_the_maps_of_map_sizes(kernel_size: int, convs_per_stage: int, pixels: Tensor) -> None:
     model = ConvNet(channels=[3, 5, 7], kernel_size=kernel_size, convs_per_stage=convs_per_stage)
-    shapes = []
-    maps = pixels
-    for stage, module in enumerate(model.network.stages, start=1):
-        maps = module(maps)
-        if stage % convs_per_stage == 0:
-            shapes.append(tuple(maps.shape[1:]))
+    shapes: list[tuple[int, ...]] = []
+    for module in model.modules():
+        if isinstance(module, nn.MaxPool2d):
+            module.register_forward_hook(lambda _module, _inputs, maps: shapes.append(tuple(maps.shape[1:])))
+    model(pixels)
     assert shapes == [(3, 14, 14), (5, 7, 7), (7, 3, 3)]
 
 
-def test_an_empty_network_is_refused_with_what_to_give():
+def test_an_empty_network_is_refused_with_what_to_give() -> None:
     with pytest.raises(ValueError, match=r"network is empty: .* model\.channels or in model\.hidden"):
         ConvNet(channels=[], hidden=[])
 
@@ -124,12 +129,14 @@ def test_an_empty_network_is_refused_with_what_to_give():
     ],
     ids=str,
 )
-def test_stages_without_pixels_are_refused_with_the_way_there_and_the_way_out(architecture, reason):
+def test_stages_without_pixels_are_refused_with_the_way_there_and_the_way_out(
+    architecture: dict[str, Any], reason: str
+) -> None:
     with pytest.raises(ValueError, match=reason):
         ConvNet(**architecture)
 
 
-def test_an_impossible_network_is_a_short_error_without_a_run_directory(fails, tmp_path):
+def test_an_impossible_network_is_a_short_error_without_a_run_directory(fails: Fails, tmp_path: Path) -> None:
     error = fails("fit", "--data.dataset=digits", "--data.val_size=200", "--model.channels=[8,8,8,8,8]")
     assert "5 stages in model.channels leave a 0x0 map" in error
     assert not (tmp_path / "logs").exists()
@@ -149,11 +156,11 @@ def test_an_impossible_network_is_a_short_error_without_a_run_directory(fails, t
         ("--model.dropout=1.1", "model.dropout"),
     ],
 )
-def test_a_value_out_of_range_is_refused_by_its_key(fails, flag, key):
+def test_a_value_out_of_range_is_refused_by_its_key(fails: Fails, flag: str, key: str) -> None:
     assert key in fails("fit", "--data.dataset=digits", "--data.val_size=200", flag)
 
 
-def test_normalisation_is_part_of_the_network(pixels):
+def test_normalisation_is_part_of_the_network(pixels: Tensor) -> None:
     plain, normalising = ConvNet(channels=[4]).eval(), ConvNet(channels=[4]).eval()
     normalising.load_state_dict(plain.state_dict())
     normalising.network.mean.fill_(0.25)
@@ -162,13 +169,13 @@ def test_normalisation_is_part_of_the_network(pixels):
     assert not torch.allclose(normalising(pixels), plain(pixels))
 
 
-def test_the_statistics_are_saved_with_the_weights():
+def test_the_statistics_are_saved_with_the_weights() -> None:
     state = ConvNet(channels=[4]).state_dict()
     assert (float(state["network.mean"]), float(state["network.std"])) == (0.0, 1.0)
 
 
 @pytest.mark.parametrize("architecture", [{"channels": []}, {"channels": [4]}, {"channels": [4], "global_pool": "avg"}])
-def test_dropout_never_drops_a_pixel(architecture, pixels):
+def test_dropout_never_drops_a_pixel(architecture: dict[str, Any], pixels: Tensor) -> None:
     model = ConvNet(hidden=[16], dropout=0.9, norm="none", **architecture)
     reached: list[Tensor] = []
     modules = [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
@@ -178,12 +185,14 @@ def test_dropout_never_drops_a_pixel(architecture, pixels):
 
 
 @pytest.mark.parametrize(("architecture", "count"), [({"channels": []}, 2), ({"channels": [4]}, 3)])
-def test_dropout_stands_before_each_dense_layer_that_does_not_see_pixels(architecture, count):
+def test_dropout_stands_before_each_dense_layer_that_does_not_see_pixels(
+    architecture: dict[str, Any], count: int
+) -> None:
     model = ConvNet(hidden=[16, 12], dropout=0.3, **architecture)
     assert [module.p for module in model.modules() if isinstance(module, nn.Dropout)] == [0.3] * count
 
 
-def test_dropout_is_only_for_training(pixels):
+def test_dropout_is_only_for_training(pixels: Tensor) -> None:
     model = ConvNet(channels=[4], hidden=[16], dropout=0.5, norm="none")
     assert not torch.equal(model(pixels), model(pixels))
     model.eval()
@@ -191,7 +200,7 @@ def test_dropout_is_only_for_training(pixels):
 
 
 @pytest.mark.parametrize("norm", ["batch", "layer"])
-def test_the_forward_pass_runs_in_bfloat16(norm, pixels):
+def test_the_forward_pass_runs_in_bfloat16(norm: Any, pixels: Tensor) -> None:
     model = ConvNet(channels=[4, 8], hidden=[16], norm=norm).eval()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         logits = model(pixels)
@@ -200,7 +209,9 @@ def test_the_forward_pass_runs_in_bfloat16(norm, pixels):
 
 
 @pytest.mark.parametrize("architecture", [{"channels": [4, 8], "kernel_size": 2}, {"channels": [], "hidden": [16]}])
-def test_torch_export_gives_the_same_logits_for_any_number_of_images(architecture, pixels):
+def test_torch_export_gives_the_same_logits_for_any_number_of_images(
+    architecture: dict[str, Any], pixels: Tensor
+) -> None:
     model = ConvNet(**architecture).eval()
     exported = torch.export.export(model, (pixels,), dynamic_shapes=({0: torch.export.Dim("n")},))
     images = torch.rand(3, 1, 28, 28)

@@ -1,6 +1,7 @@
 """Run directories: what a run leaves, and that nothing is lost or changed by a stop, a move or a crash."""
 
 import csv
+import itertools
 import json
 import os
 import random
@@ -17,7 +18,7 @@ import pytest
 import torch
 from conftest import SMALL
 from lightning.pytorch import Callback, LightningModule, Trainer
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
 from mnist_lit import main
 from mnist_lit.errors import UsageError
@@ -94,6 +95,12 @@ def _in_child(args: list[str]) -> None:
 def read(run_dir: Path, name: str = "last") -> dict[str, Any]:
     checkpoint: dict[str, Any] = torch.load(run_dir / "checkpoints" / f"{name}.ckpt", weights_only=True)
     return checkpoint
+
+
+def saved(run_dir: Path) -> int:
+    """When the last checkpoint was written; 0 while there is none."""
+    file = run_dir / "checkpoints" / "last.ckpt"
+    return file.stat().st_mtime_ns if file.exists() else 0
 
 
 def learned(run_dir: Path, name: str = "last") -> dict[str, Any]:
@@ -391,25 +398,29 @@ def test_killed_run_goes_on_as_if_it_had_not_been(
 
 
 @pytest.mark.slow
-def test_run_survives_kills_at_any_moment(whole: Callable[[str], Path], tmp_path: Path) -> None:
-    run_dir = tmp_path / "run"
+def test_run_survives_kills_at_any_moment(tmp_path: Path) -> None:
+    run_dir, whole_dir = tmp_path / "run", tmp_path / "whole"
+    recipe = [*SMALL, *CHANCE, "--trainer.max_epochs=40"]
+    main(["fit", *recipe, f"--run_dir={whole_dir}"])
     moments = random.Random(0)
-    command = ["fit", *SMALL, *CHANCE, f"--run_dir={run_dir}"]
-    kills = 0
-    while kills < 8:
+    command = ["fit", *recipe, f"--run_dir={run_dir}"]
+    for _ in range(8):
+        before = saved(run_dir)
         process = child(*command)
-        process.join(moments.uniform(0.5, 4))
-        if process.exitcode is None:
-            process.kill()
-            process.join()
-            kills += 1
-        if (run_dir / "config.yaml").is_file():
-            command = ["fit", f"--ckpt_path={run_dir}"]
+        while saved(run_dir) == before:
+            assert process.is_alive()
+            time.sleep(0.001)
+        time.sleep(moments.uniform(0, 0.15))
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        command = ["fit", f"--ckpt_path={run_dir}"]
+    assert read(run_dir)["epoch"] < 39
 
     resume(run_dir)
 
-    assert_as_whole(run_dir, whole("chance"))
-    assert rows(run_dir) == rows(whole("chance"))
+    assert_as_whole(run_dir, whole_dir)
+    assert rows(run_dir) == rows(whole_dir)
 
 
 @pytest.mark.parametrize("recipe", ["chance", "schedule", "no validation"])
@@ -492,7 +503,7 @@ def _claim_many(number: int) -> list[str]:
 
 def test_processes_claim_different_directories(tmp_path: Path) -> None:
     with CHILDREN.Pool(3) as pool:
-        claimed = sum(pool.map(_claim_many, [50] * 3, chunksize=1), [])
+        claimed = list(itertools.chain(*pool.map(_claim_many, [50] * 3, chunksize=1)))
 
     assert sorted(claimed) == sorted(f"logs/run_{number}" for number in range(1, 151))
     assert len(list((tmp_path / "logs").iterdir())) == 150

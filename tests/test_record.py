@@ -1,0 +1,257 @@
+"""What a run leaves for people and programs: TensorBoard's answers over HTTP, metrics.json, the profiler's trace."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+from urllib.request import Request, urlopen
+
+import pytest
+import yaml
+from conftest import CONFIGS, SMALL
+
+from mnist_lit import main
+
+SCALARS = {"train/loss", "train/acc", "val/loss", "val/acc", "val/f1", "val/acc_best"}
+TEST_SCALARS = {"test/loss", "test/acc", "test/f1"}
+RUNS = {
+    "first": ["--pictures.enabled=true", "--test_after_fit=true", "--trainer.log_every_n_steps=5"],
+    "second": ["--pictures.enabled=true", "--pictures.histograms=true", "--model.lr=0.1", "--seed_everything=7"],
+}
+# A rate with which the second epoch is worse than the first.
+WORSE = ["--model.lr=3.0", "--trainer.max_epochs=4"]
+
+
+def read(run_dir: Path) -> dict[str, Any]:
+    metrics: dict[str, Any] = json.loads((run_dir / "metrics.json").read_text())
+    return metrics
+
+
+def rest_of(metrics: dict[str, Any], *prefixes: str) -> dict[str, Any]:
+    return {name: value for name, value in metrics.items() if not name.startswith(prefixes)}
+
+
+@pytest.fixture(scope="module")
+def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of two finished runs."""
+    folder = tmp_path_factory.mktemp("logs")
+    for name, flags in RUNS.items():
+        main(["fit", *SMALL, *flags, f"--run_dir={folder / name}"])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ask(logs: Path) -> Iterator[Callable[..., Any]]:
+    """`ask(path, body, **query)`: the answer of a TensorBoard that shows the two runs."""
+    options = ["--logdir", str(logs), "--host", "127.0.0.1", "--port", "0", "--load_fast", "false"]
+    command = [sys.executable, "-m", "tensorboard.main", *options]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stderr is not None
+            addresses = (re.search(r"http://127\.0\.0\.1:\d+/", line) for line in server.stderr)
+            address = next(found[0] for found in addresses if found)
+
+            def get(path: str, body: Any = None, **query: str) -> Any:
+                data = None if body is None else json.dumps(body).encode()
+                url = f"{address}data/plugin/{path}?{urlencode(query)}"
+                with urlopen(Request(url, data, {"Content-Type": "application/json"}), timeout=60) as answer:
+                    return json.load(answer)
+
+            yield get
+        finally:
+            server.kill()
+
+
+@pytest.fixture(scope="module")
+def sessions(ask: Callable[..., Any]) -> dict[str, Any]:
+    """Of each run, its entry on the page of hyper-parameters."""
+    columns = [{"metric": {"tag": "val/acc_best"}}]
+    body = {
+        "experimentName": "",
+        "allowedStatuses": ["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_FAILURE", "STATUS_RUNNING"],
+        "colParams": columns,
+        "startIndex": 0,
+        "sliceSize": 10,
+    }
+    groups = ask("hparams/session_groups", body)["sessionGroups"]
+    return {group["sessions"][0]["name"]: group for group in groups}
+
+
+def test_tensorboard_has_one_run_per_directory(ask: Callable[..., Any]) -> None:
+    assert set(ask("scalars/tags")) == {"first", "second"}
+
+
+def test_tensorboard_has_every_scalar_of_the_contract_and_no_other(ask: Callable[..., Any]) -> None:
+    tags = ask("scalars/tags")
+
+    assert set(tags["first"]) - {"epoch"} == SCALARS | TEST_SCALARS | {"lr"}
+    assert set(tags["second"]) - {"epoch"} == SCALARS | {"lr"}
+
+
+@pytest.mark.parametrize("tag", ["train/loss", "train/acc", "val/loss", "val/acc", "val/f1", "val/acc_best"])
+def test_tensorboard_has_a_point_for_each_epoch(tag: str, ask: Callable[..., Any]) -> None:
+    points = ask("scalars/scalars", run="first", tag=tag)
+
+    assert [step for _, step, _ in points] == [9, 19]
+
+
+def test_learning_rate_is_logged_by_step(ask: Callable[..., Any]) -> None:
+    points = ask("scalars/scalars", run="first", tag="lr")
+
+    assert [(step, pytest.approx(lr)) for _, step, lr in points] == [(step, 0.01) for step in (0, 5, 10, 15)]
+
+
+@pytest.mark.parametrize("tag", ["val/acc", "val/loss", "val/f1"])
+def test_metrics_file_has_the_numbers_of_the_curves_at_the_best_epoch(
+    tag: str, logs: Path, ask: Callable[..., Any]
+) -> None:
+    metrics = read(logs / "first")
+
+    points = ask("scalars/scalars", run="first", tag=tag)
+
+    assert metrics[tag] == pytest.approx(points[metrics["epoch"]][2])
+
+
+@pytest.mark.parametrize("tag", sorted(TEST_SCALARS))
+def test_metrics_file_has_the_numbers_of_the_test(tag: str, logs: Path, ask: Callable[..., Any]) -> None:
+    points = ask("scalars/scalars", run="first", tag=tag)
+
+    assert [pytest.approx(value) for _, _, value in points] == [read(logs / "first")[tag]]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_hyperparameters_stand_beside_the_best_accuracy(name: str, logs: Path, sessions: dict[str, Any]) -> None:
+    values = {value["name"]["tag"]: value["value"] for value in sessions[name]["metricValues"]}
+
+    assert values == {"val/acc_best": pytest.approx(read(logs / name)["val/acc_best"])}
+    assert 0 < values["val/acc_best"] <= 1
+
+
+def test_hyperparameters_have_their_values(sessions: dict[str, Any]) -> None:
+    first, second = (sessions[name]["hparams"] for name in RUNS)
+
+    assert (first["model.lr"], second["model.lr"]) == (0.01, 0.1)
+    assert (first["seed"], second["seed"]) == (42, 7)
+    assert first["model.channels"] == "[4]"
+    assert first["data.dataset"] == "digits"
+    assert first["trainer.max_epochs"] == 2
+    assert first["ema.enabled"] is False
+
+
+def test_hyperparameters_have_no_made_up_metric(ask: Callable[..., Any]) -> None:
+    experiment = ask("hparams/experiment", {"experimentName": ""})
+
+    assert [info["name"]["tag"] for info in experiment["metricInfos"]] == ["val/acc_best"]
+
+
+def test_tensorboard_has_the_pictures(ask: Callable[..., Any]) -> None:
+    tags = ask("images/tags")
+
+    assert set(tags["second"]) == {"training_images", "val_confusion", "val_mistakes"}
+    assert set(tags["first"]) == {*tags["second"], "test_confusion", "test_mistakes"}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_tensorboard_has_the_graph_of_the_network(name: str, ask: Callable[..., Any]) -> None:
+    assert ask("graphs/info")[name]["run_graph"] is True
+
+
+def test_tensorboard_has_histograms_only_where_asked(ask: Callable[..., Any]) -> None:
+    tags = ask("histograms/tags")
+
+    assert set(tags) == {"second"}
+    assert all(name.endswith((".weight", ".bias")) for name in tags["second"])
+
+
+def test_metrics_file_says_what_ran_where(logs: Path) -> None:
+    metrics = read(logs / "second")
+
+    assert metrics["seed"] == 7
+    assert metrics["dataset"] == "digits"
+    assert metrics["device"] in ("cpu", "cuda", "mps")
+    assert "torch " in metrics["versions"]
+    assert f"python {sys.version_info.major}." in metrics["versions"]
+
+
+def test_speed_is_images_by_seconds(logs: Path) -> None:
+    metrics = read(logs / "first")
+
+    assert metrics["seconds"] > 0
+    assert metrics["images_per_second"] * metrics["seconds"] == pytest.approx(2 * 1238, rel=0.01)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_precision_is_resolved_and_recorded(name: str, logs: Path) -> None:
+    config = yaml.safe_load((logs / name / "config.yaml").read_text())
+
+    assert config["trainer"]["precision"] in ("32-true", "bf16-mixed", "16-mixed")
+    assert read(logs / name)["precision"] == config["trainer"]["precision"]
+
+
+def test_explicit_precision_wins(tmp_path: Path, fit: Callable[..., Any]) -> None:
+    fit("--trainer.precision=64-true", "--trainer.max_epochs=1", f"--run_dir={tmp_path / 'run'}")
+
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["trainer"]["precision"] == "64-true"
+    assert read(tmp_path / "run")["precision"] == "64-true"
+
+
+def test_metrics_file_is_of_the_best_epoch_not_the_last(tmp_path: Path, fit: Callable[..., Any]) -> None:
+    cli = fit(*WORSE, "--csv=true", f"--run_dir={tmp_path / 'run'}")
+
+    metrics = read(tmp_path / "run")
+    last = float(cli.trainer.callback_metrics["val/acc"])
+    assert metrics["epoch"] < 3
+    assert metrics["val/acc"] == metrics["val/acc_best"] > last
+    assert cli.trainer.callback_metrics["val/acc_best"] == pytest.approx(metrics["val/acc_best"])
+
+
+def test_test_adds_to_the_metrics_file(tmp_path: Path, fit: Callable[..., Any]) -> None:
+    run_dir = tmp_path / "run"
+    fit("--trainer.max_epochs=1", f"--run_dir={run_dir}")
+    before = read(run_dir)
+
+    cli = main(["test", f"--ckpt_path={run_dir}"])
+
+    after = read(run_dir)
+    assert rest_of(after, "test/") == before
+    assert {name: after[name] for name in after if name.startswith("test/")} == {
+        name: float(cli.trainer.callback_metrics[name]) for name in TEST_SCALARS
+    }
+
+
+def test_validate_finds_again_what_the_metrics_file_says(tmp_path: Path, fit: Callable[..., Any]) -> None:
+    run_dir = tmp_path / "run"
+    fit(*WORSE, "--test_after_fit=true", f"--run_dir={run_dir}")
+    before = read(run_dir)
+
+    main(["validate", f"--ckpt_path={run_dir}"])
+
+    after = read(run_dir)
+    assert after.keys() == before.keys()
+    assert rest_of(after, "val/") == rest_of(before, "val/")
+    for name in ("val/acc", "val/loss", "val/f1", "val/acc_best"):
+        assert after[name] == pytest.approx(before[name], rel=1e-4), name
+
+
+def test_without_validation_the_metrics_file_has_the_rest(tmp_path: Path, fit: Callable[..., Any]) -> None:
+    fit("--data.val_size=0", "--test_after_fit=true", f"--run_dir={tmp_path / 'run'}")
+
+    metrics = read(tmp_path / "run")
+    assert TEST_SCALARS <= metrics.keys()
+    assert not any(name.startswith("val/") for name in metrics)
+    assert metrics["images_per_second"] > 0
+
+
+def test_profile_leaves_a_trace_and_a_table(tmp_path: Path) -> None:
+    configs = [f"--config={CONFIGS / name}.yaml" for name in ("base", "digits", "profile")]
+
+    main(["fit", *configs, f"--run_dir={tmp_path / 'run'}"])
+
+    traces = list((tmp_path / "run").glob("*.json*"))
+    trace = next(file for file in traces if file.name != "metrics.json")
+    assert len(json.loads(trace.read_text())["traceEvents"]) > 100
+    assert "Self CPU" in next((tmp_path / "run").glob("*profile*.txt")).read_text()
