@@ -11,8 +11,10 @@ from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, PositiveIn
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint, TQDMProgressBar
 
+from mnist_lit.checkpoints import BEST, LAST
 from mnist_lit.errors import Stopped
-from mnist_lit.runs import BEST, LAST
+
+Monitor = Literal["val/acc", "val/f1", "val/loss", "train/acc", "train/loss"]
 
 __all__ = ["EMA", "BestCheckpoint", "EarlyStop", "LastCheckpoint", "Progress"]
 
@@ -27,7 +29,7 @@ class BestCheckpoint(ModelCheckpoint):
     """
 
     def __init__(
-        self, enabled: bool = True, monitor: str | None = "val/acc", mode: Literal["min", "max"] = "max"
+        self, enabled: bool = True, monitor: Monitor | None = "val/acc", mode: Literal["min", "max"] = "max"
     ) -> None:
         super().__init__(
             filename=Path(BEST).stem,
@@ -125,7 +127,7 @@ class EarlyStop(EarlyStopping):
     def __init__(
         self,
         enabled: bool = False,
-        monitor: str = "val/loss",
+        monitor: Monitor = "val/loss",
         mode: Literal["min", "max"] = "min",
         patience: PositiveInt = 5,
         min_delta: NonNegativeFloat = 0.0,

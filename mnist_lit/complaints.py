@@ -36,7 +36,9 @@ REASONS = [
     (r"Unable to load config ['\"](\S+)['\"]", r"takes keys below it or a YAML file, got \1"),
 ]
 # Why an object cannot be made: the first reason that is given, or the package that is not installed.
-PROBLEM = re.compile(r"Problem with given class_path '([\w.]+)':\s+(.+)")
+PROBLEM = re.compile(
+    r"^ *- (?!Not a |Expected a |an? )(?:Problem with given class_path '([\w.]+)':\s+)?(.+)", re.MULTILINE
+)
 MISSING = re.compile(r"(?:Module not found: '|No module named '|Requirement ')(\w+)")
 EXTRAS = ("mlflow",)
 CLASSES: dict[str, ModuleType] = {
@@ -82,6 +84,8 @@ def explain_object(message: str) -> str:
     if not (problem := PROBLEM.search(message)):
         return message
     class_path, reason = problem.groups()
+    if not class_path:
+        return reason
     if not (missing := MISSING.match(reason)):
         return f"{class_path}: {reason}"
     package = missing[1]

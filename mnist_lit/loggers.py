@@ -30,7 +30,9 @@ class TensorBoard(TensorBoardLogger):
         hyper-parameters without a metric.
         """
         if metrics:
-            for summary in hparams(params, metrics):  # type: ignore[no-untyped-call]
+            # torch would write a bool as 0.0 or 1.0.
+            texts = {name: str(value) for name, value in params.items() if isinstance(value, bool)}
+            for summary in hparams({**params, **texts}, metrics):  # type: ignore[no-untyped-call]
                 self.experiment.file_writer.add_summary(summary)
 
     @rank_zero_only

@@ -102,7 +102,7 @@ class Pictures(Callback):
         for logger in trainer.loggers if self.histograms else []:
             if isinstance(logger, TensorBoardLogger):
                 for name, parameter in pl_module.get_submodule("network").named_parameters():
-                    logger.experiment.add_histogram(name, parameter.detach().float(), trainer.global_step)
+                    logger.experiment.add_histogram(f"weights/{name}", parameter.detach().float(), trainer.global_step)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.has_news:

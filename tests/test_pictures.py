@@ -12,7 +12,7 @@ import torch
 from conftest import SMALL
 from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
 from mnist_lit import main
 from mnist_lit.pictures import Mistakes, Pictures, draw_confusion, draw_digits
@@ -228,7 +228,7 @@ def test_histograms_are_of_every_weight_and_every_epoch(tmp_path: Path, fit: Cal
     cli = fit(DRAW, "--pictures.histograms=true", f"--run_dir={tmp_path / 'run'}")
 
     steps = steps_of(tmp_path / "run", "histograms")
-    assert steps == {name: [10, 20] for name, _ in cli.model.network.named_parameters()}
+    assert steps == {f"weights/{name}": [10, 20] for name, _ in cli.model.network.named_parameters()}
 
 
 def test_histograms_are_not_made_unasked(drawn: Any) -> None:

@@ -23,7 +23,7 @@ RUNS = {
     "second": ["--pictures.enabled=true", "--pictures.histograms=true", "--model.lr=0.1", "--seed_everything=7"],
 }
 # A rate with which the second epoch is worse than the first.
-WORSE = ["--model.lr=3.0", "--trainer.max_epochs=4"]
+WORSE = ["--model.lr=0.3", "--trainer.max_epochs=4"]
 
 
 def read(run_dir: Path) -> dict[str, Any]:
@@ -59,7 +59,8 @@ def ask(logs: Path) -> Iterator[Callable[..., Any]]:
                 data = None if body is None else json.dumps(body).encode()
                 url = f"{address}data/plugin/{path}?{urlencode(query)}"
                 with urlopen(Request(url, data, {"Content-Type": "application/json"}), timeout=60) as answer:
-                    return json.load(answer)
+                    text = answer.read().decode()
+                return text if path == "graphs/graph" else json.loads(text)
 
             yield get
         finally:
@@ -102,7 +103,8 @@ def test_tensorboard_has_a_point_for_each_epoch(tag: str, ask: Callable[..., Any
 def test_learning_rate_is_logged_by_step(ask: Callable[..., Any]) -> None:
     points = ask("scalars/scalars", run="first", tag="lr")
 
-    assert [(step, pytest.approx(lr)) for _, step, lr in points] == [(step, 0.01) for step in (0, 5, 10, 15)]
+    assert [step for _, step, _ in points] == [0, 5, 10, 15]
+    assert [lr for _, _, lr in points] == pytest.approx([0.01] * 4)
 
 
 @pytest.mark.parametrize("tag", ["val/acc", "val/loss", "val/f1"])
@@ -120,7 +122,7 @@ def test_metrics_file_has_the_numbers_of_the_curves_at_the_best_epoch(
 def test_metrics_file_has_the_numbers_of_the_test(tag: str, logs: Path, ask: Callable[..., Any]) -> None:
     points = ask("scalars/scalars", run="first", tag=tag)
 
-    assert [pytest.approx(value) for _, _, value in points] == [read(logs / "first")[tag]]
+    assert [value for _, _, value in points] == pytest.approx([read(logs / "first")[tag]])
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -139,7 +141,7 @@ def test_hyperparameters_have_their_values(sessions: dict[str, Any]) -> None:
     assert first["model.channels"] == "[4]"
     assert first["data.dataset"] == "digits"
     assert first["trainer.max_epochs"] == 2
-    assert first["ema.enabled"] is False
+    assert first["ema.enabled"] == "False"
 
 
 def test_hyperparameters_have_no_made_up_metric(ask: Callable[..., Any]) -> None:
@@ -158,13 +160,15 @@ def test_tensorboard_has_the_pictures(ask: Callable[..., Any]) -> None:
 @pytest.mark.parametrize("name", RUNS)
 def test_tensorboard_has_the_graph_of_the_network(name: str, ask: Callable[..., Any]) -> None:
     assert ask("graphs/info")[name]["run_graph"] is True
+    nodes = re.findall(r'name: "(Network/[^"]+)"', ask("graphs/graph", run=name))
+    assert any("Conv2d" in node for node in nodes), nodes
 
 
 def test_tensorboard_has_histograms_only_where_asked(ask: Callable[..., Any]) -> None:
     tags = ask("histograms/tags")
 
     assert set(tags) == {"second"}
-    assert all(name.endswith((".weight", ".bias")) for name in tags["second"])
+    assert all(name.startswith("weights/") for name in tags["second"])
 
 
 def test_metrics_file_says_what_ran_where(logs: Path) -> None:
@@ -241,7 +245,7 @@ def test_without_validation_the_metrics_file_has_the_rest(tmp_path: Path, fit: C
     fit("--data.val_size=0", "--test_after_fit=true", f"--run_dir={tmp_path / 'run'}")
 
     metrics = read(tmp_path / "run")
-    assert TEST_SCALARS <= metrics.keys()
+    assert metrics.keys() >= TEST_SCALARS
     assert not any(name.startswith("val/") for name in metrics)
     assert metrics["images_per_second"] > 0
 

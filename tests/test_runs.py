@@ -21,8 +21,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
 from mnist_lit import main
+from mnist_lit.checkpoints import AtomicCheckpointIO
 from mnist_lit.errors import UsageError
-from mnist_lit.runs import AtomicCheckpointIO, claim
+from mnist_lit.runs import claimed
 
 # 1,238 training images make 10 steps in each of the two epochs.
 STEPS_PER_EPOCH = 10
@@ -498,14 +499,18 @@ def test_runs_are_numbered(fit: Callable[..., Any], tmp_path: Path, capsys: pyte
 
 
 def _claim_many(number: int) -> list[str]:
-    return [str(claim(None, existing=None)) for _ in range(number)]
+    run_dirs = []
+    for _ in range(number):
+        with claimed(None, existing=None) as run_dir:
+            run_dirs.append(str(run_dir))
+    return run_dirs
 
 
 def test_processes_claim_different_directories(tmp_path: Path) -> None:
     with CHILDREN.Pool(3) as pool:
-        claimed = list(itertools.chain(*pool.map(_claim_many, [50] * 3, chunksize=1)))
+        run_dirs = list(itertools.chain(*pool.map(_claim_many, [50] * 3, chunksize=1)))
 
-    assert sorted(claimed) == sorted(f"logs/run_{number}" for number in range(1, 151))
+    assert sorted(run_dirs) == sorted(f"logs/run_{number}" for number in range(1, 151))
     assert len(list((tmp_path / "logs").iterdir())) == 150
 
 

@@ -1,0 +1,165 @@
+"""Checkpoints: which one is meant, what it says of itself, how it is written and read."""
+
+import atexit
+import os
+import shutil
+import tempfile
+import urllib.error
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch import Tensor
+
+from mnist_lit.errors import MNISTLitError, UsageError
+
+__all__ = ["BEST", "LAST", "AtomicCheckpointIO", "Source", "read_checkpoint"]
+
+BEST, LAST = "best.ckpt", "last.ckpt"
+SHAPES = ("channels", "hidden", "kernel_size", "convs_per_stage", "pooling", "global_pool", "norm")
+
+
+class Source:
+    """What a command starts from.
+
+    Args:
+        path: A checkpoint file, a URL or a run directory, as the user gave it.
+        for_fit: Whether a run directory means its last checkpoint (to go on) instead of its best (to use).
+
+    Attributes:
+        file: The checkpoint file; None when the run was stopped before its first one.
+        run_dir: The run directory that the checkpoint belongs to, if any.
+        goes_on: Whether the command continues that run in its own directory.
+        config: The configuration that it was made with, as plain data.
+        step: Optimizer steps that it has behind it.
+
+    Raises:
+        UsageError: If there is no such file, or nothing in the directory to start from.
+        MNISTLitError: If the download fails.
+    """
+
+    def __init__(self, path: str, *, for_fit: bool) -> None:
+        self.file: Path | None
+        self.run_dir: Path | None = None
+        self.goes_on = False
+        if path.startswith(("http://", "https://")):
+            self.file = _download(path)
+        elif Path(path).is_dir():
+            self.run_dir = Path(path)
+            self.goes_on = for_fit
+            self.file = _in_run_dir(self.run_dir, for_fit=for_fit)
+        elif Path(path).is_file():
+            self.file = Path(path)
+            if self.file.parent.name == "checkpoints" and not for_fit:
+                self.run_dir = self.file.parent.parent
+        else:
+            raise UsageError(f"ckpt_path: {path!r} does not exist\ngive a checkpoint file, a URL or a run directory")
+        self._read()
+
+    def _read(self) -> None:
+        if self.file is None:
+            assert self.run_dir is not None
+            self.config: dict[str, Any] = yaml.safe_load((self.run_dir / "config.yaml").read_text(encoding="utf-8"))
+            self.step = 0
+            self.shapes: dict[str, torch.Size] | None = None
+            return
+        checkpoint = read_checkpoint(self.file)
+        self.config = checkpoint.get("config") or _from_hyper_parameters(checkpoint.get("hyper_parameters", {}))
+        self.step = checkpoint.get("global_step", 0)
+        self.shapes = _shapes(checkpoint["state_dict"])
+
+    def check_network(self, state_dict: Mapping[str, Tensor], config: dict[str, Any]) -> None:
+        """Before anything is written: the checkpoint is of this network.
+
+        Args:
+            state_dict: The network's.
+            config: The model's configuration.
+
+        Raises:
+            UsageError: If it is not, with what differs.
+        """
+        if self.shapes in (None, _shapes(state_dict)):
+            return
+        theirs = self.config["model"]
+        names = [name for name in SHAPES if name in theirs and theirs[name] != config.get(name)]
+        differences = [f"model.{name} is {theirs[name]} in the checkpoint, {config[name]} here" for name in names]
+        raise UsageError("\n".join(["ckpt_path: the checkpoint is of another network", "; ".join(differences)]))
+
+
+def _from_hyper_parameters(model: dict[str, Any]) -> dict[str, Any]:
+    """The configuration that a checkpoint stands for which was made without the command line."""
+    names = [name for name in model if name not in ("image_size", "_instantiator")]
+    data = {"image_size": model["image_size"]} if "image_size" in model else {}
+    return {"model": {name: model[name] for name in names}, "data": data}
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in tensors.items()}
+
+
+def _in_run_dir(run_dir: Path, *, for_fit: bool) -> Path | None:
+    names = [LAST] if for_fit else [BEST, LAST]
+    for name in names:
+        if (run_dir / "checkpoints" / name).is_file():
+            return run_dir / "checkpoints" / name
+    if for_fit and (run_dir / "config.yaml").is_file():
+        return None
+    raise UsageError(f"ckpt_path: {run_dir} holds no checkpoint\nexpected one of checkpoints/{', '.join(names)} in it")
+
+
+def _download(url: str) -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="mnist_lit-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    file = folder / "downloaded.ckpt"
+    try:
+        torch.hub.download_url_to_file(url, str(file), progress=False)
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        raise MNISTLitError(f"ckpt_path: {url} cannot be downloaded: {error}") from error
+    return file
+
+
+def read_checkpoint(file: Path) -> dict[str, Any]:
+    """The content of a checkpoint; nothing in it is ever executed.
+
+    Raises:
+        UsageError: If the file is no checkpoint of plain data.
+    """
+    try:
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        is_whole = zipfile.is_zipfile(file) and "weights_only" in str(error)
+        reason = "it holds more than plain data" if is_whole else "it is damaged or something else"
+        raise UsageError(f"ckpt_path: {file} is no checkpoint of mnist_lit: {reason}") from error
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise UsageError(f"ckpt_path: {file} is no checkpoint of mnist_lit: it has no state_dict")
+    return checkpoint
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Checkpoints that are there as a whole or not at all, and from which nothing is executed.
+
+    Lightning writes through the system's temporary folder, from which a file is copied, not renamed, when that lies
+    on another disk.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            with temporary.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        return read_checkpoint(Path(path))
