@@ -260,7 +260,7 @@ def test_good_files_are_left_alone_in_a_folder_that_cannot_be_written(tmp_path, 
 
 def test_a_folder_that_cannot_be_used_is_an_error_of_two_lines(tmp_path):
     (tmp_path / "data").write_text("a file where a folder should be")
-    with pytest.raises(MNISTLitError, match="cannot be used: .*Not a directory") as error:
+    with pytest.raises(MNISTLitError, match=r"cannot be used: .*Not a directory") as error:
         fetch(tmp_path / "data", "http://127.0.0.1:9/")
     assert len(error_lines(error)) == 2
     assert "--data.data_dir" in error_lines(error)[1]

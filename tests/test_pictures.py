@@ -12,7 +12,7 @@ import torch
 from conftest import SMALL
 from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mnist_lit import main
 from mnist_lit.pictures import Mistakes, Pictures, draw_confusion, draw_digits

@@ -18,7 +18,7 @@ import pytest
 import torch
 from conftest import SMALL
 from lightning.pytorch import Callback, LightningModule, Trainer
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mnist_lit import main
 from mnist_lit.checkpoints import AtomicCheckpointIO
