@@ -20,7 +20,7 @@ PREFIXES = {"uv run python -m ": PYTHON, "uv run pytest": f"{PYTHON}pytest --col
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("clone")
-    for name in ("configs", "tests", "pyproject.toml", "mnist_lit"):
+    for name in ("README.md", "configs", "mnist_lit", "pyproject.toml", "scripts", "tests"):
         (folder / name).symlink_to(PROJECT / name)
     return folder
 
