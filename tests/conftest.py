@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback, Trainer
 
-from mnist_lit import main
+from mnist_lit import MNISTDataModule, main
 
 PROJECT = Path(__file__).parents[1]
 CONFIGS = PROJECT / "configs"
@@ -40,7 +41,7 @@ def _isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(1)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def mnist_dir() -> Path:
     """The folder that holds the real `MNIST/raw`."""
     if not (MNIST_DIR / "MNIST" / "raw").is_dir():
@@ -90,3 +91,23 @@ def shell() -> Callable[..., "subprocess.CompletedProcess[str]"]:
         return subprocess.CompletedProcess(command, process.returncode, output, errors)
 
     return run
+
+
+def digits(**kwargs: Any) -> MNISTDataModule:
+    """The embedded digits, for use from Python."""
+    return MNISTDataModule(dataset="digits", **{"val_size": 200, **kwargs})
+
+
+def trainer(*callbacks: Callback, **kwargs: Any) -> Trainer:
+    """A plain Trainer of one epoch that leaves nothing behind."""
+    defaults: dict[str, Any] = {
+        "max_epochs": 1,
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "log_every_n_steps": 1,
+    }
+    return Trainer(callbacks=list(callbacks), **{**defaults, **kwargs})

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL
+from conftest import SMALL, digits, trainer
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
@@ -43,23 +43,6 @@ class Batches(Callback):
 
     def on_predict_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, *args: Any) -> None:
         self.predict.append(batch[0].clone())
-
-
-def trainer(*callbacks: Callback, **kwargs: Any) -> Trainer:
-    defaults: dict[str, Any] = {
-        "max_epochs": 1,
-        "accelerator": "cpu",
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "num_sanity_val_steps": 0,
-    }
-    return Trainer(callbacks=list(callbacks), **{**defaults, **kwargs})
-
-
-def digits(**kwargs: Any) -> MNISTDataModule:
-    return MNISTDataModule(dataset="digits", **{"val_size": 200, **kwargs})
 
 
 def ready(datamodule: MNISTDataModule, stage: str = "fit", **kwargs: Any) -> MNISTDataModule:

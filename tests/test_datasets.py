@@ -32,14 +32,6 @@ CLASS_COUNTS = {
 }
 
 
-@pytest.fixture(scope="session")
-def mnist_dir() -> Path:
-    path = Path(os.environ.get("MNIST_LIT_DATA", Path(__file__).parents[2] / "shared" / "data"))
-    if not (path / "MNIST" / "raw").is_dir():
-        pytest.skip("the real MNIST files are not here")
-    return path
-
-
 class Mirror(ThreadingHTTPServer):
     """Serves `files` at /MANNER/NAME, in the manner that the address asks for, and notes what it was asked."""
 

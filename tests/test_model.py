@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import SMALL
+from conftest import SMALL, digits, trainer
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.plugins import MixedPrecision
 from sklearn.metrics import f1_score  # type: ignore[import-untyped]  # it has no types
@@ -70,24 +70,6 @@ def norm(tensors: list[Tensor]) -> Tensor:
 
 def update_norms(weights: list[list[Tensor]]) -> list[float]:
     return [float(norm([b - a for a, b in zip(before, after, strict=True)])) for before, after in pairwise(weights)]
-
-
-def digits(**kwargs: Any) -> MNISTDataModule:
-    return MNISTDataModule(dataset="digits", **{"val_size": 200, **kwargs})
-
-
-def trainer(*callbacks: Callback, **kwargs: Any) -> Trainer:
-    defaults: dict[str, Any] = {
-        "max_epochs": 1,
-        "accelerator": "cpu",
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "num_sanity_val_steps": 0,
-        "log_every_n_steps": 1,
-    }
-    return Trainer(callbacks=list(callbacks), **{**defaults, **kwargs})
 
 
 def scalars(cli: Any, name: str) -> dict[int, float]:
