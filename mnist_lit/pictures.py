@@ -1,5 +1,6 @@
 """Pictures of a run, for TensorBoard and other trackers and as PNG files in the run directory."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -236,7 +237,6 @@ def draw_confusion(title: str, counts: "np.ndarray[Any, Any]") -> Figure:
 def _publish_graph(trainer: Trainer, pl_module: LightningModule, image: Tensor) -> None:
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
-            # In eval mode: tracing runs the network, and that must not move its batch statistics.
-            pl_module.get_submodule("network").eval()
-            logger.experiment.add_graph(pl_module.get_submodule("network"), image)
-            pl_module.get_submodule("network").train()
+            # Of a copy: tracing runs the network, which must not move its batch statistics, and which it cannot where
+            # the network is compiled.
+            logger.experiment.add_graph(copy.deepcopy(pl_module.get_submodule("network")).eval(), image)

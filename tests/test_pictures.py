@@ -299,3 +299,14 @@ def test_two_processes_show_the_images_of_both(tmp_path: Path, shell: Callable[.
     assert num_images == 200
     assert len(of_label) == min(num_wrong, 150) > 20
     assert of_label == sorted(of_label)
+
+
+def test_a_compiled_network_is_drawn_too(tmp_path: Path) -> None:
+    flags = [flag for flag in SMALL if not flag.startswith("--pictures")]
+
+    main(["fit", *flags, "--trainer.max_epochs=1", "--model.compile=true", "--run_dir=run"])
+
+    events = EventAccumulator(str(tmp_path / "run"))
+    events.Reload()
+    assert any("Conv2d" in node.name for node in events.Graph().node)
+    assert (tmp_path / "run" / "pictures" / "val_confusion.png").is_file()
