@@ -68,7 +68,7 @@ def test_mlp_is_784_500_10(tmp_path: Path) -> None:
     shapes = [tuple(layer.weight.shape) for layer in cli.model.network.modules() if isinstance(layer, torch.nn.Linear)]
     assert shapes == [(500, 784), (10, 500)]
     assert isinstance(cli.trainer.optimizers[0], torch.optim.Adam)
-    assert cli.trainer.optimizers[0].param_groups[0]["lr"] == 1e-3
+    assert cli.trainer.optimizers[0].param_groups[0]["initial_lr"] == 1e-3
     assert cli.datamodule.batch_size == 100
 
 
