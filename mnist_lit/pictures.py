@@ -1,6 +1,5 @@
 """Pictures of a run, for TensorBoard and other trackers and as PNG files in the run directory."""
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +63,11 @@ class Pictures(Callback):
         self.has_begun = False
         self.has_news = False
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        # As early as this the network is still on the CPU and not compiled, which could not be traced.
+        if stage == "fit" and trainer.is_global_zero:
+            _publish_graph(trainer, pl_module)
+
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: tuple[Tensor, Tensor], batch_idx: int
     ) -> None:
@@ -74,7 +78,6 @@ class Pictures(Callback):
         title, caption = "Training images", "the first batch as the network sees it, after augmentation; label above"
         figure = draw_digits(title, caption, images, [str(int(label)) for label in labels])
         self._publish(trainer, "training_images", figure)
-        _publish_graph(trainer, pl_module, batch[0][:1])
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.confusion.to(pl_module.device).reset()
@@ -234,9 +237,11 @@ def draw_confusion(title: str, counts: "np.ndarray[Any, Any]") -> Figure:
     return figure
 
 
-def _publish_graph(trainer: Trainer, pl_module: LightningModule, image: Tensor) -> None:
+def _publish_graph(trainer: Trainer, pl_module: LightningModule) -> None:
+    network, side = pl_module.get_submodule("network"), pl_module.hparams["image_size"]
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
-            # Of a copy: tracing runs the network, which must not move its batch statistics, and which it cannot where
-            # the network is compiled.
-            logger.experiment.add_graph(copy.deepcopy(pl_module.get_submodule("network")).eval(), image)
+            # In eval mode: tracing runs the network, and that must not move its batch statistics.
+            image = torch.zeros(1, 1, side, side, device=next(network.parameters()).device)
+            logger.experiment.add_graph(network.eval(), image)
+            network.train()
