@@ -1,15 +1,18 @@
 """The command line: objects from layers of configuration, and the commands that run them."""
 
 import signal
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from jsonargparse import Namespace
+from jsonargparse.typing import PositiveInt
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning_utilities.core.rank_zero import rank_zero_only
@@ -30,16 +33,27 @@ from mnist_lit.predictions import write_predictions
 from mnist_lit.record import RunRecord
 from mnist_lit.runs import LOGS, claimed, is_first_process, write_text
 
-__all__ = ["CLI", "run"]
+__all__ = ["CLI", "rehearse", "run"]
 
 GROUPS = {"checkpoint": BestCheckpoint, "early_stopping": EarlyStop, "ema": EMA, "pictures": Pictures}
 TRAINER_DEFAULTS = {"max_epochs": 10, "num_sanity_val_steps": 0, "enable_model_summary": False}
 
 
-def run(request: Request) -> "CLI":
+# What LightningCLI keeps of the parser of each command: making one takes a quarter of a second, and a search runs `fit`
+# many times in a process.
+PARSERS: dict[str, dict[str, Any]] = {}
+
+
+def run(request: Request, callbacks: Sequence[Callback] = ()) -> "CLI":
     """Carry out what was asked for."""
     be_quiet()
-    return CLI(request)
+    return CLI(request, callbacks)
+
+
+def rehearse(request: Request) -> "CLI":
+    """Build everything that was asked for, and neither run nor write anything."""
+    be_quiet()
+    return Rehearsal(request)
 
 
 class CLI(LightningCLI):
@@ -47,13 +61,15 @@ class CLI(LightningCLI):
 
     Args:
         request: What was asked for.
+        callbacks: Callbacks of the trainer beside the configured ones.
     """
 
     model: ConvNet
     datamodule: MNISTDataModule
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, callbacks: Sequence[Callback] = ()) -> None:
         self.request = request
+        self.callbacks = callbacks
         self.source: Source | None = None
         self.run_dir = LOGS
         super().__init__(
@@ -69,10 +85,18 @@ class CLI(LightningCLI):
 
     # Configuration
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        ours = {"verbose", "weights_only", "return_predictions"}
-        return {command: skipped | ours for command, skipped in LightningCLI.subcommands().items()}
+    # Lightning's is static: it makes the parsers of all commands.
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        command = self.request.command
+        return {command: super().subcommands()[command] | {"verbose", "weights_only", "return_predictions"}}
+
+    def setup_parser(self, *args: Any) -> None:
+        command = self.request.command
+        if command not in PARSERS:
+            before = set(vars(self))
+            super().setup_parser(*args)
+            PARSERS[command] = {name: value for name, value in vars(self).items() if name not in before}
+        vars(self).update(PARSERS[command])
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         for name, callback in GROUPS.items():
@@ -85,6 +109,12 @@ class CLI(LightningCLI):
         )
         parser.add_argument(
             "--csv", type=bool, default=False, help="Whether the scalars are also written to RUN/metrics.csv."
+        )
+        parser.add_argument(
+            "--num_threads",
+            type=PositiveInt | None,
+            default=None,
+            help="Threads of torch on the CPU, 1 or more; default one for each core. The last bits depend on it.",
         )
         parser.link_arguments("data.image_size", "model.image_size")
 
@@ -103,6 +133,8 @@ class CLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.request.command]
+        if config.num_threads is not None:
+            torch.set_num_threads(config.num_threads)
         if config.trainer.precision is None:
             config.trainer.precision = native_precision(config.trainer.accelerator)
         if self.source is not None and self.source.goes_on:
@@ -123,16 +155,17 @@ class CLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config_init[self.request.command]
         self.subcommand_parser.callback_keys = [name for name in GROUPS if config[name].enabled]
-        existing = None
         if self.source is not None:
             self.source.check_network(self.model.state_dict(), self.plain_config["model"])
-            existing = self.source.run_dir
+        with self._place(config) as self.run_dir:
+            return self._make_trainer(config, **kwargs)
+
+    def _place(self, config: Namespace) -> AbstractContextManager[Path]:
         if is_first_process():
             tests_too = self.request.command == "fit" and config.test_after_fit
             # Where it fails, no run directory is left behind.
             self.datamodule.fetch(self.request.command, *["test"] * tests_too)
-        with claimed(self.wanted_run_dir, existing=existing) as self.run_dir:
-            return self._make_trainer(config, **kwargs)
+        return claimed(self.wanted_run_dir, existing=self.source.run_dir if self.source is not None else None)
 
     def _make_trainer(self, config: Namespace, **kwargs: Any) -> Trainer:
         config.pictures.folder = self.run_dir / "pictures"
@@ -152,7 +185,7 @@ class CLI(LightningCLI):
         record = RunRecord(
             self.run_dir, self.plain_config, monitor=config.checkpoint.monitor, mode=config.checkpoint.mode
         )
-        callbacks: list[Any] = [record]
+        callbacks: list[Any] = [record, *self.callbacks]
         if config.checkpoint.enabled:
             last = LastCheckpoint()
             config.checkpoint.dirpath = last.dirpath = str((self.run_dir / "checkpoints").resolve())
@@ -245,6 +278,21 @@ class CLI(LightningCLI):
             if name in metrics:
                 print(f"{name} {metrics[name]:.2%}")
         print(self.run_dir)
+
+
+class Rehearsal(CLI):
+    """A command with everything built, up to where it would begin."""
+
+    def _place(self, config: Namespace) -> AbstractContextManager[Path]:
+        return nullcontext(self.run_dir)
+
+    def after_instantiate_classes(self) -> None:
+        """Nothing: no config.yaml is written."""
+
+    def _run(self, command: str, **kwargs: Any) -> Any:
+        """Nothing: no command is run."""
+
+    fit = validate = test = predict = _run
 
 
 def _dataset(source: Source) -> str | None:

@@ -1,5 +1,6 @@
 """The data module: whole data sets as tensors in memory, batches by index, augmentation on the training device."""
 
+import functools
 import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -111,13 +112,11 @@ class MNISTDataModule(LightningDataModule):
             self.splits["test"] = self._place(ImageDataset(*load(self.dataset, self.data_dir, "test")))
 
     def _setup_training(self) -> None:
-        images, labels = load(self.dataset, self.data_dir, "train")
-        train, val = stratified_split(labels, self.val_size)
+        train, val, self.statistics = _training_data(self.dataset, self.data_dir.resolve(), self.val_size)
         # All processes of a run must shuffle alike, also when none was given a seed.
         self.seed = self.trainer.strategy.broadcast(self.seed)  # type: ignore[union-attr]
-        self.statistics = _mean_and_std(images, train)
-        self.splits["train"] = self._place(ImageDataset(images, labels, train))
-        self.splits["val"] = self._place(ImageDataset(images, labels, val))
+        self.splits["train"] = self._place(train)
+        self.splits["val"] = self._place(val)
 
     def _place(self, dataset: "ImageDataset") -> "ImageDataset":
         return dataset.to(self.trainer.strategy.root_device) if self.resident else dataset  # type: ignore[union-attr]
@@ -265,6 +264,16 @@ class ResumableLoader(DataLoader[Batch]):
 
 def _as_it_is(batch: Any) -> Any:
     return batch
+
+
+@functools.lru_cache(maxsize=1)  # a search trains many times on the same data
+def _training_data(
+    dataset: DatasetName, data_dir: Path, val_size: int
+) -> tuple[ImageDataset, ImageDataset, tuple[float, float]]:
+    """Training and validation split, and the mean and deviation of the former's pixels."""
+    images, labels = load(dataset, data_dir, "train")
+    train, val = (ImageDataset(images, labels, indices) for indices in stratified_split(labels, val_size))
+    return train, val, _mean_and_std(images, train.indices)
 
 
 def _mean_and_std(images: Tensor, indices: Tensor) -> tuple[float, float]:

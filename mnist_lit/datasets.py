@@ -15,6 +15,7 @@ import sys
 import zlib
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from http.client import HTTPException
 from itertools import count
 from pathlib import Path
@@ -166,6 +167,15 @@ def _find(dataset: str, folder: Path, file_name: str) -> bytearray | None:
 
 def _read(dataset: str, file_name: str, path: Path) -> bytearray | None:
     """Returns the decoded content of a raw or `.gz` file, or None where it is absent or not good."""
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return None
+    return _read_unchanged(dataset, file_name, path.resolve(), (stat.st_ino, stat.st_mtime_ns, stat.st_size))
+
+
+@lru_cache(maxsize=4)  # all files of a dataset: they are needed to see that they are good, and again to be used
+def _read_unchanged(dataset: str, file_name: str, path: Path, _version: tuple[int, ...]) -> bytearray | None:
     try:
         with path.open("rb") as file:
             if path.suffix != ".gz":

@@ -4,7 +4,8 @@ import difflib
 import os
 import signal
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -15,9 +16,11 @@ from mnist_lit.environment import DEBUG_VARIABLE, read_environment
 from mnist_lit.errors import MNISTLitError, Stopped, UsageError
 
 if TYPE_CHECKING:
+    from lightning.pytorch import Callback
+
     from mnist_lit.cli import CLI
 
-__all__ = ["COMMANDS", "Request", "did_you_mean", "main"]
+__all__ = ["COMMANDS", "Request", "did_you_mean", "main", "read_config", "short_errors"]
 
 COMMANDS = {
     "fit": "train a model, keep its best and its last checkpoint",
@@ -55,7 +58,7 @@ class Request:
         self.configs = [setting.value for key, setting in self.environment.items() if key == "config"]
         self.flags: list[str] = []
         self._split(list(args[1:]))
-        self.ckpt_path = self._find_checkpoint([_read_config(Path(config)) for config in self.configs])
+        self.ckpt_path = self._find_checkpoint([read_config(Path(config)) for config in self.configs])
 
     def layers(self) -> list[str]:
         """The arguments in order of precedence, the strongest last."""
@@ -91,11 +94,12 @@ class Request:
         return str(path)
 
 
-def main(args: Sequence[str] | None = None) -> "CLI":
+def main(args: Sequence[str] | None = None, callbacks: Sequence["Callback"] = ()) -> "CLI":
     """Run one command.
 
     Args:
         args: The command line after `python -m mnist_lit`; default that of this process.
+        callbacks: Callbacks of the trainer beside the configured ones.
 
     Returns:
         The command's `trainer`, `model` and `datamodule`.
@@ -105,12 +109,24 @@ def main(args: Sequence[str] | None = None) -> "CLI":
             something went wrong later, 130 after Ctrl-C, 143 after SIGTERM. The error is printed and is its cause.
     """
     args = sys.argv[1:] if args is None else args
-    try:
+    with short_errors():
         _answer_at_once(args)
         request = Request(args)
         from mnist_lit.cli import run
 
-        return run(request)
+        return run(request, callbacks)
+    raise AssertionError
+
+
+@contextmanager
+def short_errors() -> Iterator[None]:
+    """Turn errors into short messages and exit codes: the rest of `main` and of other scripts.
+
+    Raises:
+        SystemExit: In place of any error, which is its cause.
+    """
+    try:
+        yield
     except Stopped as stop:
         print(stop, file=sys.stderr)
         raise SystemExit(stop.exit_code) from stop
@@ -140,7 +156,12 @@ def _answer_at_once(args: Sequence[str]) -> None:
     raise SystemExit(0)
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
+    """The content of a YAML file of keys.
+
+    Raises:
+        UsageError: If there is no such file, or something else in it.
+    """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
