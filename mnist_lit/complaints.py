@@ -1,17 +1,15 @@
 """The parser's complaints in few words: where the mistake stands, what is wrong, what was probably meant."""
 
+import importlib
 import inspect
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-import lightning.pytorch as pl
-import torch
 import yaml
 
-from mnist_lit.entry import Request, did_you_mean
+from mnist_lit.entry import CommandLine, did_you_mean
 
 __all__ = ["explain", "explain_object", "explain_trainer"]
 
@@ -41,13 +39,16 @@ PROBLEM = re.compile(
 )
 MISSING = re.compile(r"(?:Module not found: '|No module named '|Requirement ')(\w+)")
 EXTRAS = ("mlflow",)
-CLASSES: dict[str, ModuleType] = {
-    "model.optimizer": torch.optim,
-    "model.schedule": torch.optim.lr_scheduler,
-    "trainer.callbacks": pl.callbacks,
-    "trainer.logger": pl.loggers,
-    "trainer.profiler": pl.profilers,
-    "trainer.strategy": pl.strategies,
+# Where the classes are that a key takes.
+CLASSES = {
+    "model.optimizer": "torch.optim",
+    "model.schedule": "torch.optim.lr_scheduler",
+    "trainer.callbacks": "lightning.pytorch.callbacks",
+    "trainer.logger": "lightning.pytorch.loggers",
+    "trainer.profiler": "lightning.pytorch.profilers",
+    "trainer.strategy": "lightning.pytorch.strategies",
+    "sampler": "optuna.samplers",
+    "pruner": "optuna.pruners",
 }
 # Arguments of optimizers and schedules that the model knows, and from where.
 FILLED_IN = dict.fromkeys(("lr", "max_lr"), "it is taken from model.lr") | dict.fromkeys(
@@ -55,7 +56,7 @@ FILLED_IN = dict.fromkeys(("lr", "max_lr"), "it is taken from model.lr") | dict.
 )
 
 
-def explain(message: str, keys: Iterable[str], request: Request) -> str:
+def explain(message: str, keys: Iterable[str], request: CommandLine) -> str:
     """Say a complaint of the parser in at most four lines.
 
     Args:
@@ -93,7 +94,7 @@ def explain_object(message: str) -> str:
     return f"{class_path} needs the package {package}\npip install {wanted}"
 
 
-def explain_trainer(message: str, settings: Mapping[str, Any], request: Request) -> str:
+def explain_trainer(message: str, settings: Mapping[str, Any], request: CommandLine) -> str:
     """Say a complaint of the Trainer with the key that it is about.
 
     Args:
@@ -108,12 +109,12 @@ def explain_trainer(message: str, settings: Mapping[str, Any], request: Request)
     return f"{place}: {message}"
 
 
-def _unknown_key(key: str, keys: Iterable[str], request: Request) -> str:
+def _unknown_key(key: str, keys: Iterable[str], request: CommandLine) -> str:
     known = set(keys)
     groups = {".".join(name.split(".")[:end]) for name in known for end in range(1, name.count(".") + 1)}
     elsewhere = sorted(name for name in known if name.endswith(f".{key}"))
     hint = f"did you mean {' or '.join(elsewhere)}?" if elsewhere else did_you_mean(key, known | groups)
-    help_line = f"all keys: python -m mnist_lit {request.command} --help"
+    help_line = f"all keys: {request.program} --help"
     return f"{_place(key, request)}: there is no such key\n{hint or help_line}"
 
 
@@ -141,17 +142,18 @@ def _hint(name: str, key: str) -> str:
     return f"give {key} a class that has it" if name in names else did_you_mean(name, names)
 
 
-def _names(module: ModuleType) -> set[str]:
+def _names(module_name: str) -> set[str]:
     """The classes of a module and their arguments."""
+    module = importlib.import_module(module_name)
     classes = {name: value for name, value in inspect.getmembers(module, inspect.isclass) if name in module.__all__}
     return set(classes).union(*(inspect.signature(value).parameters for value in classes.values()))
 
 
-def _place(key: str, request: Request) -> str:
+def _place(key: str, request: CommandLine) -> str:
     return _given_at(key, request) or key
 
 
-def _given_at(key: str, request: Request) -> str | None:
+def _given_at(key: str, request: CommandLine) -> str | None:
     """The key with where it was given, if it was: the file and line, the environment variable, or the flag."""
     for flag in request.flags:
         if flag.split("=")[0].rstrip("+") in (key, f"--{key}"):

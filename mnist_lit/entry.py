@@ -4,15 +4,16 @@ import difflib
 import os
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import yaml
 
-from mnist_lit.environment import DEBUG_VARIABLE, read_environment
+from mnist_lit.environment import DEBUG_VARIABLE, Setting, read_environment
 from mnist_lit.errors import MNISTLitError, Stopped, UsageError
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from mnist_lit.cli import CLI
 
-__all__ = ["COMMANDS", "Request", "did_you_mean", "main", "read_config", "short_errors"]
+__all__ = ["COMMANDS", "CommandLine", "Request", "did_you_mean", "main", "read_config", "short_errors"]
 
 COMMANDS = {
     "fit": "train a model, keep its best and its last checkpoint",
@@ -39,26 +40,27 @@ python -m mnist_lit --version"""
 MAX_ERROR_LINES = 5
 
 
-class Request:
-    """What was typed, checked as far as that goes without importing torch.
+class CommandLine:
+    """Config files and flags as they were typed.
 
     Args:
-        args: The command line after `python -m mnist_lit`.
+        program: The command that they were given to.
+        args: What follows it.
+        environment: Settings from the environment.
 
     Raises:
-        UsageError: If the command is unknown, or a file that it names is missing or no YAML.
+        UsageError: If a config file is missing or no YAML.
     """
 
-    def __init__(self, args: Sequence[str]) -> None:
-        self.command = args[0]
-        if self.command not in COMMANDS:
-            hint = did_you_mean(self.command, COMMANDS) or f"commands: {', '.join(COMMANDS)}"
-            raise UsageError(f"{self.command!r} is no command\n{hint}")
-        self.environment = read_environment(self.command, COMMANDS)
-        self.configs = [setting.value for key, setting in self.environment.items() if key == "config"]
+    def __init__(
+        self, program: str, args: Sequence[str], environment: Mapping[str, Setting] = MappingProxyType({})
+    ) -> None:
+        self.program = program
+        self.environment = environment
+        self.configs = [setting.value for key, setting in environment.items() if key == "config"]
         self.flags: list[str] = []
-        self._split(list(args[1:]))
-        self.ckpt_path = self._find_checkpoint([read_config(Path(config)) for config in self.configs])
+        self._split(list(args))
+        self.contents = [read_config(Path(config)) for config in self.configs]
 
     def layers(self) -> list[str]:
         """The arguments in order of precedence, the strongest last."""
@@ -77,11 +79,31 @@ class Request:
             else:
                 raise UsageError(f"{name} needs the path of a YAML file")
 
-    def _find_checkpoint(self, contents: Iterable[dict[str, Any]]) -> str | None:
+
+class Request(CommandLine):
+    """What was typed, checked as far as that goes without importing torch.
+
+    Args:
+        args: The command line after `python -m mnist_lit`.
+
+    Raises:
+        UsageError: If the command is unknown, or a file that it names is missing or no YAML.
+    """
+
+    def __init__(self, args: Sequence[str]) -> None:
+        self.command = args[0]
+        if self.command not in COMMANDS:
+            hint = did_you_mean(self.command, COMMANDS) or f"commands: {', '.join(COMMANDS)}"
+            raise UsageError(f"{self.command!r} is no command\n{hint}")
+        environment = read_environment(self.command, COMMANDS)
+        super().__init__(f"python -m mnist_lit {self.command}", args[1:], environment)
+        self.ckpt_path = self._find_checkpoint()
+
+    def _find_checkpoint(self) -> str | None:
         """The checkpoint that the strongest layer names: the layer of its own settings has to lie below all others."""
         setting = self.environment.get("ckpt_path")
         path = setting.value if setting else None
-        for content in contents:
+        for content in self.contents:
             path = content.get("ckpt_path", path)
         for flag, following in zip(self.flags, [*self.flags[1:], ""], strict=False):
             name, _, value = flag.partition("=")

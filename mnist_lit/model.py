@@ -1,7 +1,6 @@
 """The LightningModule: a network with its loss, metrics, optimizer and schedule."""
 
 import functools
-import inspect
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
@@ -16,6 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
+from mnist_lit.factories import arguments, made
 from mnist_lit.networks import NUM_CLASSES, Activation, GlobalPool, Network, Norm, Pooling
 
 __all__ = ["Batch", "ConvNet", "OptimizerFactory", "ScheduleFactory"]
@@ -248,7 +248,7 @@ class ConvNet(LightningModule):
     def _build_optimizer(self) -> Optimizer:
         factory: Callable[..., Optimizer] = self.optimizer or functools.partial(AdamW, fused=True)
         parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
-        if "weight_decay" not in _arguments(factory):
+        if "weight_decay" not in arguments(factory):
             return factory(parameters, lr=self.lr)
         decayed = [parameter for parameter in parameters if parameter.ndim > 1]
         spared = [parameter for parameter in parameters if parameter.ndim <= 1]
@@ -257,16 +257,10 @@ class ConvNet(LightningModule):
     def _build_schedule(self, optimizer: Optimizer, *, num_steps: int) -> LRScheduler | None:
         if self.schedule is None:
             return None
-        factory: Callable[..., LRScheduler] = self.schedule
-        filled_in = {"total_steps": num_steps, "total_iters": num_steps, "T_max": num_steps, "max_lr": self.lr}
-        accepted = _arguments(factory)
-        return factory(optimizer, **{name: value for name, value in filled_in.items() if name in accepted})
-
-
-def _arguments(factory: Callable[..., Any]) -> set[str]:
-    # The command line hands over a partial function with the class among its arguments.
-    made = next((arg for arg in getattr(factory, "args", ()) if isinstance(arg, type)), factory)
-    return set(inspect.signature(made).parameters)
+        schedule: LRScheduler = made(
+            self.schedule, optimizer, total_steps=num_steps, total_iters=num_steps, T_max=num_steps, max_lr=self.lr
+        )
+        return schedule
 
 
 def _accuracy() -> MulticlassAccuracy:

@@ -1,0 +1,35 @@
+"""One line that shows how far a search is."""
+
+from typing import Any
+
+from tqdm import tqdm  # type: ignore[import-untyped]  # it has no types
+
+__all__ = ["Progress"]
+
+
+class Progress:
+    """A bar where somebody watches, and else a line for each event.
+
+    Args:
+        total: Trials (or trainings) in all.
+        unit: What is counted.
+    """
+
+    def __init__(self, total: int, unit: str) -> None:
+        self.bar: Any = tqdm(total=total, unit=unit, disable=None, dynamic_ncols=True)
+
+    def show(self, num_done: int, **facts: Any) -> None:
+        """Show how many are done, and facts beside that."""
+        if self.bar.disable:
+            return
+        self.bar.n = num_done
+        self.bar.set_postfix_str(", ".join(f"{name.replace('_', ' ')} {fact}" for name, fact in facts.items()))
+
+    def say(self, line: str) -> None:
+        """A line for those who have no bar."""
+        if self.bar.disable:
+            print(line, flush=True)
+
+    def close(self) -> None:
+        """Leave the line as it is."""
+        self.bar.close()

@@ -1,0 +1,75 @@
+"""Before trial 0: every key and every bound of a search is tried on the real command line."""
+
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mnist_lit.errors import UsageError
+from mnist_lit.settings import Settings
+from mnist_lit.space import Params, Space, nested
+from mnist_lit.trial import Rehearsal, Rehearsed, trial_args
+from mnist_lit.workers import Pool
+
+__all__ = ["rehearse"]
+
+# What a search decides itself, for all its trials.
+RESERVED = ("config", "run_dir", "ckpt_path", "test_after_fit", "num_threads")
+
+
+def rehearse(pool: Pool, settings: Settings) -> tuple[Rehearsed, Space]:
+    """Make sure that trials can run, and of the data.
+
+    Returns:
+        What the trials start from, and the space that they vary.
+
+    Raises:
+        UsageError: If a key does not exist, or a value at the end of its range is refused.
+    """
+    space = Space.parse(settings.space)
+    for place, keys in (("space", settings.space), ("overrides", settings.overrides)):
+        if reserved := next((key for key in keys if key.split(".")[0] in RESERVED), None):
+            raise UsageError(f"{place}.{reserved}: a search decides on {reserved} itself")
+    base = _try(pool, settings, {}, fetches=True)
+    _check(base.config)
+    space = space.settled(base.config)
+    for params in space.rehearsals(base.config):
+        _check(_try(pool, settings, params).config)
+    return base, space
+
+
+def _try(pool: Pool, settings: Settings, params: Params, *, fetches: bool = False) -> Rehearsed:
+    with tempfile.TemporaryDirectory() as folder:
+        overlay = Path(folder) / "overlay.yaml"
+        overlay.write_text(
+            yaml.safe_dump(nested({"seed_everything": 42, **settings.overrides, **params})), encoding="utf-8"
+        )
+        try:
+            rehearsed: Rehearsed = pool.call(Rehearsal(trial_args(settings, overlay), fetches))
+        except UsageError as error:
+            raise UsageError(_in_terms_of_the_search(str(error), str(overlay), params)) from error
+    return rehearsed
+
+
+def _in_terms_of_the_search(message: str, overlay: str, params: Params) -> str:
+    """A complaint with the place in the search's settings that it is about."""
+    found = re.match(rf"{re.escape(overlay)}, line \d+: (?P<key>[\w.]+)", message)
+    if not found:
+        point = ", ".join(f"{key} {value}" for key, value in params.items())
+        return f"{message}\nthat is at this point of the space: {point}" if params else message
+    key = found["key"]
+    is_varied = any(f"{key}.".startswith(f"{name}.") or f"{name}.".startswith(f"{key}.") for name in params)
+    return f"{'space' if is_varied else 'overrides'}.{key}{message[found.end() :]}"
+
+
+def _check(config: Mapping[str, Any]) -> None:
+    devices = config["trainer"]["devices"]
+    if devices not in ("auto", 1, "1", [0]):
+        raise UsageError(
+            f"trainer.devices: a trial has one device, got {devices}\nfor more trials at a time use --workers"
+        )
+    if not config["data"]["val_size"]:
+        raise UsageError("data.val_size: 0 leaves nothing to compare trials by")

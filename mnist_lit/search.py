@@ -1,0 +1,112 @@
+"""The search: Optuna proposes trials, workers train them through the one door, a study remembers them."""
+
+import contextlib
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from types import FrameType
+from typing import Any, NoReturn
+
+import optuna
+from optuna.exceptions import ExperimentalWarning
+
+from mnist_lit.confirmation import confirm
+from mnist_lit.driver import Driver
+from mnist_lit.entry import short_errors
+from mnist_lit.errors import MNISTLitError, Stopped
+from mnist_lit.rehearsal import rehearse
+from mnist_lit.results import confirmations, ranked, summarize, table
+from mnist_lit.runs import write_text
+from mnist_lit.settings import Settings, Typed, parse
+from mnist_lit.space import Space
+from mnist_lit.study import Study, open_study, set_aside
+from mnist_lit.workers import Pool
+
+__all__ = ["main", "search"]
+
+# What may differ between two starts of a search and leaves their trials comparable.
+HARMLESS = ("run_dir", "ckpt_path", "test_after_fit", "num_threads", "csv", "pictures")
+PLACES = ("data_dir", "download", "mirrors", "timeout", "num_workers", "pin_memory")
+
+
+def main(args: Sequence[str] | None = None) -> Study:
+    """Search for the best configuration of `fit`.
+
+    Args:
+        args: The command line after `python scripts/optuna_search.py`; default that of this process.
+
+    Returns:
+        The study.
+
+    Raises:
+        SystemExit: As `mnist_lit.main` does.
+    """
+    with short_errors(), _signals_raise():
+        return search(parse(sys.argv[1:] if args is None else args))
+    raise AssertionError
+
+
+def search(typed: Typed) -> Study:
+    """Run trials until there are enough, train the best again where that is wanted, and say what was found."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.simplefilter("ignore", ExperimentalWarning)  # of classes that the user has named
+    settings = typed.settings
+    with Pool() as pool:
+        base, space = rehearse(pool, settings)
+        if typed.fresh:
+            set_aside(settings)
+        study = open_study(settings, _about(settings, base.config), space)
+        settings.folder.mkdir(parents=True, exist_ok=True)
+        write_text(settings.folder / "search.yaml", typed.yaml)
+        try:
+            with study.joined(settings.folder):
+                Driver(settings, study, space, base, pool).run()
+                confirm(settings, study, base, pool)
+        except (KeyboardInterrupt, Stopped) as stop:
+            signum = stop.signum if isinstance(stop, Stopped) else signal.SIGINT
+            raise Stopped(signum, f"what was done is kept; go on with: {typed.command}") from stop
+    _tell(study, settings, space)
+    return study
+
+
+def _about(settings: Settings, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes the trials of a study comparable."""
+    data = {name: value for name, value in config["data"].items() if name not in PLACES}
+    base = {name: value for name, value in config.items() if name not in HARMLESS}
+    objectives = [asdict(objective) for objective in settings.objectives]
+    return {"space": settings.space, "objective": objectives, "base": {**base, "data": data}}
+
+
+def _tell(study: Study, settings: Settings, space: Space) -> None:
+    from mnist_lit.report import write_report  # matplotlib
+
+    page = write_report(settings.folder / "report", summarize(study, settings, space))
+    if not (best := ranked(study)[:1]):
+        raise MNISTLitError(f"no trial has ended with a score\nsee {page}")
+    print(table(study, settings))
+    print(f"best: trial {best[0].number}; train it again with --config {settings.folder / 'best.yaml'}")
+    for line in confirmations(study, settings):
+        print(line)
+    print(f"report: {page}")
+    print(settings.folder)
+
+
+@contextlib.contextmanager
+def _signals_raise() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end a search as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {signum: signal.signal(signum, _stop) for signum in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def _stop(signum: int, _frame: FrameType | None) -> NoReturn:
+    raise Stopped(signum)

@@ -1,0 +1,376 @@
+"""The study of a search: where it is stored, what it is about, which of its trials count and which are lost."""
+
+import contextlib
+import itertools
+import json
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+import optuna
+from filelock import FileLock, Timeout
+from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
+from optuna.pruners import BasePruner, NopPruner
+from optuna.samplers import BaseSampler, QMCSampler, TPESampler
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import ArgumentError, IntegrityError, NoSuchModuleError, ProgrammingError, SQLAlchemyError
+
+from mnist_lit.errors import MNISTLitError, UsageError
+from mnist_lit.factories import arguments, made
+from mnist_lit.settings import Settings, without_password
+from mnist_lit.space import Space
+
+__all__ = ["Study", "open_study", "set_aside"]
+
+# What a trial says of itself, beside Optuna's record.
+ABOUT = "about"  # of the study: its space, its objectives, and the configuration that its trials start from
+STARTS = "starts"  # of the study: how many times a search has been started on it
+OWNER = "owner"  # the lock file of the search that runs the trial
+PULSE = "pulse"  # changes as long as that search is alive, for those who do not see its lock file
+LOST = "lost"  # why the trial ended without a result
+RETRY_OF = "retry_of"  # the lost trial whose parameters this one has
+NUM_LOSSES = "num_losses"  # how many times workers have died of these parameters
+SURPLUS = "surplus"  # begun by two searches at once, when only one more was wanted
+COPY_OF = "copy_of"  # the trial that had the same parameters, and has given its result
+PARAMS = "params"  # the values of the space's keys
+OVERLAY = "overlay"  # all keys in which its configuration differs from the configs that the trials start from
+SECONDS = "seconds"  # of training
+ERROR = "error"  # why it failed
+TRACEBACK = "traceback"
+CONFIRMED = "confirmed"  # of the study: confirmed/TRIAL/SEED is the score with that seed
+# Seconds without a pulse after which a search that cannot be seen is taken for dead; of a trial that nobody owns (its
+# search was killed between two lines of this file) much fewer.
+SILENCE = 60.0
+SILENCE_WITHOUT_OWNER = 5.0
+PULSE_SECONDS = 10.0
+
+
+class Study(optuna.Study):
+    """Optuna's study, shared by any number of searches at a time.
+
+    Args:
+        name: Its name.
+        storage: Where it is.
+        pruner: What stops hopeless trials, if anything.
+
+    Attributes:
+        is_exhausted: Whether the sampler has seen the whole of a finite space.
+    """
+
+    def __init__(self, name: str, storage: BaseStorage, pruner: BasePruner | None) -> None:
+        super().__init__(name, storage, pruner=pruner or NopPruner())
+        self.storage = storage
+        self.is_exhausted = False
+
+    def stop(self) -> None:
+        """Samplers of finite spaces ask for it; Optuna's own works in `optimize` only."""
+        self.is_exhausted = True
+
+    @contextlib.contextmanager
+    def joined(self, folder: Path) -> Iterator[None]:
+        """Take part in the study as one of its searches, visible for others by a lock that dies with this process."""
+        self.lock = FileLock(folder / f".search-{uuid4().hex[:8]}.lock")
+        self.owner = str(Path(self.lock.lock_file).resolve())
+        self.signs_of_life: dict[int, tuple[Any, float]] = {}
+        self.last_pulse = 0.0
+        self.own: set[int] = set()
+        with self.lock:
+            try:
+                yield
+            finally:
+                Path(self.owner).unlink(missing_ok=True)
+
+    def counted(self) -> list[FrozenTrial]:
+        """The trials of which there are to be `n_trials`: for one that was lost and runs again, only the latter."""
+        trials = self.get_trials(deepcopy=False)
+        retried = {trial.user_attrs.get(RETRY_OF) for trial in trials}
+        return [
+            trial
+            for trial in trials
+            if trial.state != TrialState.WAITING and trial.number not in retried and SURPLUS not in trial.user_attrs
+        ]
+
+    def finished(self) -> list[FrozenTrial]:
+        """The trials with a result, also if that is a failure."""
+        return [trial for trial in self.counted() if trial.state.is_finished() and not self._is_to_run_again(trial)]
+
+    def begin(self, limit: int) -> optuna.Trial | None:
+        """The next trial of this search, if the study is to have one more."""
+        if self.is_exhausted or len(self.counted()) >= limit:
+            return None
+        trial = self.ask()
+        self.own.add(trial.number)
+        trial.set_user_attr(OWNER, self.owner)
+        if [counted.number for counted in self.counted()].index(trial.number) < limit:
+            return trial
+        # Another search has begun one in the same moment.
+        trial.set_user_attr(SURPLUS, value=True)
+        self.end(trial.number, TrialState.FAIL)
+        return None
+
+    def end(self, number: int, state: TrialState, scores: list[float] | None = None) -> bool:
+        """Give a trial of this search its end; whether it had none yet."""
+        self.own.discard(number)
+        try:
+            self.tell(number, scores, state)
+        except (ValueError, UpdateFinishedTrialError):
+            # Another search has taken this one for dead.
+            return False
+        return True
+
+    def lose(self, number: int, reason: str, *, is_its_fault: bool) -> None:
+        """End a trial without a result, and let its parameters run again.
+
+        Args:
+            number: The trial.
+            reason: What has happened.
+            is_its_fault: Whether its worker has died, maybe of the parameters: they run again only once then.
+        """
+        trial = self.get_trials(deepcopy=False)[number]
+        num_losses = trial.user_attrs.get(NUM_LOSSES, 0) + is_its_fault
+        self.set_trial_attr(number, NUM_LOSSES, num_losses)
+        self.set_trial_attr(number, LOST, reason)
+        # Of several searches that notice, the one that can still end the trial is the one that repeats it.
+        if self.end(number, TrialState.FAIL) and num_losses < 2:
+            self._repeat(trial, num_losses)
+
+    def take_over(self) -> list[int]:
+        """Let the trials of dead searches run again.
+
+        Returns:
+            Their numbers.
+        """
+        running = self.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        lost = [trial.number for trial in running if trial.number not in self.own and self._is_abandoned(trial)]
+        for number in lost:
+            self.lose(number, "its search has died", is_its_fault=False)
+        return lost
+
+    def mend(self) -> None:
+        """Repeat lost trials whose search was killed before it could."""
+        trials = self.get_trials(deepcopy=False)
+        retried = {trial.user_attrs.get(RETRY_OF) for trial in trials}
+        for trial in trials:
+            if self._is_to_run_again(trial) and trial.number not in retried:
+                self._repeat(trial, trial.user_attrs[NUM_LOSSES])
+
+    def twin(self, trial: optuna.Trial) -> FrozenTrial | None:
+        """An earlier trial with the same parameters, whose result is that of this one."""
+        for other in self.counted()[: trial.number]:
+            is_lost = LOST in other.user_attrs or COPY_OF in other.user_attrs
+            if other.number < trial.number and not is_lost and other.params == trial.params:
+                return other
+        return None
+
+    def confirm(self, number: int, seed: int, score: float) -> None:
+        """Note the score of a trial with another seed."""
+        self.set_user_attr(f"{CONFIRMED}/{number}/{seed}", score)
+
+    def confirmed(self) -> dict[int, dict[int, float]]:
+        """The scores by trial and seed."""
+        scores: dict[int, dict[int, float]] = {}
+        for name, score in self.user_attrs.items():
+            if name.startswith(f"{CONFIRMED}/"):
+                _, number, seed = name.split("/")
+                scores.setdefault(int(number), {})[int(seed)] = score
+        return scores
+
+    def pulse(self) -> None:
+        """Show that this search is alive."""
+        if time.monotonic() - self.last_pulse > PULSE_SECONDS:
+            self.last_pulse = time.monotonic()
+            for number in self.own:
+                self.set_trial_attr(number, PULSE, uuid4().hex[:8])
+
+    def set_trial_attr(self, number: int, name: str, value: Any) -> None:
+        """Note something about a running trial, whoever runs it."""
+        study_id = self.storage.get_study_id_from_name(self.study_name)
+        trial_id = self.storage.get_trial_id_from_study_id_trial_number(study_id, number)
+        with contextlib.suppress(UpdateFinishedTrialError):
+            self.storage.set_trial_user_attr(trial_id, name, value)
+
+    def _repeat(self, trial: FrozenTrial, num_losses: int) -> None:
+        params = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+        self.enqueue_trial(params, user_attrs={RETRY_OF: trial.number, NUM_LOSSES: num_losses})
+
+    def _is_to_run_again(self, trial: FrozenTrial) -> bool:
+        attrs = trial.user_attrs
+        return trial.state == TrialState.FAIL and LOST in attrs and attrs[NUM_LOSSES] < 2
+
+    def _is_abandoned(self, trial: FrozenTrial) -> bool:
+        owner = trial.user_attrs.get(OWNER)
+        if owner is not None and Path(owner).exists():
+            return not _is_held(Path(owner))
+        sign = (owner, trial.user_attrs.get(PULSE))
+        seen, since = self.signs_of_life.get(trial.number, (None, 0.0))
+        if sign != seen:
+            self.signs_of_life[trial.number] = sign, time.monotonic()
+            return False
+        return time.monotonic() - since > (SILENCE if owner else SILENCE_WITHOUT_OWNER)
+
+
+def open_study(settings: Settings, about: Mapping[str, Any], space: Space) -> Study:
+    """Make the study, or open it to go on.
+
+    Args:
+        settings: Those of the search.
+        about: What makes trials comparable: space, objectives, and the configuration that they start from.
+        space: What is searched.
+
+    Raises:
+        UsageError: If there is a study of that name about something else.
+        MNISTLitError: If the storage cannot be used.
+    """
+    name, storage = str(settings.study_name), _storage(settings)
+    about = json.loads(json.dumps(about))
+    directions = [objective.direction for objective in settings.objectives]
+    is_new = True
+    try:
+        optuna.create_study(study_name=name, storage=storage, directions=directions)
+    except DuplicatedStudyError:
+        is_new = False
+    study = Study(name, storage, settings.pruner)
+    theirs = study.user_attrs.get(ABOUT)
+    if theirs is None:
+        study.set_user_attr(ABOUT, about)
+    elif theirs != about:
+        if not any(
+            trial.state in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING) for trial in study.trials
+        ):
+            # It has nothing to lose: a first attempt with a mistake in it.
+            set_aside(settings)
+            return open_study(settings, about, space)
+        raise UsageError("\n".join([f"the study {name} is about something else", *_differences(theirs, about)]))
+    starts = study.user_attrs.get(STARTS, 0)
+    study.set_user_attr(STARTS, starts + 1)
+    study.sampler = _sampler(settings, space, None if is_new else (len(study.trials), starts))
+    return study
+
+
+def set_aside(settings: Settings) -> None:
+    """Rename an earlier study of that name and its directory: nothing is deleted.
+
+    Raises:
+        UsageError: If a search is at work on it.
+    """
+    folder, name = settings.folder, str(settings.study_name)
+    if any(_is_held(lock) for lock in folder.glob(".search-*.lock")):
+        raise UsageError(f"a search of {folder} is running\nstop it before --fresh")
+    names = (f"{name}.{number}" for number in itertools.count(1))
+    aside = next(other for other in names if not folder.with_name(other).exists())
+    if folder.exists():
+        folder.rename(folder.with_name(aside))
+    if settings.storage is None:
+        return
+    storage = _storage(settings)
+    with contextlib.suppress(KeyError):
+        optuna.copy_study(from_study_name=name, from_storage=storage, to_storage=storage, to_study_name=aside)
+        optuna.delete_study(study_name=name, storage=storage)
+
+
+class JournalLock(JournalFileOpenLock):
+    """A lock that ends with the process that holds it; Optuna's own would keep others waiting for half a minute.
+
+    Args:
+        path: The lock file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path))
+        self.lock = FileLock(path)
+
+    def acquire(self) -> bool:
+        self.lock.acquire()
+        return True
+
+    def release(self) -> None:
+        self.lock.release()
+
+
+def _storage(settings: Settings) -> BaseStorage:
+    if settings.storage is None:
+        journal, lock = settings.folder / "study.journal", JournalLock(settings.folder / ".journal.lock")
+        settings.folder.mkdir(parents=True, exist_ok=True)
+        _mend_journal(journal, lock)
+        return JournalStorage(JournalFileBackend(str(journal), lock_obj=lock))
+    place = without_password(settings.storage)
+    try:
+        return _database(settings.storage)
+    except (ArgumentError, NoSuchModuleError) as error:
+        raise UsageError(f"storage: {place} is no URL of a database: {error}") from error
+    except ImportError as error:
+        hint = "pip install 'mnist_lit[postgresql]'" if settings.storage.startswith("postgresql") else str(error)
+        raise UsageError(f"storage: {place} needs a driver that is not installed\n{hint}") from error
+    except SQLAlchemyError as error:
+        reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+        raise MNISTLitError(f"storage: {place} cannot be used: {reason}") from error
+
+
+def _database(url: str) -> RDBStorage:
+    for _ in range(5):
+        try:
+            return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+        except (IntegrityError, ProgrammingError):
+            # Another search has made the tables in the same moment.
+            time.sleep(1)
+    return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+
+
+def _mend_journal(journal: Path, lock: JournalLock) -> None:
+    """Drop a last line that was cut off by a full disk or a power failure: the next one would be joined to it."""
+    if not journal.exists():
+        return
+    with lock.lock, journal.open("r+b") as file:
+        content = file.read()
+        if not content.endswith(b"\n"):
+            file.truncate(content.rfind(b"\n") + 1)
+
+
+def _sampler(settings: Settings, space: Space, resumed: tuple[int, int] | None) -> BaseSampler:
+    factory = settings.sampler or TPESampler
+    seed = getattr(factory, "keywords", {}).get("seed")
+    # A sampler that begins anew with its seed would propose its first points again. Of a sequence, Optuna keeps the
+    # place itself.
+    if seed is not None and resumed is not None and QMCSampler not in getattr(factory, "args", ()):
+        seed = int(np.random.SeedSequence((seed, *resumed)).generate_state(1)[0])
+    filled_in: dict[str, Any] = {} if seed is None else {"seed": seed}
+    if "search_space" in arguments(factory):
+        filled_in["search_space"] = space.grid()
+    try:
+        sampler: BaseSampler = made(factory, **filled_in)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"sampler: {error}") from error
+    return sampler
+
+
+def _is_held(lock: Path) -> bool:
+    try:
+        with FileLock(lock, timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
+def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
+    theirs, ours = dict(_leaves(theirs)), dict(_leaves(ours))
+    names = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]
+    lines = [f"{name} was {_shown(theirs, name)}, is {_shown(ours, name)}" for name in names[:2]]
+    more = f" ({len(names) - 2} more differ)" if len(names) > 2 else ""
+    return [*lines, f"begin anew with --fresh, or give another --study_name{more}"]
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _shown(leaves: Mapping[str, Any], name: str) -> str:
+    return json.dumps(leaves[name]) if name in leaves else "absent"
