@@ -320,7 +320,7 @@ def _places_of_choices(values: dict[int, Any]) -> tuple[dict[int, float], dict[f
     kinds = sorted(by_text, key=lambda text: _rank(by_text[text]))
     if len(kinds) > MAX_PLACES:
         common = {text for text, _ in Counter(texts.values()).most_common(MAX_PLACES - 1)}
-        kinds = [*(text for text in kinds if text in common), "others"]
+        kinds = [*(text for text in kinds if text in common), "rest"]
     middle = {text: (place + 0.5) / len(kinds) for place, text in enumerate(kinds)}
     # Trials with the same value lie side by side.
     room = min(0.4 / len(kinds), 0.12)

@@ -84,8 +84,8 @@ figure { margin: 0; }
 figure div { margin-top: .5rem; overflow-x: auto; background: #fff; border: 1px solid var(--line);
   border-radius: .5rem; }
 img { display: block; width: 100%; min-width: 40rem; height: auto; }
-.scroll { overflow: auto; max-height: 80vh; background: var(--card); border: 1px solid var(--line);
-  border-radius: .5rem; }
+.scroll { overflow: auto; width: fit-content; max-width: 100%; max-height: 80vh; background: var(--card);
+  border: 1px solid var(--line); border-radius: .5rem; }
 table { border-collapse: collapse; font-size: .875rem; white-space: nowrap; overflow-wrap: normal; }
 th, td { padding: .375rem .75rem; text-align: left; border-bottom: 1px solid var(--line); }
 th { position: sticky; top: 0; background: var(--card); font-weight: 600; white-space: normal; vertical-align: bottom; }

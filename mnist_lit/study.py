@@ -226,6 +226,7 @@ def open_study(settings: Settings, about: Mapping[str, Any], space: Space) -> St
         UsageError: If there is a study of that name about something else.
         MNISTLitError: If the storage cannot be used.
     """
+    _sampler(settings, space, None)  # whatever is wrong with it is said before anything is written
     name, storage = str(settings.study_name), _storage(settings)
     about = json.loads(json.dumps(about))
     directions = [objective.direction for objective in settings.objectives]

@@ -379,8 +379,9 @@ LONG = [bare(number, 0.9, params={f"model.{'very_' * 20}long.key{k}": k for k in
         (two_objectives(entries=[bare(0, values=[0.9, 5.0])], best=[0]), BARE | {"pareto.png"}),
     ],
     ids=[
-        "nothing", "one", "only failed", "only pruned", "constant", "zero", "no keys", "no time", "pause",
-        "log of zero", "conditional", "lists", "mixed", "extreme", "strange letters", "long keys", "two failed", "two of one",
+        "nothing", "one", "only failed", "only pruned", "constant", "zero", "no keys", "no time",
+        "pause", "log of zero", "conditional", "lists", "mixed", "extreme",
+        "strange letters", "long keys", "two failed", "two of one",
     ],
 )  # fmt: skip
 def test_report_is_written_for_any_search(summary: Summary, pictures: set[str], tmp_path: Path) -> None:
