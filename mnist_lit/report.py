@@ -7,11 +7,12 @@ from html import escape
 from pathlib import Path
 from string import Template
 
-from mnist_lit.charts import (
-    CHARTS,
+from mnist_lit.charts import CHARTS, draw_charts
+from mnist_lit.results import Confirmation, Entry, Summary
+from mnist_lit.runs import write_text
+from mnist_lit.scales import (
     Metric,
     busy_seconds,
-    draw_charts,
     duration_text,
     mean_and_spread,
     metrics_of,
@@ -19,8 +20,6 @@ from mnist_lit.charts import (
     short_text,
     text_of,
 )
-from mnist_lit.results import Confirmation, Entry, Summary
-from mnist_lit.runs import write_text
 
 __all__ = ["write_report"]
 

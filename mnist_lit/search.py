@@ -56,6 +56,7 @@ def search(typed: Typed) -> Study:
     settings = typed.settings
     with Pool() as pool:
         base, space = rehearse(pool, settings)
+        pool.spread_over_gpus(base.num_gpus)
         if typed.fresh:
             set_aside(settings)
         study = open_study(settings, _about(settings, base.config), space)

@@ -119,6 +119,15 @@ class Pool:
         for worker in self.workers:
             worker.kill()
 
+    def spread_over_gpus(self, num_gpus: int) -> None:
+        """Let each worker see one GPU; with fewer GPUs than workers some share one."""
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        names = visible.split(",") if visible else [str(number) for number in range(num_gpus)]
+        self.environments = [{"CUDA_VISIBLE_DEVICES": name} for name in names[:num_gpus]] or [{}]
+        # Those that are there have seen all.
+        while num_gpus and self.workers:
+            self.workers.pop().kill()
+
     def idle(self, limit: int) -> Iterator[Worker]:
         """The workers without a task, of `limit` in all."""
         for place in range(limit):

@@ -1,4 +1,4 @@
-"""Measure shipped configs and print the README's table: `python scripts/benchmark.py --seeds 3`.
+"""Measure, and print tables: `python scripts/benchmark.py fit` the README's, `search` what searching costs.
 
 Every run is a process of its own, as a user starts it: imports, data, training, test and checkpoints included.
 """
@@ -11,14 +11,19 @@ import subprocess
 import sys
 import tempfile
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import optuna
 import yaml
 from jsonargparse import auto_cli
 from jsonargparse.typing import PositiveInt
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+PROJECT = Path(__file__).parents[1]
+CONFIGS = PROJECT / "configs"
 HEADER = [
     "config",
     "parameters",
@@ -32,7 +37,7 @@ HEADER = [
 Run = dict[str, Any]
 
 
-def benchmark(
+def fit(
     recipes: list[str] = ["base", "base+mlp", "base+digits"],
     seeds: PositiveInt = 3,
     flags: list[str] = [],
@@ -90,5 +95,65 @@ def _row(recipe: str, runs: list[Run], imports: float) -> list[str]:
     ]
 
 
+def search(
+    config: str = "configs/search_mlp.yaml",
+    n_trials: PositiveInt = 12,
+    repeats: PositiveInt = 3,
+    flags: list[str] = [],
+) -> None:
+    """Search the same points with one and with two workers of one thread each, and print a Markdown table.
+
+    Args:
+        config: A search config.
+        n_trials: Trials in each study, 2 or more.
+        repeats: Pairs of studies, 1 or more.
+        flags: Flags for all searches, for example `["--overrides={trainer.max_epochs: 1}"]`.
+    """
+    pairs = [tuple(_measure_search(config, n_trials, workers, flags) for workers in (1, 2)) for _ in range(repeats)]
+    ones, twos = ([pair[place] for pair in pairs] for place in (0, 1))
+    rows = {
+        "seconds a trial, one worker": [one["seconds"] / n_trials for one in ones],
+        "seconds a trial, two workers": [two["seconds"] / n_trials for two in twos],
+        "seconds a trial beside its training, one worker": [extra for one in ones for extra in one["extras"]],
+        "two workers are faster by": [one["seconds"] / two["seconds"] for one, two in pairs],
+        "seconds until the first trial": [run["start"] for pair in pairs for run in pair],
+    }
+    print(f"| `{config}`, {n_trials} trials | median | least | most |\n| --- | --- | --- | --- |")
+    for name, values in rows.items():
+        print(f"| {name} | {statistics.median(values):.2f} | {min(values):.2f} | {max(values):.2f} |")
+    print(f"\n{platform.processor() or platform.machine()}, {os.cpu_count()} cores; optuna {optuna.__version__}")
+
+
+def _measure_search(config: str, n_trials: int, workers: int, flags: list[str]) -> Run:
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "configs").symlink_to(CONFIGS)
+        settings = [f"--config={config}", f"--n_trials={n_trials}", f"--workers={workers}", "--study_name=benchmark"]
+        # The same points for all, none of them cut short.
+        points = ["--sampler=optuna.samplers.RandomSampler", "--sampler.seed=1", "--pruner=null"]
+        data_dir = Path(os.environ.get("MNIST_LIT_DATA", "data")).resolve()
+        environment = {**os.environ, "OMP_NUM_THREADS": str(workers), "MNIST_LIT_DATA": str(data_dir)}
+        script = PROJECT / "scripts" / "optuna_search.py"
+        start = datetime.now()
+        subprocess.run(
+            [sys.executable, script, *settings, *points, *flags],
+            cwd=folder,
+            env=environment,
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+        journal = JournalFileBackend(f"{folder}/logs/search/benchmark/study.journal")
+        trials = optuna.load_study(study_name="benchmark", storage=JournalStorage(journal)).trials
+    begins = [trial.datetime_start for trial in trials if trial.datetime_start]
+    ends = [trial.datetime_complete for trial in trials if trial.datetime_complete]
+    # From one beginning to the next, with one worker.
+    steps = zip(begins, [*begins[1:], max(ends)], trials, strict=True)
+    extras = [(after - before).total_seconds() - trial.user_attrs["seconds"] for before, after, trial in steps]
+    return {
+        "seconds": (max(ends) - begins[0]).total_seconds(),
+        "extras": extras[1:],
+        "start": (begins[0] - start).total_seconds(),
+    }
+
+
 if __name__ == "__main__":
-    auto_cli(benchmark)
+    auto_cli([fit, search])

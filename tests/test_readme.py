@@ -14,7 +14,12 @@ README = (PROJECT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
 # The tests run inside the environment that `uv run` would make.
 PYTHON = f"{shlex.quote(sys.executable)} -m "
-PREFIXES = {"uv run python -m ": PYTHON, "uv run pytest": f"{PYTHON}pytest --collect-only -q", "uv run ": PYTHON}
+PREFIXES = {
+    "uv run python -m ": PYTHON,
+    "uv run python scripts/": f"{shlex.quote(sys.executable)} scripts/",
+    "uv run pytest": f"{PYTHON}pytest --collect-only -q",
+    "uv run ": PYTHON,
+}
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +46,7 @@ def run(command: str, folder: Path, data_dir: Path) -> "subprocess.CompletedProc
 
 def here(command: str) -> str:
     prefix = next(prefix for prefix in PREFIXES if command.startswith(prefix))
-    return PREFIXES[prefix] + command.removeprefix(prefix)
+    return PREFIXES[prefix] + command.removeprefix(prefix).replace("--n_trials 20", "--n_trials 4")
 
 
 def test_readme_has_its_two_first_commands() -> None:

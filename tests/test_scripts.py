@@ -12,7 +12,7 @@ def test_benchmark_prints_a_row_for_each_recipe(tmp_path: Path) -> None:
     script = PROJECT / "scripts" / "benchmark.py"
 
     done = subprocess.run(
-        [sys.executable, script, "--recipes=[base+digits+debug]", "--seeds=2"],
+        [sys.executable, script, "fit", "--recipes=[base+digits+debug]", "--seeds=2"],
         cwd=tmp_path,
         capture_output=True,
         text=True,
