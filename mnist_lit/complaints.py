@@ -11,25 +11,34 @@ import yaml
 
 from mnist_lit.entry import CommandLine, did_you_mean
 
-__all__ = ["explain", "explain_object", "explain_trainer"]
+__all__ = ["SEARCH", "explain", "explain_object", "explain_trainer", "given_at", "unknown_key"]
 
 # Where a complaint names a key, and how the reason that follows it is said shortly.
 KEY = re.compile(r"Parser key \"(?P<key>[\w.]+)\"|argument --(?P<flag>[\w.]+)|arguments: (--)?(?P<unknown>[^ =]+)")
 # What a class is not given right: an argument that it does not have, or one of the wrong type.
-ARGUMENT = re.compile(r"Option '(\w+)' is not accepted|- Parser key \"(\w+)\"")
+ARGUMENT = re.compile(r"Option '([^']+)' is not accepted|\sParser key \"(\w+)\"")
 UNKNOWN_IN_GROUP = re.compile(r"(?P<kind>Subcommand|Group) '(?P<group>[^']+)' does not accept option '(?P<name>[^']+)'")
 # In the replies, `name` is the word that was mistyped.
 REASONS = [
+    (r"(?s)Not of type \w+: does not conform to restriction ([^\n]+).*Given value: ([^\n]*)", r"must be \1, got \2"),
     (r"(\S+) does not conform to restriction (.+)", r"must be \2, got \1"),
     (r"could not convert string to float: '(.*)'", r"must be a number, got \1"),
     (r"invalid literal for int\(\) with base 10: '(.*)'", r"must be a whole number, got \1"),
-    (r"Option '(?P<name>\w+)' is not accepted", r"there is no argument \1"),
+    (r"(\S+) not an? (?:integer|number)", r"must be a whole number, got \1"),
+    (r"int\(\) argument must be .*, not '(\w+)'", r"must be a whole number, got \1"),
+    (r"Not of type \w+: (.*) does not match regular expression", r"must be a name that a folder can have, got \1"),
+    (r"expected string or bytes-like object, got '(\w+)'", r"must be of type str, got \1"),
+    (r"Option '(?P<name>[^']+)' is not accepted", r"there is no argument \1"),
     (r"module '([\w.]+)' has no attribute '(?P<name>\w+)'", r"there is no \2 in \1"),
     (r"the following arguments are required: (.+)", r"needs the argument \1"),
     (r"No module named '?([\w.]+)'?", r"there is no module \1"),
+    (r"(?s)\.(?:Objective|Confirm)'>.*Expected a dot import path string: (\S+)", r"takes keys below it, got \1"),
     (r"Expected a dot import path string: (?P<name>\S+)", r"there is no class \1"),
     (r"Expected '([\w.]+)' to be a subclass of <class '(?:[\w.]*\.)?(\w+)'>", r"\1 is no \2"),
+    (r"(?s)does not correspond to a subclass of (\w+).*Given value: ([\w.]+)", r"\2 is no \1"),
+    (r"(?s)Expected an instantiatable class.*Given value: ([^\n]*)", r"needs a class_path (and init_args), got \1"),
     (r"Multiple subclasses with name (\w+)\..*ambiguity: (.+)\.", r"there are several \1, name one in full: \2"),
+    (r"ignored explicit argument", r"takes no value"),
     (r"expected one argument", r"needs a value"),
     (r"Unable to load config ['\"](\S+)['\"]", r"takes keys below it or a YAML file, got \1"),
 ]
@@ -50,6 +59,7 @@ CLASSES = {
     "sampler": "optuna.samplers",
     "pruner": "optuna.pruners",
 }
+SEARCH = "python scripts/optuna_search.py"
 # Arguments of optimizers and schedules that the model knows, and from where.
 FILLED_IN = dict.fromkeys(("lr", "max_lr"), "it is taken from model.lr") | dict.fromkeys(
     ("total_steps", "total_iters", "T_max"), "it is filled in: the number of steps of the run"
@@ -66,18 +76,22 @@ def explain(message: str, keys: Iterable[str], request: CommandLine) -> str:
     """
     if unknown := UNKNOWN_IN_GROUP.search(message):
         prefix = "" if unknown["kind"] == "Subcommand" else f"{unknown['group']}."
-        return _unknown_key(prefix + unknown["name"], keys, request)
+        return unknown_key(prefix + unknown["name"], keys, request)
     if not (found := KEY.search(message)):
         return message
     if found["unknown"]:
-        return _unknown_key(found["unknown"], keys, request)
-    key = found["key"] or found["flag"]
+        return unknown_key(found["unknown"], keys, request)
+    if found["flag"]:
+        typed = next((flag for flag in reversed(request.flags) if flag.startswith(f"--{found['flag']}")), found["flag"])
+        return f"{typed.split('=')[0]}: {_reason(message, found['flag'], keys)}"
+    key = found["key"]
     # Of keys that are given as one mapping, the complaint names the mapping first.
     key = next(iter(re.findall(rf"Parser key \"({re.escape(key)}\.[\w.]+)\"", message)), key)
     argument = "".join(next(iter(ARGUMENT.findall(message)), ()))
-    arguments = [f"{key}.init_args.{argument}", f"{key}.{argument}"] if argument and key in CLASSES else []
-    places = (_given_at(name, request) for name in [*arguments, key])
-    return f"{next(filter(None, places), key)}: {_reason(message, key)}"
+    arguments = [f"{key}.init_args.{argument}", f"{key}.{argument}"] if argument else []
+    names = [*arguments, key]
+    places = [*(_flag(name, request) for name in names), *(given_at(name, request) for name in names)]
+    return f"{next(filter(None, places), key)}: {_reason(message, key, keys)}"
 
 
 def explain_object(message: str) -> str:
@@ -104,38 +118,46 @@ def explain_trainer(message: str, settings: Mapping[str, Any], request: CommandL
     """
     words = set(re.findall(r"\w+", message))
     named = [name for name in settings if name in words] or [name for name in settings if str(settings[name]) in words]
-    places = (_given_at(f"trainer.{name}", request) for name in named)
+    places = (given_at(f"trainer.{name}", request) for name in named)
     place = next(filter(None, places), f"trainer.{named[0]}" if named else "trainer")
     return f"{place}: {message}"
 
 
-def _unknown_key(key: str, keys: Iterable[str], request: CommandLine) -> str:
+def unknown_key(key: str, keys: Iterable[str], request: CommandLine) -> str:
+    """Say that there is no such key, where it stands, and which ones are near."""
+    if key.startswith("space.") and request.program != SEARCH:
+        return f"{_place('space', request)}: there is no such key\na config with a space is for {SEARCH}"
     known = set(keys)
     groups = {".".join(name.split(".")[:end]) for name in known for end in range(1, name.count(".") + 1)}
     elsewhere = sorted(name for name in known if name.endswith(f".{key}"))
     hint = f"did you mean {' or '.join(elsewhere)}?" if elsewhere else did_you_mean(key, known | groups)
     help_line = f"all keys: {request.program} --help"
+    if request.program == SEARCH:
+        help_line = f"keys of fit go into overrides or space, or into a file that configs names\n{help_line}"
     return f"{_place(key, request)}: there is no such key\n{hint or help_line}"
 
 
-def _reason(message: str, key: str) -> str:
+def _reason(message: str, key: str, keys: Iterable[str]) -> str:
     for pattern, words in REASONS:
         if found := re.search(pattern, message):
             name = found.groupdict().get("name", "")
-            hint = _hint(name, key) if name and key in CLASSES else ""
+            hint = _hint(name, key, keys) if name else ""
             reply = re.sub(r"\bv(?=[<>])", "", found.expand(words))
-            return f"{reply}\n{hint}"
-    value = re.search(r"(?:Got value|Given value): (.*)", message)
+            return f"{reply}\n{hint}".replace("NoneType", "null")
+    value = re.search(r"(?:Got value|Given value): (.*?)(?:\. Got value|$)", message, re.MULTILINE)
     got = value[1] if value else "something else"
     options = [option for group in re.findall(r"Literal\[([^\]]+)\]", message) for option in group.split(", ")]
     if options:
         names = list(dict.fromkeys(option.strip("'\"") for option in options))
         return f"must be one of {', '.join(names)}, got {got}\n{did_you_mean(got, names)}"
     types = list(dict.fromkeys(re.findall(r"Expected a <class '(?:[\w.]*\.)?(\w+)'>", message)))
-    return f"must be of type {' or '.join(types)}, got {got}" if types else " ".join(message.split())
+    wanted = " or ".join(types).replace("NoneType", "null")
+    return f"must be of type {wanted}, got {got}" if types else " ".join(message.split())
 
 
-def _hint(name: str, key: str) -> str:
+def _hint(name: str, key: str, keys: Iterable[str]) -> str:
+    if key not in CLASSES:
+        return did_you_mean(name, [other.removeprefix(f"{key}.") for other in keys if other.startswith(f"{key}.")])
     if key.startswith("model.") and name in FILLED_IN:
         return FILLED_IN[name]
     names = _names(CLASSES[key])
@@ -150,14 +172,13 @@ def _names(module_name: str) -> set[str]:
 
 
 def _place(key: str, request: CommandLine) -> str:
-    return _given_at(key, request) or key
+    return given_at(key, request) or key
 
 
-def _given_at(key: str, request: CommandLine) -> str | None:
+def given_at(key: str, request: CommandLine) -> str | None:
     """The key with where it was given, if it was: the file and line, the environment variable, or the flag."""
-    for flag in request.flags:
-        if flag.split("=")[0].rstrip("+") in (key, f"--{key}"):
-            return flag.split("=")[0]
+    if flag := _flag(key, request):
+        return flag
     for config in reversed(request.configs):
         node = yaml.compose(Path(config).read_text(encoding="utf-8"))
         if line := _line(node, key.split(".")):
@@ -166,7 +187,14 @@ def _given_at(key: str, request: CommandLine) -> str | None:
     return f"{setting.variable}: {key}" if setting else None
 
 
+def _flag(key: str, request: CommandLine) -> str | None:
+    names = (flag.split("=")[0] for flag in request.flags)
+    return next((name for name in names if name.rstrip("+") in (key, f"--{key}")), None)
+
+
 def _line(node: yaml.Node | None, path: list[str]) -> int | None:
+    if path and isinstance(node, yaml.SequenceNode):
+        return next(filter(None, (_line(item, path) for item in node.value)), None)
     if not path or not isinstance(node, yaml.MappingNode):
         return node.start_mark.line + 1 if node is not None and not path else None
     for name, value in node.value:

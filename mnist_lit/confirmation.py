@@ -2,12 +2,14 @@
 
 import shutil
 
+from optuna.trial import FrozenTrial
+
 from mnist_lit.progress import Progress
 from mnist_lit.results import ranked, shown_score
 from mnist_lit.settings import Settings
 from mnist_lit.study import OVERLAY, Study
 from mnist_lit.trial import Outcome, Rehearsed, training
-from mnist_lit.workers import Pool, Report
+from mnist_lit.workers import Pool, Report, Worker
 
 __all__ = ["confirm"]
 
@@ -16,29 +18,31 @@ def confirm(settings: Settings, study: Study, base: Rehearsed, pool: Pool) -> No
     """Train the best trials with the seeds that follow the search's; what has been done is not done again."""
     if settings.confirm is None:
         return
-    seed, done = base.config["seed_everything"], study.confirmed()
+    first_seed, done = base.config["seed_everything"] + 1, study.confirmed()
+    seeds = range(first_seed, first_seed + settings.confirm.seeds)
     best = ranked(study)[: settings.confirm.top]
-    pairs = [(trial, seed + shift) for trial in best for shift in range(1, settings.confirm.seeds + 1)]
-    todo = [(trial, seed) for trial, seed in pairs if seed not in done.get(trial.number, {})]
-    progress = Progress(len(todo), "confirmation")
-    num_left = len(todo)
-    while todo or pool.is_busy:
-        for worker in pool.idle(settings.workers):
-            if todo:
-                trial, seed = todo.pop(0)
-                name = f"confirm/{trial.number:04d}_seed_{seed}"
-                shutil.rmtree(settings.folder / name, ignore_errors=True)
-                overlay = {**trial.user_attrs[OVERLAY], "seed_everything": seed}
-                worker.start(training(settings, overlay, name), (trial.number, seed))
-        for worker, (number, seed), message in pool.messages(timeout=1.0):
-            if isinstance(message, Report):
-                worker.answer(is_hopeless=False)
-                continue
-            num_left -= 1
-            how = "failed"
-            if isinstance(message, Outcome) and message.scores:
-                study.confirm(number, seed, message.scores[0])
-                how = shown_score(settings.objectives[0].metric, message.scores[0])
-            progress.say(f"trial {number} with seed {seed}: {how}")
-        progress.show(progress.bar.total - num_left)
-    progress.close()
+    todo = [(trial, seed) for trial in best for seed in seeds if seed not in done.get(trial.number, {})]
+    num_left = total = len(todo)
+    with Progress(total, "confirmation") as progress:
+        while num_left:
+            for worker in pool.idle(settings.workers):
+                if todo:
+                    _start(worker, settings, *todo.pop(0))
+            for worker, (trial, seed), message in pool.messages(timeout=1.0):
+                if isinstance(message, Report):
+                    worker.answer(is_hopeless=False)
+                    continue
+                num_left -= 1
+                how = "failed"
+                if isinstance(message, Outcome) and message.scores:
+                    study.confirm(trial.number, seed, message.scores[0])
+                    how = shown_score(settings.objectives[0].metric, message.scores[0])
+                progress.say(f"trial {trial.number} with seed {seed}: {how}")
+            progress.show(total - num_left)
+
+
+def _start(worker: Worker, settings: Settings, trial: FrozenTrial, seed: int) -> None:
+    name = f"confirm/{trial.number:04d}_seed_{seed}"
+    shutil.rmtree(settings.folder / name, ignore_errors=True)
+    overlay = {**trial.user_attrs[OVERLAY], "seed_everything": seed}
+    worker.start(training(settings, overlay, name), (trial, seed))

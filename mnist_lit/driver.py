@@ -7,14 +7,15 @@ from typing import Any
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from mnist_lit.errors import MNISTLitError, UsageError
+from mnist_lit.interruption import uninterrupted
 from mnist_lit.progress import Progress
 from mnist_lit.results import ranked, shown_score, write_results
 from mnist_lit.settings import Settings
 from mnist_lit.space import Space
-from mnist_lit.study import COPY_OF, ERROR, OVERLAY, PARAMS, SECONDS, TRACEBACK, Study
+from mnist_lit.study import COPY_OF, ERROR, LOST, OVERLAY, PARAMS, SECONDS, TRACEBACK, Study
 from mnist_lit.trial import Outcome, Rehearsed, training
 from mnist_lit.workers import Died, Pool, Report, Worker
 
@@ -44,7 +45,7 @@ class Driver:
         self.pool = pool
         self.num_threads = max(1, base.num_threads // settings.workers)
         self.deadline = time.monotonic() + (settings.timeout or math.inf)
-        self.running: dict[int, optuna.Trial] = {}
+        self.running: set[int] = set()
         self.twins: list[optuna.Trial] = []  # they wait for the trial that has their parameters
         self.states: list[TrialState] = []
         self.written = 0.0
@@ -55,52 +56,66 @@ class Driver:
         Raises:
             MNISTLitError: If no trial can succeed.
         """
-        self.progress = Progress(self.settings.n_trials, "trial")
-        try:
-            while not self._is_over():
+        with Progress(self.settings.n_trials, "trial") as self.progress:
+            try:
+                self._work()
+            except BaseException:
+                with uninterrupted():
+                    self._give_up()
+                raise
+            finally:
+                write_results(self.study, self.settings)
+
+    def _work(self) -> None:
+        while True:
+            with uninterrupted():
                 self._look_after_the_study()
+                if self._is_over():
+                    return
                 self._hand_out()
-                for worker, trial, message in self.pool.messages(timeout=1.0):
+            messages = list(self.pool.messages(timeout=1.0))
+            with uninterrupted():
+                for worker, trial, message in messages:
                     self._take(worker, trial, message)
                 self._show()
-        except BaseException:
-            for trial in [*self.running.values(), *self.twins]:
-                self.study.lose(trial.number, "the search was stopped", is_its_fault=False)
-                self._forget(trial)
-            raise
-        finally:
-            self.progress.close()
-            write_results(self.study, self.settings)
+
+    def _give_up(self) -> None:
+        self.pool.kill()  # or they would write into directories that are deleted
+        for number in sorted(self.study.own):
+            self.study.lose(number, "the search was stopped", is_its_fault=False)
+            self._forget(number)
 
     def _is_over(self) -> bool:
         if self.running or self.twins:
             return False
-        return not self._may_begin() or len(self.study.finished()) >= self.settings.n_trials
+        return self._is_late() or self.study.has_all(self.settings.n_trials)
 
-    def _may_begin(self) -> bool:
-        return time.monotonic() < self.deadline and not self.study.is_exhausted
+    def _is_late(self) -> bool:
+        return time.monotonic() >= self.deadline
 
     def _look_after_the_study(self) -> None:
         self.study.pulse()
         for number in self.study.take_over():
+            self._forget(number)
             self.progress.say(f"trial {number}: its search has died; its parameters run again")
 
     def _hand_out(self) -> None:
         for worker in self.pool.idle(self.settings.workers):
             if (trial := self._next()) is None:
                 return
-            self.running[trial.number] = trial
+            self.running.add(trial.number)
             overlay = {**self.settings.overrides, **trial.user_attrs[PARAMS], "num_threads": self.num_threads}
-            trial.set_user_attr(OVERLAY, overlay)
+            self.study.note(trial.number, OVERLAY, overlay)
             worker.start(training(self.settings, overlay, f"trials/{trial.number:04d}"), trial)
 
     def _next(self) -> optuna.Trial | None:
         """The next trial that has to be trained."""
-        for twin in list(self.twins):
+        waiting, self.twins = self.twins, []
+        for place, twin in enumerate(waiting):
             if self._is_original(twin):
-                self.twins.remove(twin)
+                self.twins += waiting[place + 1 :]
                 return twin
-        while self._may_begin() and (trial := self.study.begin(self.settings.n_trials)):
+        while not self._is_late() and (trial := self.study.begin(self.settings.n_trials)):
             self._draw(trial)
             if self._is_original(trial):
                 return trial
@@ -108,46 +123,51 @@ class Driver:
 
     def _draw(self, trial: optuna.Trial) -> None:
         try:
-            trial.set_user_attr(PARAMS, self.space.draw(trial, self.base.config))
+            params = self.space.draw(trial, self.base.config)
         except Exception as error:
-            self.study.lose(trial.number, "its sampler failed", is_its_fault=False)
             hint = "\npip install 'mnist_lit[samplers]'" if isinstance(error, ImportError) else ""
-            raise MNISTLitError(f"sampler: {type(error).__name__}: {str(error).splitlines()[0]}{hint}") from error
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise MNISTLitError(f"sampler: {reason}{hint}") from error
+        trial.set_user_attr(PARAMS, params)
 
     def _is_original(self, trial: optuna.Trial) -> bool:
         """Whether the trial has parameters of its own; if not, it gets the result of the other, now or later."""
         twin = self.study.twin(trial)
         if twin is None:
             return True
-        if not twin.state.is_finished():
-            if trial not in self.twins:
-                self.twins.append(trial)
-            return False
-        if trial in self.twins:
-            self.twins.remove(trial)
-        trial.set_user_attr(COPY_OF, twin.number)
-        trial.set_user_attr(OVERLAY, twin.user_attrs.get(OVERLAY, {}))
-        for name in (ERROR, TRACEBACK):
+        if twin.state.is_finished():
+            self._copy(twin, trial)
+        else:
+            self.twins.append(trial)
+        return False
+
+    def _copy(self, twin: FrozenTrial, trial: optuna.Trial) -> None:
+        self.study.note(trial.number, COPY_OF, twin.number)
+        for name in (OVERLAY, ERROR, TRACEBACK):
             if name in twin.user_attrs:
-                trial.set_user_attr(name, twin.user_attrs[name])
+                self.study.note(trial.number, name, twin.user_attrs[name])
+        if LOST in twin.user_attrs and twin.state == TrialState.FAIL:
+            self.study.note(trial.number, ERROR, twin.user_attrs[LOST])
         for step, score in twin.intermediate_values.items():
             trial.report(score, step)
         self.study.end(trial.number, twin.state, twin.values if twin.state == TrialState.COMPLETE else None)
         self.progress.say(f"trial {trial.number}: the parameters of trial {twin.number}, and its result")
-        return False
 
     def _take(self, worker: Worker, trial: optuna.Trial, message: Any) -> None:
         if isinstance(message, Report):
             worker.answer(is_hopeless=self._judge(trial, message))
             return
-        del self.running[trial.number]
+        self.running.remove(trial.number)
         if isinstance(message, Outcome):
             self._finish(trial, message)
             return
+        is_its_fault = isinstance(message, Died)
         reason = message.reason if isinstance(message, Died) else str(message)
-        self.study.lose(trial.number, reason, is_its_fault=isinstance(message, Died))
-        self._forget(trial)
         self.progress.say(f"trial {trial.number}: {reason}")
+        runs_again = self.study.lose(trial.number, reason, is_its_fault=is_its_fault)
+        self._forget(trial.number)
+        if not runs_again:
+            self._stop_if_hopeless(TrialState.FAIL, reason)
 
     def _judge(self, trial: optuna.Trial, report: Report) -> bool:
         """Whether the trial is hopeless."""
@@ -160,32 +180,32 @@ class Driver:
         return trial.should_prune()
 
     def _finish(self, trial: optuna.Trial, outcome: Outcome) -> None:
-        self.study.set_trial_attr(trial.number, SECONDS, outcome.seconds)
+        self.study.note(trial.number, SECONDS, outcome.seconds)
         state, scores = TrialState.FAIL, None
         if outcome.error:
-            self.study.set_trial_attr(trial.number, ERROR, outcome.error.splitlines()[0])
-            self.study.set_trial_attr(trial.number, TRACEBACK, outcome.traceback)
+            self.study.note(trial.number, ERROR, outcome.error.splitlines()[0])
+            self.study.note(trial.number, TRACEBACK, outcome.traceback)
         elif outcome.is_pruned:
             state = TrialState.PRUNED
         else:
             state, scores = TrialState.COMPLETE, outcome.scores
         self.study.end(trial.number, state, scores)
-        self.states.append(state)
         self._say_how(trial, outcome)
-        self._stop_if_hopeless(outcome)
+        if outcome.is_hopeless:
+            raise UsageError(outcome.error)
+        self._stop_if_hopeless(state, outcome.error)
         if time.monotonic() - self.written > SECONDS_BETWEEN_WRITES:
             write_results(self.study, self.settings)
             self.written = time.monotonic()
 
-    def _stop_if_hopeless(self, outcome: Outcome) -> None:
-        if outcome.is_hopeless:
-            raise UsageError(outcome.error)
+    def _stop_if_hopeless(self, state: TrialState, error: str) -> None:
+        self.states.append(state)
         if self.states == [TrialState.FAIL] * NUM_FAILURES:
-            raise MNISTLitError(f"the first {NUM_FAILURES} trials have failed, the last of them with:\n{outcome.error}")
+            raise MNISTLitError(f"the first {NUM_FAILURES} trials have failed, the last of them with:\n{error}")
 
-    def _forget(self, trial: optuna.Trial) -> None:
+    def _forget(self, number: int) -> None:
         """A lost trial runs again from its beginning, in a directory of its own."""
-        shutil.rmtree(self.settings.run_dir(trial.number), ignore_errors=True)
+        shutil.rmtree(self.settings.run_dir(number), ignore_errors=True)
 
     def _say_how(self, trial: optuna.Trial, outcome: Outcome) -> None:
         metrics = [objective.metric for objective in self.settings.objectives]

@@ -1,6 +1,6 @@
 """One line that shows how far a search is."""
 
-from typing import Any
+from typing import Any, Self
 
 from tqdm import tqdm  # type: ignore[import-untyped]  # it has no types
 
@@ -18,6 +18,12 @@ class Progress:
     def __init__(self, total: int, unit: str) -> None:
         self.bar: Any = tqdm(total=total, unit=unit, disable=None, dynamic_ncols=True)
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
     def show(self, num_done: int, **facts: Any) -> None:
         """Show how many are done, and facts beside that."""
         if self.bar.disable:
@@ -29,7 +35,3 @@ class Progress:
         """A line for those who have no bar."""
         if self.bar.disable:
             print(line, flush=True)
-
-    def close(self) -> None:
-        """Leave the line as it is."""
-        self.bar.close()

@@ -42,7 +42,7 @@ class Pruning(Callback):
             if metric not in logged:
                 raise UnknownMetricError(_unknown(metric, [*logged, *FACTS]))
         self.history.append({metric: logged[metric] for metric in metrics})
-        is_end = trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
+        is_end = trainer.global_step >= trainer.estimated_stepping_batches
         if self.ask(len(self.history) - 1, [logged[metric] for metric in metrics]) and not is_end:
             self.is_pruned = True
             trainer.should_stop = True

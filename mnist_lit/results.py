@@ -4,12 +4,13 @@ import csv
 import functools
 import io
 import json
+import shlex
 import shutil
 import statistics
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 import yaml
@@ -148,15 +149,14 @@ def write_results(study: Study, settings: Settings) -> None:
 def table(study: Study, settings: Settings) -> str:
     """The best trials, for the console."""
     keys = list(settings.space)
-    rows = [["trial", *(objective.metric for objective in settings.objectives), *keys, "seconds"]]
+    metrics = [objective.metric for objective in settings.objectives]
+    facts = [] if SECONDS in metrics else [SECONDS]
+    rows = [["trial", *metrics, *keys, *facts]]
     for trial in ranked(study)[:NUM_SHOWN]:
         params = trial.user_attrs.get(PARAMS, {})
-        scores = [
-            shown_score(objective.metric, score)
-            for objective, score in zip(settings.objectives, trial.values, strict=True)
-        ]
+        scores = [shown_score(metric, score) for metric, score in zip(metrics, trial.values, strict=True)]
         values = [_shown(params[key]) if key in params else "" for key in keys]
-        rows.append([str(trial.number), *scores, *values, f"{trial.user_attrs.get(SECONDS, 0):.1f}"])
+        rows.append([str(trial.number), *scores, *values, *(f"{trial.user_attrs.get(name, 0):.1f}" for name in facts)])
     # The last part of a key says enough, where it is the only one of that name.
     names = [key.rpartition(".")[2] for key in rows[0]]
     rows[0] = [name if names.count(name) == 1 else key for name, key in zip(names, rows[0], strict=True)]
@@ -181,7 +181,9 @@ def confirmations(study: Study, settings: Settings) -> list[str]:
 
 def shown_score(metric: str, score: float) -> str:
     """A score as people read it: accuracies and their like in per cent."""
-    return f"{score:.2%}" if metric.endswith(("acc", "f1", "acc_best")) else f"{score:.5g}"
+    if metric.endswith(("acc", "f1", "acc_best")):
+        return f"{score:.2%}"
+    return f"{score:,.0f}" if score.is_integer() and abs(score) >= 1 else f"{score:.5g}"
 
 
 def _shown(value: Any) -> str:
@@ -198,8 +200,9 @@ def _entry(trial: FrozenTrial) -> Entry:
         values=list(trial.values) if state == "complete" else [],
         params=trial.user_attrs.get(PARAMS, trial.params),
         steps=dict(trial.intermediate_values),
-        started=trial.datetime_start,
-        ended=trial.datetime_complete,
+        # Optuna's have no time zone, but are local.
+        started=trial.datetime_start.astimezone(UTC),
+        ended=trial.datetime_complete.astimezone(UTC),
         seconds=trial.user_attrs.get(SECONDS, 0.0),
         error=trial.user_attrs.get(ERROR) or trial.user_attrs.get(LOST, ""),
     )
@@ -246,14 +249,16 @@ def _csv(study: Study, settings: Settings) -> str:
     keys = list(settings.space)
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["number", "state", *metrics, *keys, "seconds", "started", "ended", "run_dir", "error"])
+    facts = [] if SECONDS in metrics else [SECONDS]  # one column of a name
+    writer.writerow(["number", "state", *metrics, *keys, *facts, "started", "ended", "run_dir", "error"])
     for trial in study.finished():
         entry = _entry(trial)
         scores: list[Any] = entry.values or [""] * len(metrics)
         values = [_cell(entry.params[key]) if key in entry.params else "" for key in keys]
         times = [entry.started.isoformat(timespec="seconds"), entry.ended.isoformat(timespec="seconds")]
         run_dir = settings.run_dir(trial.user_attrs.get(COPY_OF, trial.number))
-        writer.writerow([entry.number, entry.state, *scores, *values, entry.seconds, *times, run_dir, entry.error])
+        seconds = [entry.seconds] * len(facts)
+        writer.writerow([entry.number, entry.state, *scores, *values, *seconds, *times, run_dir, entry.error])
     return file.getvalue()
 
 
@@ -270,7 +275,7 @@ def _best_overlay(trial: FrozenTrial, study: Study, settings: Settings) -> str:
     comment = [
         f"# The best of {len(study.finished())} trials of the study {study.study_name}: {scores}",
         f"# (trial {trial.number}, {trial.datetime_complete:%Y-%m-%d}). To train it again:",
-        f"# python -m mnist_lit fit {' '.join(f'--config {config}' for config in configs)}",
+        f"# python -m mnist_lit fit {' '.join(f'--config {shlex.quote(config)}' for config in configs)}",
     ]
     overlay = yaml.safe_dump(nested(trial.user_attrs[OVERLAY]), sort_keys=False)
     return "\n".join([*comment, overlay])

@@ -1,14 +1,10 @@
 """The search: Optuna proposes trials, workers train them through the one door, a study remembers them."""
 
-import contextlib
-import signal
 import sys
-import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
@@ -17,6 +13,7 @@ from mnist_lit.confirmation import confirm
 from mnist_lit.driver import Driver
 from mnist_lit.entry import short_errors
 from mnist_lit.errors import MNISTLitError, Stopped
+from mnist_lit.interruption import signals_raise
 from mnist_lit.rehearsal import rehearse
 from mnist_lit.results import confirmations, ranked, summarize, table
 from mnist_lit.runs import write_text
@@ -44,7 +41,7 @@ def main(args: Sequence[str] | None = None) -> Study:
     Raises:
         SystemExit: As `mnist_lit.main` does.
     """
-    with short_errors(), _signals_raise():
+    with short_errors(), signals_raise():
         return search(parse(sys.argv[1:] if args is None else args))
     raise AssertionError
 
@@ -66,9 +63,8 @@ def search(typed: Typed) -> Study:
             with study.joined(settings.folder):
                 Driver(settings, study, space, base, pool).run()
                 confirm(settings, study, base, pool)
-        except (KeyboardInterrupt, Stopped) as stop:
-            signum = stop.signum if isinstance(stop, Stopped) else signal.SIGINT
-            raise Stopped(signum, f"what was done is kept; go on with: {typed.command}") from stop
+        except Stopped as stop:
+            raise Stopped(stop.signum, f"what was done is kept; go on with: {typed.command}") from stop
     _tell(study, settings, space)
     return study
 
@@ -93,21 +89,3 @@ def _tell(study: Study, settings: Settings, space: Space) -> None:
         print(line)
     print(f"report: {page}")
     print(settings.folder)
-
-
-@contextlib.contextmanager
-def _signals_raise() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end a search as Ctrl-C does."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {signum: signal.signal(signum, _stop) for signum in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
-
-
-def _stop(signum: int, _frame: FrameType | None) -> NoReturn:
-    raise Stopped(signum)

@@ -1,26 +1,30 @@
 """What a search is asked to do: YAML and flags as typed settings."""
 
+import json
 import re
 import shlex
+import warnings
 from argparse import ArgumentError
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import yaml
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt, restricted_string_type
+from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 
-from mnist_lit.complaints import explain, explain_object
+from mnist_lit.complaints import SEARCH, explain, explain_object, given_at, unknown_key
 from mnist_lit.entry import CommandLine
 from mnist_lit.errors import UsageError
 
 __all__ = ["Confirm", "Objective", "SamplerFactory", "Settings", "Typed", "parse", "without_password"]
 
-PROGRAM = "python scripts/optuna_search.py"
 DEFAULT_CONFIG = "configs/search.yaml"
+DESCRIPTION = f"Search for the best configuration of `fit`. Without --config it is {DEFAULT_CONFIG}."
 SEARCHES = Path("logs") / "search"
 StudyName = restricted_string_type("StudyName", r"^[A-Za-z0-9][\w.-]*$", docstring="A name that a folder can have.")
 
@@ -67,16 +71,19 @@ class Settings:
 
     Args:
         space: The keys of `fit` that vary. `{low: 0.1, high: 1.0}` is an interval (`log: true` for a logarithmic
-            scale), with `step: 0.1` a range, `{choices: [1, 2]}` a choice of any values, and
-            `{length: {low: 1, high: 3}, items: {choices: [16, 32]}}` a list. With `when: {other.key: value}` a key
+            scale; from whole number to whole number it has whole numbers only where the key takes no fractions),
+            with `step: 0.1` a range, `{choices: [1, 2]}` a choice of any values, and
+            `{length: {low: 1, high: 3}, items: {choices: [16, 32]}}` a list (without `length`, `items` is a list with
+            the values of each place). With `when: {other.key: value}` a key
             varies only where another one has that value, or one of a list of values.
-        study_name: Name of the study; its directory is logs/search/STUDY_NAME.
+        study_name: Name of the study, of letters, digits, dots, dashes and underscores; its directory is
+            logs/search/STUDY_NAME.
         objective: The metric and its direction; or a list of them.
         n_trials: Trials in all, 1 or more, also after the search has been stopped and started again.
         timeout: Seconds, above 0, after which no trial is begun any more.
         workers: Processes that train trials, 1 or more; they share the threads, and each has a GPU of its own.
         configs: The configs that the trials start from, in order of precedence.
-        overrides: Keys of `fit` that all trials have on top of that.
+        overrides: Keys of `fit` that all trials have on top of that; single ones as `--overrides.model.lr 0.1`.
         sampler: Any class of `optuna.samplers`; default TPESampler. A grid sampler is given the space.
         pruner: Any class of `optuna.pruners`, which stops hopeless trials; null stops none.
         storage: URL of a database, for example postgresql://user@host/database; default a journal file in the
@@ -85,7 +92,7 @@ class Settings:
         confirm: Which trials are trained again with other seeds when the search is done, if any.
     """
 
-    space: dict[str, Any]
+    space: dict[str, Any] = field(default_factory=dict)
     study_name: StudyName = "mnist"  # type: ignore[valid-type]
     objective: Objective | list[Objective] = field(default_factory=Objective)
     n_trials: PositiveInt = 50
@@ -98,6 +105,13 @@ class Settings:
     storage: str | None = None
     keep_checkpoints: NonNegativeInt = 3
     confirm: Confirm | None = None
+
+    def __post_init__(self) -> None:
+        if not self.objectives:
+            raise ValueError("objective: needs a metric")
+        for name, part in [*(("objective", objective) for objective in self.objectives), ("confirm", self.confirm)]:
+            if part and (missing := next((key for key, value in vars(part).items() if value is None), None)):
+                raise ValueError(f"{name}.{missing}: must not be null")
 
     @property
     def objectives(self) -> list[Objective]:
@@ -140,30 +154,79 @@ def parse(args: Sequence[str]) -> Typed:
         UsageError: If there is no such key or value.
         SystemExit: After `--help` and `--print_config`.
     """
-    typed = CommandLine(PROGRAM, args)
+    typed = CommandLine(SEARCH, args)
     if not typed.configs and Path(DEFAULT_CONFIG).is_file():
-        typed = CommandLine(PROGRAM, [f"--config={DEFAULT_CONFIG}", *args])
+        typed = CommandLine(SEARCH, [f"--config={DEFAULT_CONFIG}", *args])
     parser = _parser()
+    _check(typed)
     try:
-        config = parser.parse_args(typed.layers())
+        config = parser.parse_args([*typed.layers(), *_mappings(typed)])
     except (ArgumentError, TypeError, ValueError) as error:
-        keys = [*parser.get_defaults().keys(), "fresh", "space"]
-        raise UsageError(explain(str(error), keys, typed)) from error
+        raise UsageError(explain(str(error), [*KEYS, "fresh"], typed)) from error
     try:
-        settings = parser.instantiate(config)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)  # of classes that the user has named
+            made = parser.instantiate(config)
     except (ImportError, TypeError, ValueError) as error:
-        raise UsageError(explain_object(str(error))) from error
-    command = shlex.join([*PROGRAM.split(), *(arg for arg in args if arg != "--fresh")])
+        # Of the keys, only the pruner's makes an object by now.
+        raise UsageError(f"{given_at('pruner', typed) or 'pruner'}: {explain_object(str(error))}") from error
+    try:
+        settings = Settings(**{part.name: made[part.name] for part in fields(Settings)})
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    command = shlex.join([*SEARCH.split(), *(arg for arg in args if arg != "--fresh")])
     return Typed(
-        settings=Settings(**{part.name: settings[part.name] for part in fields(Settings)}),
+        settings=settings,
         fresh=config.fresh,
         yaml=_dumped(parser, config),
         command=command,
     )
 
 
+KEYS = [
+    *(part.name for part in fields(Settings)),
+    *(f"objective.{part.name}" for part in fields(Objective)),
+    *(f"confirm.{part.name}" for part in fields(Confirm)),
+]
+
+
+def _check(typed: CommandLine) -> None:
+    """Make sure of the files' keys; of a config for `fit` the parser would complain in words of its own."""
+    nullable = {part.name: part.default is None for part in fields(Settings)}
+    for content in typed.contents:
+        for key, value in content.items():
+            name = str(key).split(".")[0]
+            if name == "fresh" and value is False:  # --print_config prints it
+                continue
+            if name not in nullable:
+                raise UsageError(unknown_key(str(key), KEYS, typed))
+            if value is None and not nullable[name]:
+                raise UsageError(f"{given_at(str(key), typed) or key}: must not be null")
+
+
+def _mappings(typed: CommandLine) -> list[str]:
+    """Flags like `--overrides.model.lr 0.1`, taken out of the others, as flags for the whole of these mappings."""
+    mappings: dict[str, Any] = {}
+    others: list[str] = []
+    flags = iter(typed.flags)
+    for flag in flags:
+        name, has_value, value = flag.partition("=")
+        group, _, key = name.removeprefix("--").partition(".")
+        if key and group in ("overrides", "space"):
+            if group not in mappings:
+                mappings[group] = next((dict(c[group]) for c in reversed(typed.contents) if group in c), {})
+            try:
+                mappings[group][key] = yaml.safe_load(value if has_value else next(flags, ""))
+            except yaml.YAMLError as error:
+                raise UsageError(f"{name}: {value!r} is no valid YAML") from error
+        else:
+            others.append(flag)
+    typed.flags = others
+    return [f"--{group}={json.dumps(mapping)}" for group, mapping in mappings.items()]
+
+
 def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog=PROGRAM, description=Settings.__doc__, exit_on_error=False, allow_abbrev=False)
+    parser = ArgumentParser(prog=SEARCH, description=DESCRIPTION, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("-c", "--config", action="config", help="A YAML file of the keys below; may be repeated.")
     parser.add_argument("--fresh", action="store_true", help="Begin anew; an earlier study of that name is set aside.")
     parser.add_class_arguments(Settings, as_group=False)
@@ -181,4 +244,6 @@ def _dumped(parser: ArgumentParser, config: Namespace) -> str:
 
 def without_password(url: str) -> str:
     """A database's URL as it may be shown."""
-    return re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", url)
+    return re.sub(
+        r"(://[^:/@]*):.*@|(\bpassword=)[^&]*", lambda found: f"{found[1]}:***@" if found[1] else f"{found[2]}***", url
+    )

@@ -4,7 +4,8 @@ import contextlib
 import itertools
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -14,7 +15,7 @@ import optuna
 from filelock import FileLock, Timeout
 from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
 from optuna.pruners import BasePruner, NopPruner
-from optuna.samplers import BaseSampler, QMCSampler, TPESampler
+from optuna.samplers import BaseSampler, BruteForceSampler, CmaEsSampler, GridSampler, QMCSampler, TPESampler
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
@@ -29,20 +30,22 @@ __all__ = ["Study", "open_study", "set_aside"]
 
 # What a trial says of itself, beside Optuna's record.
 ABOUT = "about"  # of the study: its space, its objectives, and the configuration that its trials start from
-STARTS = "starts"  # of the study: how many times a search has been started on it
 OWNER = "owner"  # the lock file of the search that runs the trial
 PULSE = "pulse"  # changes as long as that search is alive, for those who do not see its lock file
 LOST = "lost"  # why the trial ended without a result
 RETRY_OF = "retry_of"  # the lost trial whose parameters this one has
 NUM_LOSSES = "num_losses"  # how many times workers have died of these parameters
-SURPLUS = "surplus"  # begun by two searches at once, when only one more was wanted
+VOID = "void"  # it never ran: killed before it had parameters, or begun by two searches when one more was wanted
 COPY_OF = "copy_of"  # the trial that had the same parameters, and has given its result
 PARAMS = "params"  # the values of the space's keys
 OVERLAY = "overlay"  # all keys in which its configuration differs from the configs that the trials start from
 SECONDS = "seconds"  # of training
 ERROR = "error"  # why it failed
 TRACEBACK = "traceback"
+FIXED = "fixed_params"  # Optuna's, of a trial that was enqueued: what it is to have
 CONFIRMED = "confirmed"  # of the study: confirmed/TRIAL/SEED is the score with that seed
+# Workers that may die of the same parameters.
+MAX_LOSSES = 2
 # Seconds without a pulse after which a search that cannot be seen is taken for dead; of a trial that nobody owns (its
 # search was killed between two lines of this file) much fewer.
 SILENCE = 60.0
@@ -92,52 +95,65 @@ class Study(optuna.Study):
         return [
             trial
             for trial in trials
-            if trial.state != TrialState.WAITING and trial.number not in retried and SURPLUS not in trial.user_attrs
+            if trial.state != TrialState.WAITING and trial.number not in retried and VOID not in trial.user_attrs
         ]
 
     def finished(self) -> list[FrozenTrial]:
         """The trials with a result, also if that is a failure."""
         return [trial for trial in self.counted() if trial.state.is_finished() and not self._is_to_run_again(trial)]
 
+    def has_all(self, limit: int) -> bool:
+        """Whether the study has as many results as it is to have, or as there can be."""
+        return len(self.finished()) >= limit or self._is_empty()
+
     def begin(self, limit: int) -> optuna.Trial | None:
         """The next trial of this search, if the study is to have one more."""
-        if self.is_exhausted or len(self.counted()) >= limit:
+        if len(self.counted()) >= limit or self._is_empty():
             return None
         trial = self.ask()
         self.own.add(trial.number)
-        trial.set_user_attr(OWNER, self.owner)
+        self.note(trial.number, OWNER, self.owner)
         if [counted.number for counted in self.counted()].index(trial.number) < limit:
             return trial
         # Another search has begun one in the same moment.
-        trial.set_user_attr(SURPLUS, value=True)
-        self.end(trial.number, TrialState.FAIL)
+        self._void(trial.number)
         return None
 
     def end(self, number: int, state: TrialState, scores: list[float] | None = None) -> bool:
         """Give a trial of this search its end; whether it had none yet."""
         self.own.discard(number)
+        if self.get_trials(deepcopy=False)[number].state.is_finished():
+            return False
         try:
             self.tell(number, scores, state)
-        except (ValueError, UpdateFinishedTrialError):
-            # Another search has taken this one for dead.
+        except UpdateFinishedTrialError:
             return False
+        except KeyError:
+            pass  # the grid sampler's, about a trial that was enqueued; the end has been written all the same
         return True
 
-    def lose(self, number: int, reason: str, *, is_its_fault: bool) -> None:
-        """End a trial without a result, and let its parameters run again.
+    def lose(self, number: int, reason: str, *, is_its_fault: bool) -> bool:
+        """End a trial without a result.
 
         Args:
             number: The trial.
             reason: What has happened.
             is_its_fault: Whether its worker has died, maybe of the parameters: they run again only once then.
+
+        Returns:
+            Whether its parameters run again.
         """
         trial = self.get_trials(deepcopy=False)[number]
+        if PARAMS not in trial.user_attrs and FIXED not in trial.system_attrs:
+            self._void(number)
+            return True
         num_losses = trial.user_attrs.get(NUM_LOSSES, 0) + is_its_fault
-        self.set_trial_attr(number, NUM_LOSSES, num_losses)
-        self.set_trial_attr(number, LOST, reason)
+        self.note(number, NUM_LOSSES, num_losses)
+        self.note(number, LOST, reason)
         # Of several searches that notice, the one that can still end the trial is the one that repeats it.
-        if self.end(number, TrialState.FAIL) and num_losses < 2:
+        if self.end(number, TrialState.FAIL) and num_losses < MAX_LOSSES:
             self._repeat(trial, num_losses)
+        return bool(num_losses < MAX_LOSSES)
 
     def take_over(self) -> list[int]:
         """Let the trials of dead searches run again.
@@ -145,25 +161,21 @@ class Study(optuna.Study):
         Returns:
             Their numbers.
         """
-        running = self.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        lost = [trial.number for trial in running if trial.number not in self.own and self._is_abandoned(trial)]
-        for number in lost:
-            self.lose(number, "its search has died", is_its_fault=False)
-        return lost
-
-    def mend(self) -> None:
-        """Repeat lost trials whose search was killed before it could."""
         trials = self.get_trials(deepcopy=False)
         retried = {trial.user_attrs.get(RETRY_OF) for trial in trials}
-        for trial in trials:
-            if self._is_to_run_again(trial) and trial.number not in retried:
+        abandoned = [trial for trial in trials if trial.number not in self.own and self._is_abandoned(trial, retried)]
+        for trial in abandoned:
+            if trial.state == TrialState.RUNNING:
+                self.lose(trial.number, "its search has died", is_its_fault=False)
+            else:
                 self._repeat(trial, trial.user_attrs[NUM_LOSSES])
+        return [trial.number for trial in abandoned]
 
     def twin(self, trial: optuna.Trial) -> FrozenTrial | None:
         """An earlier trial with the same parameters, whose result is that of this one."""
-        for other in self.counted()[: trial.number]:
-            is_lost = LOST in other.user_attrs or COPY_OF in other.user_attrs
-            if other.number < trial.number and not is_lost and other.params == trial.params:
+        for other in self.counted():
+            is_original = COPY_OF not in other.user_attrs and not self._is_to_run_again(other)
+            if other.number < trial.number and is_original and other.params == trial.params:
                 return other
         return None
 
@@ -185,24 +197,36 @@ class Study(optuna.Study):
         if time.monotonic() - self.last_pulse > PULSE_SECONDS:
             self.last_pulse = time.monotonic()
             for number in self.own:
-                self.set_trial_attr(number, PULSE, uuid4().hex[:8])
+                self.note(number, PULSE, uuid4().hex[:8])
 
-    def set_trial_attr(self, number: int, name: str, value: Any) -> None:
+    def note(self, number: int, name: str, value: Any) -> None:
         """Note something about a running trial, whoever runs it."""
         study_id = self.storage.get_study_id_from_name(self.study_name)
         trial_id = self.storage.get_trial_id_from_study_id_trial_number(study_id, number)
         with contextlib.suppress(UpdateFinishedTrialError):
             self.storage.set_trial_user_attr(trial_id, name, value)
 
+    def _void(self, number: int) -> None:
+        self.note(number, VOID, value=True)
+        self.end(number, TrialState.FAIL)
+
     def _repeat(self, trial: FrozenTrial, num_losses: int) -> None:
-        params = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+        params = {**trial.system_attrs.get(FIXED, {}), **trial.params}
         self.enqueue_trial(params, user_attrs={RETRY_OF: trial.number, NUM_LOSSES: num_losses})
+        self.is_exhausted = False  # the last point of a grid counts when it was lost, too
+
+    def _is_empty(self) -> bool:
+        """Whether neither the sampler nor the queue of lost trials has anything more."""
+        return self.is_exhausted and not self.get_trials(deepcopy=False, states=(TrialState.WAITING,))
 
     def _is_to_run_again(self, trial: FrozenTrial) -> bool:
         attrs = trial.user_attrs
-        return trial.state == TrialState.FAIL and LOST in attrs and attrs[NUM_LOSSES] < 2
+        return trial.state == TrialState.FAIL and LOST in attrs and attrs[NUM_LOSSES] < MAX_LOSSES
 
-    def _is_abandoned(self, trial: FrozenTrial) -> bool:
+    def _is_abandoned(self, trial: FrozenTrial, retried: Collection[int | None]) -> bool:
+        """Whether its search has died, in the middle of it or between its end and its repetition."""
+        if trial.state != TrialState.RUNNING and (not self._is_to_run_again(trial) or trial.number in retried):
+            return False
         owner = trial.user_attrs.get(OWNER)
         if owner is not None and Path(owner).exists():
             return not _is_held(Path(owner))
@@ -226,7 +250,7 @@ def open_study(settings: Settings, about: Mapping[str, Any], space: Space) -> St
         UsageError: If there is a study of that name about something else.
         MNISTLitError: If the storage cannot be used.
     """
-    _sampler(settings, space, None)  # whatever is wrong with it is said before anything is written
+    _sampler(settings, space, is_new=True)  # whatever is wrong with it is said before anything is written
     name, storage = str(settings.study_name), _storage(settings)
     about = json.loads(json.dumps(about))
     directions = [objective.direction for objective in settings.objectives]
@@ -247,9 +271,7 @@ def open_study(settings: Settings, about: Mapping[str, Any], space: Space) -> St
             set_aside(settings)
             return open_study(settings, about, space)
         raise UsageError("\n".join([f"the study {name} is about something else", *_differences(theirs, about)]))
-    starts = study.user_attrs.get(STARTS, 0)
-    study.set_user_attr(STARTS, starts + 1)
-    study.sampler = _sampler(settings, space, None if is_new else (len(study.trials), starts))
+    study.sampler = _sampler(settings, space, is_new=is_new)
     return study
 
 
@@ -332,16 +354,20 @@ def _mend_journal(journal: Path, lock: JournalLock) -> None:
             file.truncate(content.rfind(b"\n") + 1)
 
 
-def _sampler(settings: Settings, space: Space, resumed: tuple[int, int] | None) -> BaseSampler:
+def _sampler(settings: Settings, space: Space, *, is_new: bool) -> BaseSampler:
     factory = settings.sampler or TPESampler
+    classes = getattr(factory, "args", ())
     seed = getattr(factory, "keywords", {}).get("seed")
-    # A sampler that begins anew with its seed would propose its first points again. Of a sequence, Optuna keeps the
-    # place itself.
-    if seed is not None and resumed is not None and QMCSampler not in getattr(factory, "args", ()):
-        seed = int(np.random.SeedSequence((seed, *resumed)).generate_state(1)[0])
+    # A sampler that begins anew with its seed would propose its first points again, and so would several searches that
+    # are started together. Of a sequence or a grid, whose order is that of the seed, Optuna keeps the place itself.
+    is_ordered = QMCSampler in classes or GridSampler in classes
+    if seed is not None and not is_new and not is_ordered:
+        seed = int(np.random.SeedSequence((seed, uuid4().int)).generate_state(1)[0])
     filled_in: dict[str, Any] = {} if seed is None else {"seed": seed}
-    if "search_space" in arguments(factory):
+    if BruteForceSampler in classes or "search_space" in arguments(factory):
         filled_in["search_space"] = space.grid()
+    if CmaEsSampler in classes and not find_spec("cmaes"):  # Optuna would miss it in the second trial
+        raise UsageError("sampler: CmaEsSampler needs the package cmaes\npip install 'mnist_lit[samplers]'")
     try:
         sampler: BaseSampler = made(factory, **filled_in)
     except (TypeError, ValueError) as error:

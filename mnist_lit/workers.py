@@ -6,15 +6,16 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
-from multiprocessing import connection
+from multiprocessing import connection, forkserver
 from pathlib import Path
 from typing import Any, Protocol, Self
 
 from tqdm import tqdm  # type: ignore[import-untyped]  # it has no types
 
-from mnist_lit.errors import MNISTLitError
+from mnist_lit.errors import MNISTLitError, UsageError
 
 __all__ = ["Died", "Job", "Pool", "Report", "Worker", "print_to"]
 
@@ -82,23 +83,36 @@ class Worker:
             self.connection.send(is_hopeless)
 
     def receive(self) -> Any:
-        """Its next message: a `Report`, the result of its job, the exception that it raised, or `Died`."""
+        """Its next message: a `Report`, the result of its job, the `MNISTLitError` that it raised, or `Died`."""
+        # Its children share its end of the pipe and keep it open; the sentinel tells of its death at once.
+        connection.wait(self.signs)
+        if not self.connection.poll():
+            return self._death()
         try:
             message = self.connection.recv()
         except (EOFError, OSError):
-            self.process.join()
-            code = self.process.exitcode or 0
-            return Died(f"its worker died of {signal.Signals(-code).name if code < 0 else f'exit code {code}'}")
+            return self._death()
         if not isinstance(message, Report):
             self.task = None
         return message
 
+    def _death(self) -> Died:
+        self.process.join()
+        code = self.process.exitcode or 0
+        return Died(f"its worker died of {signal.Signals(-code).name if code < 0 else f'exit code {code}'}")
+
+    @property
+    def signs(self) -> list[Any]:
+        """What becomes ready when it has a message or has died."""
+        return [self.connection, self.process.sentinel]
+
     def kill(self) -> None:
-        """End it at once, with its children."""
+        """End it at once, with its children, also if these are all that is left of it."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.kill()
         self.process.join()
+        self.process.close()
         self.connection.close()
 
 
@@ -111,22 +125,27 @@ class Pool:
         if _start_method() == "forkserver":
             # Imported once; workers are forks of that process, which has neither threads nor a GPU.
             multiprocessing.set_forkserver_preload(PRELOADED)
+            with _deaf_to_interrupts():
+                forkserver.ensure_running()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for worker in self.workers:
-            worker.kill()
+        self.kill()
+
+    def kill(self) -> None:
+        """End all workers at once."""
+        while self.workers:
+            self.workers.pop().kill()
 
     def spread_over_gpus(self, num_gpus: int) -> None:
         """Let each worker see one GPU; with fewer GPUs than workers some share one."""
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         names = visible.split(",") if visible else [str(number) for number in range(num_gpus)]
         self.environments = [{"CUDA_VISIBLE_DEVICES": name} for name in names[:num_gpus]] or [{}]
-        # Those that are there have seen all.
-        while num_gpus and self.workers:
-            self.workers.pop().kill()
+        if num_gpus:
+            self.kill()  # those that are there have seen all
 
     def idle(self, limit: int) -> Iterator[Worker]:
         """The workers without a task, of `limit` in all."""
@@ -138,12 +157,16 @@ class Pool:
 
     def messages(self, timeout: float) -> Iterator[tuple[Worker, Any, Any]]:
         """What busy workers have to say within some seconds: worker, its task, message. The dead are replaced."""
-        busy = {worker.connection: worker for worker in self.workers if worker.task is not None}
-        for ready in connection.wait(list(busy), timeout):
-            worker = busy[ready]
+        busy = [worker for worker in self.workers if worker.task is not None]
+        ready = connection.wait([sign for worker in busy for sign in worker.signs], timeout)
+        for worker in busy:
+            if not any(sign in ready for sign in worker.signs):
+                continue
             task, message = worker.task, worker.receive()
             if isinstance(message, Died):
-                self.workers[self.workers.index(worker)] = self._new(self.workers.index(worker))
+                worker.kill()
+                place = self.workers.index(worker)
+                self.workers[place] = self._new(place)
             yield worker, task, message
 
     def call(self, job: Job) -> Any:
@@ -153,14 +176,9 @@ class Pool:
         result = worker.receive()
         if isinstance(result, Died):
             raise MNISTLitError(f"no job can be done: {result.reason}")
-        if isinstance(result, Exception):
+        if isinstance(result, MNISTLitError):
             raise result
         return result
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether a worker has a task."""
-        return any(worker.task is not None for worker in self.workers)
 
     def _new(self, place: int) -> Worker:
         extra = self.environments[place % len(self.environments)]
@@ -177,6 +195,19 @@ def print_to(file: Path) -> None:
 
 def _start_method() -> str:
     return "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+
+
+@contextlib.contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """Let a process that is started now ignore Ctrl-C, which it would answer with a traceback while it imports."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _serve(pipe: Any, environment: dict[str, str], folder: Path) -> None:
@@ -206,8 +237,11 @@ def _result(job: Job, pipe: Any) -> Any:
     try:
         return job.run(ask)
     except Exception as error:
-        error.__cause__ = error.__context__ = None  # for the pickle
-        return error
+        # Not every exception survives a pickle.
+        kind = UsageError if isinstance(error, UsageError) else MNISTLitError
+        raised = kind(str(error) if isinstance(error, MNISTLitError) else f"{type(error).__name__}: {error}")
+        raised.add_note(traceback.format_exc())
+        return raised
 
 
 def _end_with_parent() -> None:

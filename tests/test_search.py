@@ -1,0 +1,703 @@
+"""The search through its own door: it resumes, repeats nothing, survives what goes wrong, and says what it found."""
+
+import contextlib
+import csv
+import io
+import itertools
+import json
+import os
+import random
+import re
+import signal
+import sys
+import termios
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from multiprocessing import get_context, parent_process
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import torch
+import yaml
+from lightning.pytorch import Callback, LightningModule, Trainer
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+
+from mnist_lit import main as fit
+from mnist_lit.search import main
+from mnist_lit.workers import print_to
+
+# Searches of a few tiny trials on the digits, in any folder.
+TINY = {
+    "study_name": "s",
+    "n_trials": 3,
+    "configs": [],
+    "sampler": {"class_path": "optuna.samplers.TPESampler", "init_args": {"seed": 1}},
+    "space": {"model.lr": {"low": 0.001, "high": 0.1, "log": True}},
+}
+TINY_TRIAL = {
+    "data.dataset": "digits",
+    "data.val_size": 200,
+    "data.batch_size": 64,
+    "model.channels": [4],
+    "trainer.max_epochs": 1,
+    "trainer.limit_train_batches": 2,
+}
+GRID = {"class_path": "optuna.samplers.GridSampler"}
+RANDOM = {"class_path": "optuna.samplers.RandomSampler", "init_args": {"seed": 1}}
+FOLDER = Path("logs") / "search" / "s"
+# Children are forked from the server that forks the workers, and are processes of their own all the same.
+CHILDREN = get_context("forkserver")
+FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a search has ended, and what it has left."""
+
+    code: int
+    output: str
+    errors: str
+    trials: list[FrozenTrial]
+    rows: list[dict[str, str]]
+
+    @property
+    def scores(self) -> list[float | None]:
+        return [trial.value for trial in self.trials]
+
+    @property
+    def states(self) -> list[TrialState]:
+        return [trial.state for trial in self.trials]
+
+
+def search(*flags: str, trial: dict[str, Any] | None = None, **changes: Any) -> Ended:
+    """A search in this process and in the working directory."""
+    config = {**TINY, "overrides": {**TINY_TRIAL, **(trial or {})}, **changes}
+    Path("search.yaml").write_text(yaml.safe_dump(config))
+    code, output, errors = 0, io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+        try:
+            main(["--config=search.yaml", *flags])
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+    return Ended(code, output.getvalue(), errors.getvalue(), trials(), rows())
+
+
+def trials(folder: Path = FOLDER) -> list[FrozenTrial]:
+    """Everything that the study of a folder holds."""
+    if not (folder / "study.journal").exists():
+        return []
+    storage = JournalStorage(JournalFileBackend(str(folder / "study.journal")))
+    return optuna.load_study(study_name="s", storage=storage).trials
+
+
+def rows() -> list[dict[str, str]]:
+    if not (FOLDER / "trials.csv").exists():
+        return []
+    with (FOLDER / "trials.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def new_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Any]:
+    """`with new_folder() as path`: a working directory for what several tests look at."""
+
+    @contextlib.contextmanager
+    def enter() -> Iterator[Path]:
+        with pytest.MonkeyPatch.context() as patch:
+            folder = tmp_path_factory.mktemp("search")
+            patch.chdir(folder)
+            yield folder
+
+    return enter
+
+
+class Fault(Callback):
+    """Lets trials go wrong by their dropout: `kinds` is for example `{"0.1": "raise"}`."""
+
+    def __init__(self, kinds: dict[str, str]) -> None:
+        self.kinds = kinds
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        kind = self.kinds.get(str(pl_module.hparams["dropout"]))
+        if kind == "raise":
+            raise LookupError("this dropout is not liked")
+        if kind == "memory":
+            torch.empty(1 << 60)
+        if kind == "die" or (kind == "die once" and not Path("died once").exists()):
+            Path("died once" if kind == "die once" else "died").touch()
+            with Path("deaths").open("a") as file:
+                file.write(f"{os.getpid()}\n")
+            os.kill(os.getpid(), signal.SIGKILL)
+        if kind == "SIGTERM me":
+            Path("deaths").touch()
+            os.kill(os.getpid(), signal.SIGTERM)
+        if kind in ("SIGINT", "SIGTERM"):
+            search_process = parent_process()
+            assert search_process is not None
+            assert search_process.pid is not None
+            Path("signalled").touch()
+            os.kill(search_process.pid, getattr(signal, kind))
+            time.sleep(60)
+
+
+def faults(kinds: dict[float, str]) -> dict[str, Any]:
+    """Settings of a search with that callback."""
+    by_dropout = {str(dropout): kind for dropout, kind in kinds.items()}
+    callback = {"class_path": "test_search.Fault", "init_args": {"kinds": by_dropout}}
+    Path("faults.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": [callback]}}))
+    return {"configs": ["faults.yaml"]}
+
+
+def dropouts(*values: float) -> dict[str, Any]:
+    return {"model.dropout": {"choices": list(values)}}
+
+
+def group(leader: int) -> list[int]:
+    """The living processes of a process group."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            state, _, pgid = (folder / "stat").read_text().rpartition(")")[2].split()[:3]
+            if int(pgid) == leader and state != "Z":
+                found.append(int(folder.name))
+    return found
+
+
+def wait_for_the_end_of(leaders: list[int]) -> None:
+    """Wait until nothing is left of these process groups."""
+    deadline = time.monotonic() + 10
+    while any(group(leader) for leader in leaders) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert [group(leader) for leader in leaders] == [[]] * len(leaders)
+
+
+# Resume: n_trials is the total
+
+
+@pytest.fixture(scope="module")
+def plain(new_folder: Callable[[], Any]) -> dict[str, Ended]:
+    with new_folder():
+        ended = {"first": search(), "same": search(), "more": search(n_trials=5)}
+    with new_folder():
+        ended["again"] = search()
+    return ended
+
+
+def test_search_ends_with_its_trials_its_best_and_its_report(plain: dict[str, Ended]) -> None:
+    first = plain["first"]
+
+    assert first.code == 0, first.errors
+    assert first.states == [TrialState.COMPLETE] * 3
+    assert first.output.splitlines()[-1] == str(FOLDER)
+    best = max(range(3), key=lambda number: first.trials[number].value or 0)
+    assert f"best: trial {best}; train it again with --config {FOLDER}/best.yaml" in first.output
+    assert first.errors == ""
+
+
+def test_same_command_again_does_nothing_more(plain: dict[str, Ended]) -> None:
+    assert plain["same"].code == 0
+    assert [trial.datetime_complete for trial in plain["same"].trials] == [
+        trial.datetime_complete for trial in plain["first"].trials
+    ]
+
+
+def test_larger_n_trials_goes_on_and_keeps_what_there_is(plain: dict[str, Ended]) -> None:
+    more = plain["more"]
+
+    assert more.scores[:3] == plain["first"].scores
+    assert [trial.number for trial in more.trials] == [0, 1, 2, 3, 4]
+    assert more.states == [TrialState.COMPLETE] * 5
+
+
+def test_resumed_seeded_search_does_not_repeat_its_first_points(plain: dict[str, Ended]) -> None:
+    assert len({trial.params["model.lr"] for trial in plain["more"].trials}) == 5
+
+
+def test_search_with_the_same_seed_is_the_same(plain: dict[str, Ended]) -> None:
+    first, again = plain["first"], plain["again"]
+
+    assert [trial.params for trial in again.trials] == [trial.params for trial in first.trials]
+    assert again.scores == first.scores
+
+
+# Results
+
+
+@pytest.fixture(scope="module")
+def pair(new_folder: Callable[[], Any]) -> tuple[Path, Ended, Ended]:
+    """Two workers, one checkpoint kept, the best trial trained again; and the same command once more."""
+    wish = {"workers": 2, "n_trials": 4, "keep_checkpoints": 1, "confirm": {"top": 1, "seeds": 2}}
+    with new_folder() as folder:
+        return folder, search(trial={"trainer.max_epochs": 2}, **wish), search(trial={"trainer.max_epochs": 2}, **wish)
+
+
+def test_fit_with_best_repeats_the_best_score(pair: tuple[Path, Ended, Ended], tmp_path: Path) -> None:
+    folder, ended, _ = pair
+
+    cli = fit(["fit", f"--config={folder / FOLDER / 'best.yaml'}"])
+
+    assert float(cli.trainer.callback_metrics["val/acc_best"]) == max(score for score in ended.scores if score)
+    assert json.loads((tmp_path / "logs/run_1/metrics.json").read_text())["val/acc_best"] == max(
+        score for score in ended.scores if score
+    )
+
+
+def test_only_the_best_checkpoints_are_kept(pair: tuple[Path, Ended, Ended]) -> None:
+    folder, ended, _ = pair
+    best = max(ended.trials, key=lambda trial: trial.value or 0).number
+
+    kept = sorted(path.parents[1].name for path in (folder / FOLDER / "trials").glob("*/checkpoints/best.ckpt"))
+
+    assert kept == [f"{best:04d}"]
+
+
+def test_each_trial_is_a_row_and_a_run_directory(pair: tuple[Path, Ended, Ended]) -> None:
+    folder, ended, _ = pair
+    header = ["number", "state", "val/acc", "model.lr", "seconds", "started", "ended", "run_dir", "error"]
+
+    assert list(ended.rows[0]) == header
+    for trial, row in zip(ended.trials, ended.rows, strict=True):
+        assert (int(row["number"]), row["state"]) == (trial.number, "complete")
+        assert (float(row["val/acc"]), float(row["model.lr"])) == (trial.value, trial.params["model.lr"])
+        facts = json.loads((folder / row["run_dir"] / "metrics.json").read_text())
+        assert (facts["val/acc_best"], facts["seconds"]) == (trial.value, float(row["seconds"]))
+        assert "test/acc" not in facts
+
+
+def test_best_is_confirmed_with_other_seeds_once(pair: tuple[Path, Ended, Ended]) -> None:
+    folder, ended, again = pair
+    best = max(ended.trials, key=lambda trial: trial.value or 0).number
+    first_time = [line for line in ended.output.splitlines() if re.match(r"trial \d+ with seed", line)]
+
+    assert [line.split(":")[0] for line in sorted(first_time)] == [
+        f"trial {best} with seed {seed}" for seed in (43, 44)
+    ]
+    assert re.search(rf"trial {best}: val/acc .* in the search, .* ± .* with 2 other seeds", ended.output)
+    assert "with seed" not in again.output
+    assert "with 2 other seeds" in again.output
+    seeds = [yaml.safe_load(file.read_text())["seed_everything"] for file in folder.glob(f"{FOLDER}/confirm/*/c*.yaml")]
+    assert sorted(seeds) == [43, 44]
+
+
+# Parameters that were tried
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_parameters_are_trained_once(workers: int) -> None:
+    ended = search(n_trials=6, workers=workers, sampler=RANDOM, space=dropouts(0.0, 0.2))
+
+    assert ended.states == [TrialState.COMPLETE] * 6
+    assert len(list((FOLDER / "trials").iterdir())) == 2
+    by_dropout = Counter((trial.params["model.dropout"], trial.value) for trial in ended.trials)
+    assert len(by_dropout) == 2
+    copies = [trial for trial in ended.trials if "copy_of" in trial.user_attrs]
+    assert len(copies) == 4
+    for copy in copies:
+        original = ended.trials[copy.user_attrs["copy_of"]]
+        assert original.number < copy.number
+        assert "copy_of" not in original.user_attrs
+        assert copy.params == original.params
+    assert len({row["run_dir"] for row in ended.rows}) == 2
+
+
+def test_failure_is_not_tried_again() -> None:
+    ended = search(n_trials=6, sampler=RANDOM, space=dropouts(0.0, 0.2), **faults({0.2: "raise"}))
+
+    failed = [trial for trial in ended.trials if trial.params["model.dropout"] == 0.2]
+    assert {trial.state for trial in failed} == {TrialState.FAIL}
+    assert len([trial for trial in failed if "copy_of" not in trial.user_attrs]) == 1
+    assert {row["error"] for row in ended.rows if row["state"] == "failed"} == {
+        "LookupError: this dropout is not liked"
+    }
+
+
+# Trials that go wrong
+
+
+@pytest.fixture(scope="module")
+def faulty(new_folder: Callable[[], Any]) -> tuple[Path, Ended]:
+    space = dropouts(0.0, 0.1, 0.2, 0.3, 0.4)
+    with new_folder() as folder:
+        kinds = faults({0.1: "raise", 0.2: "memory", 0.3: "die", 0.4: "die once"})
+        return folder, search(n_trials=5, sampler=GRID, space=space, **kinds)
+
+
+def test_search_goes_on_whatever_becomes_of_a_trial(faulty: tuple[Path, Ended]) -> None:
+    _, ended = faulty
+
+    assert ended.code == 0, ended.errors
+    assert {row["model.dropout"]: row["state"] for row in ended.rows} == {
+        "0.0": "complete",
+        "0.1": "failed",
+        "0.2": "failed",
+        "0.3": "failed",
+        "0.4": "complete",
+    }
+    assert len(ended.rows) == 5
+    assert set(ended.states) <= set(FINISHED)
+
+
+def test_failure_has_its_traceback_and_its_reason(faulty: tuple[Path, Ended]) -> None:
+    _, ended = faulty
+    errors = {row["model.dropout"]: row["error"] for row in ended.rows}
+    raised = next(trial for trial in ended.trials if trial.user_attrs["params"]["model.dropout"] == 0.1)
+
+    assert errors["0.1"] == "LookupError: this dropout is not liked"
+    assert 'raise LookupError("this dropout is not liked")' in raised.user_attrs["traceback"]
+    assert errors["0.2"].startswith("RuntimeError: ")
+    assert "memory" in errors["0.2"]
+    assert errors["0.3"] == "its worker died of SIGKILL"
+
+
+def test_parameters_whose_worker_died_run_again_once(faulty: tuple[Path, Ended]) -> None:
+    _, ended = faulty
+    tries = {
+        dropout: [trial for trial in ended.trials if trial.user_attrs["params"]["model.dropout"] == dropout]
+        for dropout in (0.3, 0.4)
+    }
+
+    assert [trial.state for trial in tries[0.3]] == [TrialState.FAIL] * 2
+    assert [trial.state for trial in tries[0.4]] == [TrialState.FAIL, TrialState.COMPLETE]
+    for first, second in tries.values():
+        assert second.user_attrs["retry_of"] == first.number
+        assert first.user_attrs["lost"] == "its worker died of SIGKILL"
+
+
+@pytest.mark.slow
+def test_dead_worker_leaves_no_data_worker_behind() -> None:
+    ended = search(n_trials=1, space=dropouts(0.3), trial={"data.num_workers": 1}, **faults({0.3: "die"}))
+
+    assert ended.states == [TrialState.FAIL] * 2
+    wait_for_the_end_of([int(pid) for pid in Path("deaths").read_text().split()])
+
+
+def test_stopped_worker_is_not_the_fault_of_its_parameters() -> None:
+    ended = search(n_trials=1, space=dropouts(0.1), **faults({0.1: "SIGTERM me"}), timeout=3.0)
+
+    assert set(ended.states) <= {TrialState.FAIL, TrialState.WAITING}
+    assert {trial.user_attrs["num_losses"] for trial in ended.trials} == {0}
+    assert "stopped by SIGTERM" in ended.output
+
+
+def test_combination_that_the_parser_refuses_is_a_failure() -> None:
+    space = {"data.resident": {"choices": [False, True]}, "data.num_workers": {"choices": [1, 0]}}
+    ended = search(n_trials=4, sampler=GRID, space=space)
+
+    assert ended.code == 0, ended.errors
+    states = {(row["data.resident"], row["data.num_workers"]): row["state"] for row in ended.rows}
+    assert states == {
+        ("True", "1"): "failed",
+        ("True", "0"): "complete",
+        ("False", "1"): "complete",
+        ("False", "0"): "complete",
+    }
+    assert "exclude each other" in next(row["error"] for row in ended.rows if row["state"] == "failed")
+
+
+@pytest.mark.parametrize("value", ["best", "last"])
+def test_not_a_number_is_a_failure(value: str) -> None:
+    ended = search(
+        n_trials=2,
+        sampler=GRID,
+        space={"model.lr": {"choices": [0.01, 1e30]}},
+        objective={"metric": "val/loss", "direction": "minimize", "value": value},
+    )
+
+    assert {row["model.lr"]: row["error"] for row in ended.rows} == {"0.01": "", "1e+30": "val/loss is not a number"}
+    assert sorted(ended.states) == [TrialState.COMPLETE, TrialState.FAIL]
+
+
+@pytest.mark.parametrize(("kind", "reason"), [("raise", "this dropout is not liked"), ("die", "died of SIGKILL")])
+def test_search_whose_first_trials_all_fail_stops(kind: str, reason: str) -> None:
+    space = {"model.dropout": {"choices": [0.1]}, **TINY["space"]}  # type: ignore[dict-item]
+    ended = search(n_trials=9, space=space, **faults({0.1: kind}))
+
+    assert ended.code == 1
+    assert ended.errors.startswith("error: the first 3 trials have failed, the last of them with:\n")
+    assert reason in ended.errors
+    assert len(ended.rows) == 3
+    assert set(ended.states) == {TrialState.FAIL}
+
+
+def test_search_without_any_score_fails() -> None:
+    ended = search(n_trials=1, space=dropouts(0.1), **faults({0.1: "raise"}))
+
+    assert ended.code == 1
+    assert ended.errors.startswith("error: no trial has ended with a score\n")
+
+
+def test_unknown_metric_ends_the_search_at_once() -> None:
+    ended = search(objective={"metric": "val/accuracy"})
+
+    assert ended.code == 2
+    assert "no run logs val/accuracy" in ended.errors
+    assert "did you mean val/acc" in ended.errors
+    assert len(ended.trials) == 1
+
+    mended = search(n_trials=1)
+    assert mended.code == 0, mended.errors
+    assert mended.states == [TrialState.COMPLETE]
+
+
+# Other settings
+
+
+def test_changed_question_is_refused_with_the_difference_and_fresh_begins_anew() -> None:
+    before = search(n_trials=1)
+    wider = {"model.lr": {"low": 0.001, "high": 0.2, "log": True}}
+
+    refused = search(n_trials=1, space=wider)
+    assert refused.code == 2
+    assert "space.model.lr.high was 0.1, is 0.2" in refused.errors
+    assert "--fresh" in refused.errors
+    others: list[tuple[dict[str, Any], str]] = [
+        ({"objective": {"metric": "val/f1"}}, 'val/f1"'),
+        ({"trial": {"model.channels": [8]}}, "base.model.channels was [4], is [8]"),
+    ]
+    for changes, difference in others:
+        ended = search(n_trials=1, **changes)
+        assert (ended.code, ended.scores) == (2, before.scores)
+        assert difference in ended.errors
+
+    # What leaves trials comparable may change.
+    allowed = search(n_trials=2, workers=2, sampler=RANDOM, trial={"data.data_dir": "elsewhere"})
+    assert allowed.code == 0, allowed.errors
+    assert allowed.scores[:1] == before.scores
+
+    fresh = search("--fresh", n_trials=1, space=wider)
+    assert fresh.code == 0, fresh.errors
+    assert len(fresh.trials) == 1
+    assert [trial.value for trial in trials(FOLDER.with_name("s.1"))] == allowed.scores
+    assert (FOLDER.with_name("s.1") / "best.yaml").is_file()
+
+
+def test_timeout_ends_a_search() -> None:
+    start = time.monotonic()
+    ended = search(n_trials=1000, timeout=1.5)
+
+    assert ended.code == 0, ended.errors
+    assert 1 <= len(ended.trials) < 100
+    assert set(ended.states) == {TrialState.COMPLETE}
+    assert time.monotonic() - start < 30
+
+
+def test_search_never_reads_the_test_set(mnist_dir: Path) -> None:
+    raw = Path("data") / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for file in (mnist_dir / "MNIST" / "raw").glob("train-*"):
+        (raw / file.name).symlink_to(file)
+    data = {"data.dataset": "mnist", "data.data_dir": "data", "data.download": False, "data.val_size": 5000}
+
+    ended = search(n_trials=1, trial=data, confirm={"top": 1, "seeds": 1})
+
+    assert ended.code == 0, ended.errors
+    assert ended.states == [TrialState.COMPLETE]
+
+
+# Searches that are stopped
+
+
+def drive(args: list[str], folder: Path, terminal: str | None) -> None:
+    """A search as a process (and a group) of its own."""
+    os.setsid()
+    os.chdir(folder)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    print_to(Path(terminal or "output"))
+    sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
+    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+    torch.set_num_threads(1)
+    main(args)
+
+
+def child(*flags: str, terminal: str | None = None, trial: dict[str, Any] | None = None, **changes: Any) -> BaseProcess:
+    config = {**TINY, "overrides": {**TINY_TRIAL, **(trial or {})}, **changes}
+    Path("search.yaml").write_text(yaml.safe_dump(config))
+    process = CHILDREN.Process(target=drive, args=(["--config=search.yaml", *flags], Path.cwd(), terminal))
+    process.start()
+    return process
+
+
+def wait_for(num_trials: int, process: BaseProcess, seconds: float = 60) -> None:
+    """Wait until a search in another process has begun as many trials."""
+    deadline = time.monotonic() + seconds
+    while _num_begun() < num_trials:
+        assert process.is_alive(), Path("output").read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize(("kind", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_stopped_search_says_how_to_go_on(kind: str, code: int) -> None:
+    space = {"model.dropout": {"choices": [0.0, 0.1]}}
+
+    ended = search(n_trials=2, space=space, sampler=GRID, workers=2, **faults({0.1: kind}))
+
+    assert time.time() - Path("signalled").stat().st_mtime < 10
+    assert ended.code == code
+    assert ended.errors == (
+        f"stopped by {kind}\nwhat was done is kept; go on with: python scripts/optuna_search.py --config=search.yaml\n"
+    )
+    assert TrialState.RUNNING not in ended.states
+    lost = [trial for trial in ended.trials if "lost" in trial.user_attrs]
+    assert "the search was stopped" in {trial.user_attrs["lost"] for trial in lost}
+    assert not list(FOLDER.glob(".search-*"))
+
+
+def test_search_that_is_interrupted_twice_ends_in_order() -> None:
+    process = child(n_trials=500, workers=2)
+    wait_for(4, process)
+    assert process.pid is not None
+    start = time.monotonic()
+    for _ in range(3):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGINT)
+        time.sleep(0.02)
+    process.join(20)
+
+    assert time.monotonic() - start < 10
+    assert process.exitcode == 130
+    assert "Traceback" not in Path("output").read_text()
+    assert TrialState.RUNNING not in {trial.state for trial in trials()}
+    kept = {trial.number: trial.value for trial in trials() if trial.state == TrialState.COMPLETE}
+    num_trials = len(kept) + 2
+    ended = search(n_trials=num_trials)
+    assert len(ended.rows) == num_trials
+    assert {number: ended.scores[number] for number in kept} == kept
+
+
+def kill_again_and_again(num_kills: int, moments: random.Random, **settings: Any) -> None:
+    """Kill a search's process at random moments, look at what is left each time, and let it end at last."""
+    kept: dict[int, float | None] = {}
+    num_done = 0
+    for _ in range(num_kills):
+        process = child(**settings)
+        wait_for(num_done + 1, process)
+        time.sleep(moments.uniform(0, 0.7))
+        workers = [pid for pid in _running_workers() if pid != process.pid]
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        wait_for_the_end_of(workers)
+        num_done = _num_begun()
+        now = {trial.number: trial.value for trial in trials() if trial.state == TrialState.COMPLETE}
+        assert kept.items() <= now.items()
+        kept = now
+
+    ended = search(**settings)
+
+    assert ended.code == 0, ended.errors
+    assert len(ended.rows) == settings["n_trials"]
+    assert {row["state"] for row in ended.rows} == {"complete"}
+    assert kept.items() <= {trial.number: trial.value for trial in ended.trials}.items()
+    assert set(ended.states) <= {TrialState.COMPLETE, TrialState.FAIL}
+    assert len({row["model.lr"] for row in ended.rows}) == settings["n_trials"]
+    run_dirs = {row["run_dir"] for row in ended.rows}
+    assert {str(path) for path in (FOLDER / "trials").iterdir()} == run_dirs
+
+
+def _num_begun() -> int:
+    with contextlib.suppress(OSError, KeyError, ValueError):
+        return len(trials())
+    return 0
+
+
+def _running_workers() -> list[int]:
+    """Processes of this test that are the head of a session, as workers and the search are."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            pid = int(folder.name)
+            if os.getsid(pid) == pid and (folder / "cwd").resolve() == Path.cwd().resolve():
+                found.append(pid)
+    return found
+
+
+def test_killed_search_loses_nothing() -> None:
+    kill_again_and_again(2, random.Random(0), n_trials=8, workers=2)
+
+
+@pytest.mark.slow
+def test_search_survives_kills_at_any_moment() -> None:
+    kill_again_and_again(20, random.Random(1), n_trials=60, workers=2)
+
+
+def test_searches_that_are_started_together_share_the_trials() -> None:
+    others = [child(n_trials=7) for _ in range(2)]
+    for process in others:
+        process.join(90)
+
+    assert [process.exitcode for process in others] == [0, 0], Path("output").read_text()
+    counted = [trial for trial in trials() if "void" not in trial.user_attrs]
+    assert len(counted) == len(rows()) == 7
+    assert {trial.state for trial in counted} == {TrialState.COMPLETE}
+    assert len({trial.params["model.lr"] for trial in counted}) == 7
+    owners = {trial.user_attrs["owner"] for trial in counted}
+    assert len(owners) == 2
+
+
+# What people see
+
+
+def test_without_a_terminal_each_trial_is_a_line(plain: dict[str, Ended]) -> None:
+    lines = [line for line in plain["first"].output.splitlines() if line.startswith("trial ")]
+
+    assert [line.split(":")[0] for line in lines[:3]] == ["trial 0", "trial 1", "trial 2"]
+    assert all(re.fullmatch(r"trial \d: val/acc \d+\.\d\d%, \d+\.\d s", line) for line in lines[:3])
+
+
+def test_terminal_shows_one_bar() -> None:
+    ours, theirs = os.openpty()
+    termios.tcsetwinsize(theirs, (24, 120))
+    os.set_blocking(ours, False)
+    process = child(n_trials=4, workers=2, terminal=os.ttyname(theirs))
+    shown = b""
+    while process.is_alive():
+        with contextlib.suppress(BlockingIOError):
+            shown += os.read(ours, 65536)
+        time.sleep(0.01)
+    with contextlib.suppress(BlockingIOError):
+        shown += os.read(ours, 65536)
+    os.close(theirs)
+    os.close(ours)
+
+    assert process.exitcode == 0, shown.decode()
+    lines = [line for line in shown.decode().split("\r\n") if "%|" in line]
+    assert len(lines) == 1, lines
+    states = [state for state in lines[0].split("\r") if state.strip()]
+    assert all(re.match(r"\s*\d+%\|", state) for state in states), states
+    assert "| 4/4 [" in states[-1]
+    assert "pruned 0, failed 0" in states[-1]
+    assert "best val/acc" in states[-1]
+
+
+# Memory
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_over_200_trials() -> None:
+    measured: dict[int, int] = {}
+    process = child(n_trials=200, trial={"trainer.limit_train_batches": 1, "trainer.limit_val_batches": 1})
+    for number in itertools.count(20, 20):
+        if number > 180:
+            break
+        wait_for(number, process, seconds=600)
+        measured[number] = max(_resident(pid) for pid in _running_workers() if pid != process.pid)
+    process.join(120)
+
+    assert process.exitcode == 0
+    print("MB by trial:", measured)
+    assert measured[180] - measured[40] < 15
+
+
+def _resident(pid: int) -> int:
+    with contextlib.suppress(OSError):
+        if match := re.search(r"VmRSS:\s+(\d+) kB", (Path("/proc") / str(pid) / "status").read_text()):
+            return int(match[1]) // 1024
+    return 0

@@ -1,0 +1,292 @@
+"""Where a study is: a journal, SQLite, and PostgreSQL for searches that share nothing else."""
+
+import csv
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import yaml
+from conftest import CONFIGS, PROJECT
+from optuna.storages import JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
+from sqlalchemy import NullPool, create_engine, text
+
+from mnist_lit.search import main
+from mnist_lit.settings import without_password
+from mnist_lit.study import OWNER, RETRY_OF, VOID
+
+SCRIPT = str(PROJECT / "scripts" / "optuna_search.py")
+
+
+def postgresql_program(name: str) -> str:
+    """Debian keeps the server's programs out of the path."""
+    found = shutil.which(name) or next(map(str, Path("/usr/lib/postgresql").glob(f"*/bin/{name}")), None)
+    if found is None:
+        pytest.skip(f"needs PostgreSQL's {name}: apt-get install postgresql")
+    return found
+
+
+@pytest.fixture(scope="session")
+def postgresql_server() -> Iterator[str]:
+    """The URL of a real server on this machine, without a database."""
+    initdb, server = postgresql_program("initdb"), postgresql_program("postgres")
+    as_user: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, socket.socket() as probe:
+        if os.geteuid() == 0:  # the server refuses to be root
+            user = pwd.getpwnam("nobody")
+            os.chown(folder, user.pw_uid, user.pw_gid)
+            as_user |= {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
+        as_user["cwd"] = folder
+        subprocess.run([initdb, "-D", f"{folder}/data", "-U", "mnist", "-A", "trust", "-N"], check=True, **as_user)
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+        probe.close()
+        flags = ["-p", str(port), "-k", folder, "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"]
+        process = subprocess.Popen([server, "-D", f"{folder}/data", *flags], **as_user)
+        try:
+            _wait_until_it_answers(port)
+            yield f"postgresql://mnist:secret@127.0.0.1:{port}"
+        finally:
+            process.send_signal(signal.SIGINT)  # "fast shutdown": it does not wait for its clients
+            process.wait(timeout=30)
+
+
+def _wait_until_it_answers(port: int) -> None:
+    engine = create_engine(f"postgresql://mnist@127.0.0.1:{port}/postgres")
+    for _ in range(100):
+        try:
+            engine.connect().close()
+        except Exception:
+            time.sleep(0.1)
+        else:
+            engine.dispose()
+            return
+    pytest.fail("PostgreSQL's server does not answer")
+
+
+@pytest.fixture
+def postgresql(postgresql_server: str, request: pytest.FixtureRequest) -> str:
+    """The URL of a new, empty database."""
+    name = f"test_{abs(hash(request.node.name))}"
+    engine = create_engine(f"{postgresql_server}/postgres", isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name}"))
+    engine.dispose()
+    return f"{postgresql_server}/{name}"
+
+
+def config(folder: Path = Path(), **changes: Any) -> str:
+    """The flag for a search of tiny trials: two batches of digits."""
+    settings = {
+        "study_name": "tiny",
+        "n_trials": 3,
+        "configs": [str(CONFIGS / "base.yaml"), str(CONFIGS / "digits.yaml")],
+        "overrides": {"trainer.max_epochs": 1, "trainer.limit_train_batches": 2, "model.hidden": []},
+        "sampler": {"class_path": "optuna.samplers.RandomSampler", "init_args": {"seed": 1}},
+        "space": {"model.lr": {"low": 0.001, "high": 0.1, "log": True}},
+        **changes,
+    }
+    (folder / "search.yaml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+    return f"--config={folder / 'search.yaml'}"
+
+
+def opened(storage: str, name: str = "tiny") -> optuna.Study:
+    """The study as Optuna alone sees it."""
+    place = RDBStorage(storage, engine_kwargs={"poolclass": NullPool})  # no connection is left open
+    return optuna.load_study(study_name=name, storage=place)
+
+
+def finished(study: optuna.Study) -> list[int]:
+    return [trial.number for trial in study.trials if trial.state == TrialState.COMPLETE]
+
+
+def numbers(folder: Path) -> list[int]:
+    with (folder / "trials.csv").open(encoding="utf-8") as file:
+        return [int(row["number"]) for row in csv.DictReader(file)]
+
+
+# ---- One search
+
+
+def test_the_journal_is_read_by_plain_optuna() -> None:
+    study = main([config()])
+    journal = JournalStorage(JournalFileBackend("logs/search/tiny/study.journal"))
+    plain = optuna.load_study(study_name="tiny", storage=journal)
+    assert [trial.values for trial in plain.trials] == [trial.values for trial in study.trials]
+    assert finished(plain) == numbers(Path("logs/search/tiny")) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("kind", ["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
+def test_a_search_on_a_database_goes_on_and_begins_anew(kind: str, request: pytest.FixtureRequest) -> None:
+    storage = "sqlite:///study.db" if kind == "sqlite" else request.getfixturevalue("postgresql")
+    flags = [config(storage=storage, n_trials=2)]
+
+    def search(*more: str) -> None:
+        if kind == "sqlite":
+            main([*flags, *more])
+        else:  # its connections end with the process
+            subprocess.run([sys.executable, SCRIPT, *flags, *more], check=True)
+
+    search()
+    first = [trial.values for trial in opened(storage).trials]
+    search("--n_trials=3")
+    study = opened(storage)
+    second = [trial.values for trial in study.trials]
+    assert finished(study) == numbers(Path("logs/search/tiny")) == [0, 1, 2]
+    assert second[:2] == first
+    assert len({str(trial.params) for trial in study.trials}) == 3
+
+    search("--n_trials=1", "--fresh")
+    assert finished(opened(storage)) == numbers(Path("logs/search/tiny")) == [0]
+    assert [trial.values for trial in opened(storage, "tiny.1").trials] == second
+    assert numbers(Path("logs/search/tiny.1")) == [0, 1, 2]
+    assert not list(Path("logs").rglob("study.journal"))
+
+
+# ---- Storages that cannot be used
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """`refused(url, code)`: the short error of a search with that storage, which shows no password."""
+
+    def run(url: str, code: int) -> str:
+        with pytest.raises(SystemExit) as stop:
+            main([config(storage=url)])
+        printed = capsys.readouterr()
+        assert stop.value.code == code, printed.err
+        assert len(printed.err.splitlines()) <= 2
+        assert printed.err.startswith("error: storage: ")
+        assert "secret" not in printed.err + printed.out
+        assert not list(Path().rglob("search.yaml"))[1:], "nothing is written"
+        return printed.err.removeprefix("error: storage: ").strip()
+
+    return run
+
+
+def test_a_server_that_does_not_answer(refused: Callable[..., str]) -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # and does not listen
+        port = nobody.getsockname()[1]
+        error = refused(f"postgresql://mnist:secret@127.0.0.1:{port}/mnist", 1)
+    assert error.startswith(f"postgresql://mnist:***@127.0.0.1:{port}/mnist cannot be used: ")
+    assert "refused" in error
+
+
+def test_a_database_that_does_not_exist(postgresql_server: str, refused: Callable[..., str]) -> None:
+    error = refused(f"{postgresql_server}/absent", 1)
+    assert 'database "absent" does not exist' in error
+
+
+@pytest.mark.parametrize("url", ["somewhere", "postgresq://mnist:secret@localhost/mnist", "postgresql:mnist"])
+def test_what_is_no_url(url: str, refused: Callable[..., str]) -> None:
+    assert "is no URL of a database" in refused(url, 2)
+
+
+def test_postgresql_without_its_driver_names_the_extra(
+    monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)  # as if it were not installed
+    error = refused("postgresql://mnist:secret@localhost/mnist", 2)
+    assert error.endswith("needs a driver that is not installed\npip install 'mnist_lit[postgresql]'")
+
+
+@pytest.mark.parametrize("password", ["secret", "se:secret", "secret/x", "%40secret", "a@secret"])
+def test_no_password_is_shown(password: str) -> None:
+    assert without_password(f"postgresql://me:{password}@host/name") == "postgresql://me:***@host/name"
+
+
+def test_no_password_is_shown_that_is_an_option() -> None:
+    url = "postgresql://host/name?user=me&password=secret&sslmode=require"
+    assert without_password(url) == "postgresql://host/name?user=me&password=***&sslmode=require"
+
+
+def test_a_url_without_a_password_is_shown_as_it_is() -> None:
+    for url in ("sqlite:///a@b:c.db", "postgresql://me@host:5432/name", "postgresql:///name?host=/run"):
+        assert without_password(url) == url
+
+
+# ---- Two searches that share nothing but the URL
+
+
+@pytest.fixture
+def machines(tmp_path: Path) -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
+    """`machines(name, url, ...)`: a search with a directory of its own."""
+    processes = []
+
+    def start(name: str, url: str, **changes: Any) -> "subprocess.Popen[str]":
+        folder = tmp_path / name
+        folder.mkdir()
+        command = [sys.executable, SCRIPT, config(folder, storage=url, **changes)]
+        with (tmp_path / f"{name}.log").open("w") as log:
+            process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, text=True)
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def test_two_machines_finish_one_study_together(
+    postgresql: str, machines: Callable[..., "subprocess.Popen[str]"], tmp_path: Path
+) -> None:
+    num_trials = 8
+    started = [machines(name, postgresql, n_trials=num_trials) for name in ("one", "two")]
+    for process in started:
+        assert process.wait(timeout=200) == 0, (tmp_path / "one.log").read_text() + (tmp_path / "two.log").read_text()
+    study = opened(postgresql)
+    counted = [trial for trial in study.trials if VOID not in trial.user_attrs]
+    assert [trial.state for trial in counted] == [TrialState.COMPLETE] * num_trials
+    assert all(trial.state.is_finished() for trial in study.trials)
+    assert len({str(trial.params) for trial in counted}) == num_trials
+    shares = Counter(Path(trial.user_attrs[OWNER]).relative_to(tmp_path).parts[0] for trial in counted)
+    assert min(shares["one"], shares["two"]) > 0
+    for name in ("one", "two"):
+        folder = tmp_path / name / "logs/search/tiny"
+        assert numbers(folder) == [trial.number for trial in counted]
+        assert len(list((folder / "trials").iterdir())) == shares[name]
+        for file in ("best.yaml", "report/index.html", "search.yaml"):
+            assert "secret" not in (folder / file).read_text(encoding="utf-8")
+    assert "secret" not in (tmp_path / "one.log").read_text() + (tmp_path / "two.log").read_text()
+
+
+@pytest.mark.slow
+def test_the_trial_of_a_machine_that_is_gone_runs_again(
+    postgresql: str, machines: Callable[..., "subprocess.Popen[str]"], tmp_path: Path
+) -> None:
+    """Its directory is out of sight: only its silence tells."""
+    long = {"trainer.max_epochs": 40, "model.hidden": []}
+    space = {"model.lr": {"choices": [0.001, 0.002, 0.003, 0.004]}}
+    changes: dict[str, Any] = {"n_trials": 4, "overrides": long, "space": space}
+    doomed = machines("doomed", postgresql, **changes)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("doomed/logs/search/tiny/trials/*")):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    doomed.kill()
+    shutil.move(tmp_path / "doomed", tmp_path.with_name(f"{tmp_path.name}-away"))  # another machine's disk
+    other = machines("other", postgresql, **changes)
+    assert other.wait(timeout=400) == 0, (tmp_path / "other.log").read_text()
+    study = opened(postgresql)
+    states = Counter(trial.state for trial in study.trials)
+    assert states == {TrialState.COMPLETE: 4, TrialState.FAIL: 1}
+    lost = next(trial for trial in study.trials if trial.state == TrialState.FAIL)
+    again = next(trial for trial in study.trials if RETRY_OF in trial.user_attrs)
+    assert again.user_attrs[RETRY_OF] == lost.number
+    assert again.params == lost.params
+    assert numbers(tmp_path / "other/logs/search/tiny") == finished(study)
