@@ -56,7 +56,7 @@ class Driver:
         Raises:
             MNISTLitError: If no trial can succeed.
         """
-        with Progress(self.settings.n_trials, "trial") as self.progress:
+        with Progress(self.settings.n_trials, "trial", len(self.study.finished())) as self.progress:
             try:
                 self._work()
             except BaseException:
@@ -64,6 +64,7 @@ class Driver:
                     self._give_up()
                 raise
             finally:
+                self._forget_the_lost()
                 write_results(self.study, self.settings)
 
     def _work(self) -> None:
@@ -83,7 +84,6 @@ class Driver:
         self.pool.kill()  # or they would write into directories that are deleted
         for number in sorted(self.study.own):
             self.study.lose(number, "the search was stopped", is_its_fault=False)
-            self._forget(number)
 
     def _is_over(self) -> bool:
         if self.running or self.twins:
@@ -96,7 +96,6 @@ class Driver:
     def _look_after_the_study(self) -> None:
         self.study.pulse()
         for number in self.study.take_over():
-            self._forget(number)
             self.progress.say(f"trial {number}: its search has died; its parameters run again")
 
     def _hand_out(self) -> None:
@@ -165,7 +164,6 @@ class Driver:
         reason = message.reason if isinstance(message, Died) else str(message)
         self.progress.say(f"trial {trial.number}: {reason}")
         runs_again = self.study.lose(trial.number, reason, is_its_fault=is_its_fault)
-        self._forget(trial.number)
         if not runs_again:
             self._stop_if_hopeless(TrialState.FAIL, reason)
 
@@ -203,9 +201,11 @@ class Driver:
         if self.states == [TrialState.FAIL] * NUM_FAILURES:
             raise MNISTLitError(f"the first {NUM_FAILURES} trials have failed, the last of them with:\n{error}")
 
-    def _forget(self, number: int) -> None:
-        """A lost trial runs again from its beginning, in a directory of its own."""
-        shutil.rmtree(self.settings.run_dir(number), ignore_errors=True)
+    def _forget_the_lost(self) -> None:
+        """Trials that run again have begun anew, each in a directory of its own."""
+        for trial in self.study.get_trials(deepcopy=False):
+            if self.study.runs_again(trial):
+                shutil.rmtree(self.settings.run_dir(trial.number), ignore_errors=True)
 
     def _say_how(self, trial: optuna.Trial, outcome: Outcome) -> None:
         metrics = [objective.metric for objective in self.settings.objectives]

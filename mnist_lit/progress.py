@@ -13,10 +13,11 @@ class Progress:
     Args:
         total: Trials (or trainings) in all.
         unit: What is counted.
+        num_done: How many were done before; they say nothing about how long the others take.
     """
 
-    def __init__(self, total: int, unit: str) -> None:
-        self.bar: Any = tqdm(total=total, unit=unit, disable=None, dynamic_ncols=True)
+    def __init__(self, total: int, unit: str, num_done: int = 0) -> None:
+        self.bar: Any = tqdm(total=total, initial=num_done, unit=unit, disable=None, dynamic_ncols=True)
 
     def __enter__(self) -> Self:
         return self

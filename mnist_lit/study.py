@@ -100,7 +100,7 @@ class Study(optuna.Study):
 
     def finished(self) -> list[FrozenTrial]:
         """The trials with a result, also if that is a failure."""
-        return [trial for trial in self.counted() if trial.state.is_finished() and not self._is_to_run_again(trial)]
+        return [trial for trial in self.counted() if trial.state.is_finished() and not self.runs_again(trial)]
 
     def has_all(self, limit: int) -> bool:
         """Whether the study has as many results as it is to have, or as there can be."""
@@ -171,10 +171,15 @@ class Study(optuna.Study):
                 self._repeat(trial, trial.user_attrs[NUM_LOSSES])
         return [trial.number for trial in abandoned]
 
+    def runs_again(self, trial: FrozenTrial) -> bool:
+        """Whether the trial was lost, and its parameters get another one."""
+        attrs = trial.user_attrs
+        return trial.state == TrialState.FAIL and LOST in attrs and attrs[NUM_LOSSES] < MAX_LOSSES
+
     def twin(self, trial: optuna.Trial) -> FrozenTrial | None:
         """An earlier trial with the same parameters, whose result is that of this one."""
         for other in self.counted():
-            is_original = COPY_OF not in other.user_attrs and not self._is_to_run_again(other)
+            is_original = COPY_OF not in other.user_attrs and not self.runs_again(other)
             if other.number < trial.number and is_original and other.params == trial.params:
                 return other
         return None
@@ -219,13 +224,9 @@ class Study(optuna.Study):
         """Whether neither the sampler nor the queue of lost trials has anything more."""
         return self.is_exhausted and not self.get_trials(deepcopy=False, states=(TrialState.WAITING,))
 
-    def _is_to_run_again(self, trial: FrozenTrial) -> bool:
-        attrs = trial.user_attrs
-        return trial.state == TrialState.FAIL and LOST in attrs and attrs[NUM_LOSSES] < MAX_LOSSES
-
     def _is_abandoned(self, trial: FrozenTrial, retried: Collection[int | None]) -> bool:
         """Whether its search has died, in the middle of it or between its end and its repetition."""
-        if trial.state != TrialState.RUNNING and (not self._is_to_run_again(trial) or trial.number in retried):
+        if trial.state != TrialState.RUNNING and (not self.runs_again(trial) or trial.number in retried):
             return False
         owner = trial.user_attrs.get(OWNER)
         if owner is not None and Path(owner).exists():
@@ -263,6 +264,7 @@ def open_study(settings: Settings, about: Mapping[str, Any], space: Space) -> St
     theirs = study.user_attrs.get(ABOUT)
     if theirs is None:
         study.set_user_attr(ABOUT, about)
+        study.set_metric_names([objective.metric for objective in settings.objectives])
     elif theirs != about:
         if not any(
             trial.state in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING) for trial in study.trials

@@ -78,7 +78,7 @@ def test_hopeless_training_ends_at_once(flags: list[str], hopeless_from: int, st
     "flags",
     [
         [],
-        ["--trainer.max_steps=6"],
+        ["--trainer.max_steps=4"],
         ["--trainer.val_check_interval=2"],
         ["--trainer.accumulate_grad_batches=2"],
     ],

@@ -16,6 +16,9 @@ from mnist_lit.settings import Settings
 from mnist_lit.space import Space
 from mnist_lit.study import PARAMS, Study, open_study, set_aside
 
+# The search itself keeps quiet about them.
+pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+
 DECLARED = {"model.dropout": {"low": 0.0, "high": 0.9}}
 SETTINGS = Settings(space=DECLARED, study_name="s", configs=[])
 FOLDER = Path("logs") / "search" / "s"
