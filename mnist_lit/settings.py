@@ -159,10 +159,18 @@ def parse(args: Sequence[str]) -> Typed:
         typed = CommandLine(SEARCH, [f"--config={DEFAULT_CONFIG}", *args])
     parser = _parser()
     _check(typed)
+    mappings, flags = _mappings(typed)
+    files = [{key: value for key, value in content.items() if key not in mappings} for content in typed.contents]
+    printing = [flag for flag in flags if flag.startswith("--print_config")]
+    layers = [*(f"--config={json.dumps(file, default=str)}" for file in files if file), *flags]
     try:
-        config = parser.parse_args([*typed.layers(), *_mappings(typed)])
+        config = parser.parse_args([layer for layer in layers if layer not in printing])
     except (ArgumentError, TypeError, ValueError) as error:
         raise UsageError(explain(str(error), [*KEYS, "fresh"], typed)) from error
+    dumped = _dumped(parser, config, mappings)
+    if printing:
+        print(dumped, end="")
+        raise SystemExit(0)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)  # of classes that the user has named
@@ -171,16 +179,11 @@ def parse(args: Sequence[str]) -> Typed:
         # Of the keys, only the pruner's makes an object by now.
         raise UsageError(f"{given_at('pruner', typed) or 'pruner'}: {explain_object(str(error))}") from error
     try:
-        settings = Settings(**{part.name: made[part.name] for part in fields(Settings)})
+        settings = Settings(**{part.name: made[part.name] for part in fields(Settings)} | mappings)
     except ValueError as error:
         raise UsageError(str(error)) from error
     command = shlex.join([*SEARCH.split(), *(arg for arg in args if arg != "--fresh")])
-    return Typed(
-        settings=settings,
-        fresh=config.fresh,
-        yaml=_dumped(parser, config),
-        command=command,
-    )
+    return Typed(settings=settings, fresh=config.fresh, yaml=dumped, command=command)
 
 
 KEYS = [
@@ -204,25 +207,32 @@ def _check(typed: CommandLine) -> None:
                 raise UsageError(f"{given_at(str(key), typed) or key}: must not be null")
 
 
-def _mappings(typed: CommandLine) -> list[str]:
-    """Flags like `--overrides.model.lr 0.1`, taken out of the others, as flags for the whole of these mappings."""
-    mappings: dict[str, Any] = {}
+def _mappings(typed: CommandLine) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """`space` and `overrides` as they were typed, and the other flags.
+
+    The parser would take the classes in them for its own: import them, and add all of their arguments.
+    """
+    mappings: dict[str, Any] = {"space": {}, "overrides": {}}
+    for content in typed.contents:
+        mappings |= {name: content[name] for name in mappings if name in content}
     others: list[str] = []
     flags = iter(typed.flags)
     for flag in flags:
-        name, has_value, value = flag.partition("=")
+        name, has_value, text = flag.partition("=")
         group, _, key = name.removeprefix("--").partition(".")
-        if key and group in ("overrides", "space"):
-            if group not in mappings:
-                mappings[group] = next((dict(c[group]) for c in reversed(typed.contents) if group in c), {})
-            try:
-                mappings[group][key] = yaml.safe_load(value if has_value else next(flags, ""))
-            except yaml.YAMLError as error:
-                raise UsageError(f"{name}: {value!r} is no valid YAML") from error
-        else:
+        if group not in mappings:
             others.append(flag)
-    typed.flags = others
-    return [f"--{group}={json.dumps(mapping)}" for group, mapping in mappings.items()]
+            continue
+        text = text if has_value else next(flags, "")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise UsageError(f"{name}: {text!r} is no valid YAML") from error
+        mappings[group] = {**mappings[group], key: value} if key else value
+    for name, mapping in mappings.items():
+        if not isinstance(mapping, dict):
+            raise UsageError(f"{given_at(name, typed) or name}: must be of type dict, got {mapping}")
+    return mappings, others
 
 
 def _parser() -> ArgumentParser:
@@ -233,12 +243,12 @@ def _parser() -> ArgumentParser:
     return parser
 
 
-def _dumped(parser: ArgumentParser, config: Namespace) -> str:
-    config = config.clone()
-    del config["fresh"]
-    if config.storage:
-        config.storage = without_password(config.storage)
-    dumped: str = parser.dump(config, skip_unset=False)
+def _dumped(parser: ArgumentParser, config: Namespace, mappings: dict[str, Any]) -> str:
+    plain = yaml.safe_load(parser.dump(config, skip_unset=False))
+    del plain["fresh"]
+    if plain["storage"]:
+        plain["storage"] = without_password(plain["storage"])
+    dumped: str = yaml.safe_dump({**plain, **mappings}, sort_keys=False)
     return dumped
 
 

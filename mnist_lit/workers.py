@@ -1,6 +1,7 @@
 """Processes that work for a search, one job at a time, and end with it."""
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import signal
@@ -219,6 +220,7 @@ def _serve(pipe: Any, environment: dict[str, str], folder: Path) -> None:
     os.chdir(folder)
     sys.argv = ["mnist_lit"]
     print_to(Path(os.devnull))
+    gc.freeze()  # what was imported stays; looking through it for garbage takes a quarter of a second after each trial
     tqdm.set_lock(threading.RLock())  # its own is a semaphore, which a killed process leaves behind
     threading.Thread(target=_end_with_parent, daemon=True).start()
     while True:

@@ -132,15 +132,12 @@ def _measure_search(config: str, n_trials: int, workers: int, flags: list[str]) 
         points = ["--sampler=optuna.samplers.RandomSampler", "--sampler.seed=1", "--pruner=null"]
         data_dir = Path(os.environ.get("MNIST_LIT_DATA", "data")).resolve()
         environment = {**os.environ, "OMP_NUM_THREADS": str(workers), "MNIST_LIT_DATA": str(data_dir)}
-        script = PROJECT / "scripts" / "optuna_search.py"
+        script = str(PROJECT / "scripts" / "optuna_search.py")
         start = datetime.now()
-        subprocess.run(
-            [sys.executable, script, *settings, *points, *flags],
-            cwd=folder,
-            env=environment,
-            check=True,
-            stdout=subprocess.DEVNULL,
-        )
+        command = [sys.executable, script, *settings, *points, *flags]
+        done = subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, check=False)
+        if done.returncode:
+            raise SystemExit(done.returncode)
         journal = JournalFileBackend(f"{folder}/logs/search/benchmark/study.journal")
         trials = optuna.load_study(study_name="benchmark", storage=JournalStorage(journal)).trials
     begins = [trial.datetime_start for trial in trials if trial.datetime_start]

@@ -301,6 +301,7 @@ def test_two_processes_show_the_images_of_both(tmp_path: Path, shell: Callable[.
     assert of_label == sorted(of_label)
 
 
+@pytest.mark.slow
 def test_a_compiled_network_is_drawn_too(tmp_path: Path) -> None:
     flags = [flag for flag in SMALL if not flag.startswith("--pictures")]
 

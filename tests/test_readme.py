@@ -32,14 +32,15 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(command: str, folder: Path, data_dir: Path) -> "subprocess.CompletedProcess[str]":
     # Short training of the full job: what the command line leaves open may come from the environment.
-    limits = {"MNIST_LIT_TRAINER__LIMIT_TRAIN_BATCHES": "20", "MNIST_LIT_DATA": str(data_dir)}
+    limits = {f"MNIST_LIT_TRAINER__LIMIT_{split}_BATCHES": "2" for split in ("VAL", "TEST", "PREDICT")}
+    limits |= {"MNIST_LIT_TRAINER__LIMIT_TRAIN_BATCHES": "20", "MNIST_LIT_DATA": str(data_dir)}
     return subprocess.run(
         shlex.split(command),
         cwd=folder,
         env={**os.environ, **limits},
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=300,
         check=False,
     )
 

@@ -227,3 +227,20 @@ def test_search_config_given_to_fit_says_whose_it_is(fails: Any) -> None:
 def test_parse_raises_what_main_prints() -> None:
     with pytest.raises(UsageError, match="there is no such key"):
         parse(["--nope=1"])
+
+
+def test_classes_in_overrides_and_space_stay_as_they_were_typed(capsys: pytest.CaptureFixture[str]) -> None:
+    schedule = {"class_path": "torch.optim.lr_scheduler.CosineAnnealingLR"}
+    optimizers = [
+        {"class_path": "torch.optim.SGD", "init_args": {"momentum": 0.9}},
+        {"class_path": "torch.optim.AdamW"},
+    ]
+    content = {"overrides": {"model.schedule": schedule, "data.eval_batch_size": "32"}}
+    content["space"] = {"model.optimizer": {"choices": optimizers}}
+    Path("s.yaml").write_text(yaml.safe_dump(content))
+
+    typed = parse(["--config=s.yaml", "--overrides.trainer.max_epochs=2"])
+
+    assert typed.settings.overrides == {**content["overrides"], "trainer.max_epochs": 2}
+    assert typed.settings.space == content["space"]
+    assert yaml.safe_load(typed.yaml)["overrides"] == typed.settings.overrides

@@ -88,6 +88,41 @@ def test_list_has_every_length_and_every_item() -> None:
     assert {item for value in drawn for item in value} == {8, 16}
 
 
+def test_places_of_a_list_have_values_of_their_own() -> None:
+    drawn = values({"items": [{"choices": [64, 128]}, {"low": 1, "high": 3}, {"low": 0.5, "high": 1.0}]})
+
+    firsts, seconds, thirds = zip(*drawn, strict=True)
+    assert set(firsts) == {64, 128}
+    assert set(seconds) == {1, 2, 3}
+    assert len(set(thirds)) == 200
+
+
+def test_grid_of_places_and_their_rehearsals_have_every_value() -> None:
+    space = Space.parse({"key": {"items": [{"choices": [1, 2, 3]}, {"choices": [8, 9]}]}})
+
+    assert space.grid() == {"key.0": [1, 2, 3], "key.1": [8, 9]}
+    assert [point["key"] for point in space.rehearsals({})] == [[1, 8], [2, 9], [3, 8]]
+    assert space.kinds["key"].has([3, 9])
+    assert not space.kinds["key"].has([9, 3])
+
+
+@pytest.mark.parametrize(
+    ("entry", "complaint"),
+    [
+        ({"items": []}, "space.key: items are empty"),
+        ({"items": [{"choices": [1]}], "length": 1}, "space.key: there is no length"),
+        ({"items": [{"low": 2, "high": 1}]}, "space.key.items.0: low 2 is above high 1"),
+        ({"items": [3]}, "space.key.items.0: must be like"),
+        ({"items": [{"choices": [1], "when": {"a": 1}}]}, "space.key: when stands beside items"),
+    ],
+)
+def test_bad_places_are_refused_with_the_reason(entry: Declared, complaint: str) -> None:
+    with pytest.raises(UsageError) as error:
+        Space.parse({"key": entry})
+
+    assert str(error.value).startswith(complaint)
+
+
 def test_conditional_key_is_there_only_where_its_condition_is_met() -> None:
     declared = {
         "kind": {"choices": ["a", "b", "c"]},

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import CONFIGS, SMALL
+from conftest import CONFIGS, SMALL, WORSE
 from lightning.pytorch.loggers import CSVLogger
 
 MLFLOW = f"--config={CONFIGS / 'mlflow.yaml'}"
@@ -44,7 +44,7 @@ def tracked(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The directory of a run with MLflow, the run as MLflow's client has it, the client, and what was printed."""
     client_class = pytest.importorskip("mlflow").tracking.MlflowClient
     folder = tmp_path_factory.mktemp("mlflow")
-    flags = ["--pictures.enabled=true", "--test_after_fit=true", "--model.lr=0.3", "--trainer.max_epochs=3"]
+    flags = ["--pictures.enabled=true", "--test_after_fit=true", *WORSE]
     command = [sys.executable, "-m", "mnist_lit", "fit", *SMALL, MLFLOW, *flags, "--run_dir=run"]
     ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
     assert ended.returncode == 0, ended.stderr
@@ -90,7 +90,7 @@ def test_mlflow_has_the_parameters(tracked: Any) -> None:
     _, run, _, _ = tracked
 
     params = run.data.params
-    assert params["model.lr"] == "0.3"
+    assert params["model.lr"] == "0.05"
     assert params["model.channels"] == "[4]"
     assert params["data.batch_size"] == "128"
     assert params["trainer.max_epochs"] == "3"
