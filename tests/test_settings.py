@@ -229,7 +229,7 @@ def test_parse_raises_what_main_prints() -> None:
         parse(["--nope=1"])
 
 
-def test_classes_in_overrides_and_space_stay_as_they_were_typed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_classes_in_overrides_and_space_stay_as_they_were_typed() -> None:
     schedule = {"class_path": "torch.optim.lr_scheduler.CosineAnnealingLR"}
     optimizers = [
         {"class_path": "torch.optim.SGD", "init_args": {"momentum": 0.9}},
