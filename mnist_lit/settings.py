@@ -8,13 +8,13 @@ from argparse import ArgumentError
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt, restricted_string_type
 from optuna.exceptions import ExperimentalWarning
-from optuna.pruners import BasePruner
+from optuna.pruners import BasePruner, MedianPruner
 from optuna.samplers import BaseSampler
 
 from mnist_lit.complaints import SEARCH, explain, explain_object, given_at, unknown_key
@@ -85,7 +85,8 @@ class Settings:
         configs: The configs that the trials start from, in order of precedence.
         overrides: Keys of `fit` that all trials have on top of that; single ones as `--overrides.model.lr 0.1`.
         sampler: Any class of `optuna.samplers`; default TPESampler. A grid sampler is given the space.
-        pruner: Any class of `optuna.pruners`, which stops hopeless trials; null stops none.
+        pruner: Any class of `optuna.pruners`, which stops hopeless trials; default MedianPruner, which leaves the first
+            validation alone; null stops none.
         storage: URL of a database, for example postgresql://user@host/database; default a journal file in the
             study's directory. Several machines search together by the same command on the same database.
         keep_checkpoints: Number of the best trials, 0 or more, whose checkpoints are kept.
@@ -101,7 +102,7 @@ class Settings:
     configs: list[str] = field(default_factory=lambda: ["configs/base.yaml"])
     overrides: dict[str, Any] = field(default_factory=dict)
     sampler: SamplerFactory | None = None
-    pruner: BasePruner | None = None
+    pruner: BasePruner | None = field(default_factory=lambda: MedianPruner(n_warmup_steps=1))
     storage: str | None = None
     keep_checkpoints: NonNegativeInt = 3
     confirm: Confirm | None = None
@@ -195,7 +196,7 @@ KEYS = [
 
 def _check(typed: CommandLine) -> None:
     """Make sure of the files' keys; of a config for `fit` the parser would complain in words of its own."""
-    nullable = {part.name: part.default is None for part in fields(Settings)}
+    nullable = {part.name: type(None) in get_args(part.type) for part in fields(Settings)}
     for content in typed.contents:
         for key, value in content.items():
             name = str(key).split(".")[0]
@@ -240,6 +241,8 @@ def _parser() -> ArgumentParser:
     parser.add_argument("-c", "--config", action="config", help="A YAML file of the keys below; may be repeated.")
     parser.add_argument("--fresh", action="store_true", help="Begin anew; an earlier study of that name is set aside.")
     parser.add_class_arguments(Settings, as_group=False)
+    pruner = {"class_path": "optuna.pruners.MedianPruner", "init_args": {"n_warmup_steps": 1}}
+    parser.set_defaults(pruner=pruner)  # as it is dumped, which an object is not
     return parser
 
 

@@ -550,6 +550,7 @@ def test_stopped_search_says_how_to_go_on(kind: str, code: int) -> None:
     assert not list(FOLDER.glob(".search-*"))
 
 
+@pytest.mark.slow
 def test_search_that_is_interrupted_twice_ends_in_order() -> None:
     process = child(n_trials=500, workers=2)
     wait_for(4, process)
@@ -652,6 +653,7 @@ def test_without_a_terminal_each_trial_is_a_line(plain: dict[str, Ended]) -> Non
     assert all(re.fullmatch(r"trial \d: val/acc \d+\.\d\d%, \d+\.\d s", line) for line in lines[:3])
 
 
+@pytest.mark.slow
 def test_terminal_shows_one_bar() -> None:
     ours, theirs = os.openpty()
     termios.tcsetwinsize(theirs, (24, 120))

@@ -122,7 +122,8 @@ def test_wrong_flag(flags: list[str], start: str, part: str, capsys: pytest.Capt
         (SPACE + "objective: val/acc", "s.yaml, line 2: objective: takes keys below it, got val/acc", ""),
         (SPACE + "confirm: {seds: 2}", "s.yaml, line 2: confirm.seds: there is no argument seds", "seeds"),
         (SPACE + "confirm: {top: null}", "confirm.top: must not be null", ""),
-        (SPACE + "pruner: {class_pth: MedianPruner}", "s.yaml, line 2: pruner: needs a class_path", ""),
+        (SPACE + "pruner: {class_pth: MedianPruner}", "s.yaml, line 2: pruner.class_pth: there is no argument", ""),
+        (SPACE + "sampler: {class_pth: TPESampler}", "s.yaml, line 2: sampler: needs a class_path", ""),
         (SPACE + "sampler:\n  class_path: TPESampler\n  init_args:\n    seed: abc", "s.yaml, line 5: sampler", "int"),
     ],
 )
@@ -227,6 +228,16 @@ def test_search_config_given_to_fit_says_whose_it_is(fails: Any) -> None:
 def test_parse_raises_what_main_prints() -> None:
     with pytest.raises(UsageError, match="there is no such key"):
         parse(["--nope=1"])
+
+
+def test_without_a_word_hopeless_trials_are_pruned_after_their_first_validation() -> None:
+    Path("s.yaml").write_text(SPACE)
+
+    default, none = (yaml.safe_load(parse(["--config=s.yaml", *flags]).yaml) for flags in ([], ["--pruner=null"]))
+
+    assert default["pruner"]["class_path"] == "optuna.pruners.MedianPruner"
+    assert default["pruner"]["init_args"]["n_warmup_steps"] == 1
+    assert none["pruner"] is None
 
 
 def test_classes_in_overrides_and_space_stay_as_they_were_typed() -> None:
