@@ -40,7 +40,7 @@ REASONS = [
     (r"Multiple subclasses with name (\w+)\..*ambiguity: (.+)\.", r"there are several \1, name one in full: \2"),
     (r"ignored explicit argument", r"takes no value"),
     (r"expected one argument", r"needs a value"),
-    (r"Given value: Namespace\((.*)\)", r"needs a class_path (and init_args), got \1"),
+    (r"(?:Given|Got) value: Namespace\(((?!class_path).*)\)", r"needs a class_path (and init_args), got \1"),
     (r"Unable to load config ['\"](\S+)['\"]", r"takes keys below it or a YAML file, got \1"),
 ]
 # Why an object cannot be made: the first reason that is given, or the package that is not installed.
