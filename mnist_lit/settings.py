@@ -158,7 +158,7 @@ def parse(args: Sequence[str]) -> Typed:
     typed = CommandLine(SEARCH, args)
     if not typed.configs and Path(DEFAULT_CONFIG).is_file():
         typed = CommandLine(SEARCH, [f"--config={DEFAULT_CONFIG}", *args])
-    parser = _parser()
+    parser = _parser(typed)
     _check(typed)
     mappings, flags = _mappings(typed)
     files = [{key: value for key, value in content.items() if key not in mappings} for content in typed.contents]
@@ -236,13 +236,17 @@ def _mappings(typed: CommandLine) -> tuple[dict[str, dict[str, Any]], list[str]]
     return mappings, others
 
 
-def _parser() -> ArgumentParser:
+def _parser(typed: CommandLine) -> ArgumentParser:
     parser = ArgumentParser(prog=SEARCH, description=DESCRIPTION, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("-c", "--config", action="config", help="A YAML file of the keys below; may be repeated.")
     parser.add_argument("--fresh", action="store_true", help="Begin anew; an earlier study of that name is set aside.")
     parser.add_class_arguments(Settings, as_group=False)
-    pruner = {"class_path": "optuna.pruners.MedianPruner", "init_args": {"n_warmup_steps": 1}}
-    parser.set_defaults(pruner=pruner)  # as it is dumped, which an object is not
+    # Another class would inherit the arguments of this one that it has, too.
+    names_pruner = any("pruner" in content for content in typed.contents) or any(
+        flag.partition("=")[0] in ("--pruner", "--pruner.class_path") for flag in typed.flags
+    )
+    default = {"class_path": "optuna.pruners.MedianPruner", "init_args": {"n_warmup_steps": 1}}
+    parser.set_defaults(pruner=None if names_pruner else default)
     return parser
 
 

@@ -122,7 +122,7 @@ def test_wrong_flag(flags: list[str], start: str, part: str, capsys: pytest.Capt
         (SPACE + "objective: val/acc", "s.yaml, line 2: objective: takes keys below it, got val/acc", ""),
         (SPACE + "confirm: {seds: 2}", "s.yaml, line 2: confirm.seds: there is no argument seds", "seeds"),
         (SPACE + "confirm: {top: null}", "confirm.top: must not be null", ""),
-        (SPACE + "pruner: {class_pth: MedianPruner}", "s.yaml, line 2: pruner.class_pth: there is no argument", ""),
+        (SPACE + "pruner: {class_pth: MedianPruner}", "s.yaml, line 2: pruner: needs a class_path", ""),
         (SPACE + "sampler: {class_pth: TPESampler}", "s.yaml, line 2: sampler: needs a class_path", ""),
         (SPACE + "sampler:\n  class_path: TPESampler\n  init_args:\n    seed: abc", "s.yaml, line 5: sampler", "int"),
     ],
@@ -238,6 +238,15 @@ def test_without_a_word_hopeless_trials_are_pruned_after_their_first_validation(
     assert default["pruner"]["class_path"] == "optuna.pruners.MedianPruner"
     assert default["pruner"]["init_args"]["n_warmup_steps"] == 1
     assert none["pruner"] is None
+
+
+@pytest.mark.parametrize("flags", [["--pruner=ThresholdPruner"], ["--pruner", "optuna.pruners.ThresholdPruner"]])
+def test_pruner_that_is_named_has_nothing_of_the_default_one(flags: list[str]) -> None:
+    Path("s.yaml").write_text(SPACE)
+
+    typed = parse(["--config=s.yaml", *flags, "--pruner.lower=0.5"])
+
+    assert yaml.safe_load(typed.yaml)["pruner"]["init_args"]["n_warmup_steps"] == 0
 
 
 def test_classes_in_overrides_and_space_stay_as_they_were_typed() -> None:
