@@ -96,7 +96,7 @@ def _row(recipe: str, runs: list[Run], imports: float) -> list[str]:
 
 
 def search(
-    config: str = "configs/search_mlp.yaml",
+    search_config: str = "configs/search_mlp.yaml",
     n_trials: PositiveInt = 12,
     repeats: PositiveInt = 3,
     flags: list[str] = [],
@@ -104,12 +104,14 @@ def search(
     """Search the same points with one and with two workers of one thread each, and print a Markdown table.
 
     Args:
-        config: A search config.
+        search_config: A config of `optuna_search.py`.
         n_trials: Trials in each study, 2 or more.
         repeats: Pairs of studies, 1 or more.
         flags: Flags for all searches, for example `["--overrides={trainer.max_epochs: 1}"]`.
     """
-    pairs = [tuple(_measure_search(config, n_trials, workers, flags) for workers in (1, 2)) for _ in range(repeats)]
+    pairs = [
+        tuple(_measure_search(search_config, n_trials, workers, flags) for workers in (1, 2)) for _ in range(repeats)
+    ]
     ones, twos = ([pair[place] for pair in pairs] for place in (0, 1))
     rows = {
         "seconds a trial, one worker": [one["seconds"] / n_trials for one in ones],
@@ -118,7 +120,7 @@ def search(
         "two workers are faster by": [one["seconds"] / two["seconds"] for one, two in pairs],
         "seconds until the first trial": [run["start"] for pair in pairs for run in pair],
     }
-    print(f"| `{config}`, {n_trials} trials | median | least | most |\n| --- | --- | --- | --- |")
+    print(f"| `{search_config}`, {n_trials} trials | median | least | most |\n| --- | --- | --- | --- |")
     for name, values in rows.items():
         print(f"| {name} | {statistics.median(values):.2f} | {min(values):.2f} | {max(values):.2f} |")
     print(f"\n{platform.processor() or platform.machine()}, {os.cpu_count()} cores; optuna {optuna.__version__}")

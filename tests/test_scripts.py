@@ -41,7 +41,7 @@ def test_benchmark_of_a_search_compares_one_worker_with_two(tmp_path: Path) -> N
     script = PROJECT / "scripts" / "benchmark.py"
 
     done = subprocess.run(
-        [sys.executable, script, "search", f"--config={config}", "--n_trials=3", "--repeats=1"],
+        [sys.executable, script, "search", f"--search_config={config}", "--n_trials=3", "--repeats=1"],
         cwd=tmp_path,
         capture_output=True,
         text=True,
