@@ -208,10 +208,9 @@ class Driver:
                 shutil.rmtree(self.settings.run_dir(trial.number), ignore_errors=True)
 
     def _say_how(self, trial: optuna.Trial, outcome: Outcome) -> None:
-        metrics = [objective.metric for objective in self.settings.objectives]
         scores = [
             f"{metric} {shown_score(metric, score)}"
-            for metric, score in zip(metrics, outcome.scores or [], strict=False)
+            for metric, score in zip(self.settings.metrics, outcome.scores or [], strict=False)
         ]
         how = "failed: " + outcome.error.splitlines()[0] if outcome.error else ", ".join(scores)
         self.progress.say(
@@ -224,7 +223,7 @@ class Driver:
             sum(trial.state == state for trial in finished) for state in (TrialState.PRUNED, TrialState.FAIL)
         )
         best = ranked(self.study)[:1]
-        metric = self.settings.objectives[0].metric
+        metric = self.settings.metrics[0]
         facts: dict[str, Any] = {"pruned": num_pruned, "failed": num_failed, "running": len(self.running)}
         if best:
             facts[f"best {metric}"] = f"{shown_score(metric, best[0].values[0])} (trial {best[0].number})"

@@ -1,6 +1,5 @@
 """The report of a search: one page for people, and the pictures on it as files."""
 
-import os
 from base64 import b64encode
 from collections.abc import Iterable
 from html import escape
@@ -9,7 +8,7 @@ from string import Template
 
 from mnist_lit.charts import CHARTS, draw_charts
 from mnist_lit.results import Confirmation, Entry, Summary
-from mnist_lit.runs import write_text
+from mnist_lit.runs import write_bytes, write_text
 from mnist_lit.scales import (
     Metric,
     busy_seconds,
@@ -121,18 +120,12 @@ def write_report(folder: Path, summary: Summary) -> Path:
     for name in CHARTS:
         file = folder / f"{name}.png"
         if name in pictures:
-            _write_bytes(file, pictures[name])
+            write_bytes(file, pictures[name])
         else:
             file.unlink(missing_ok=True)
     page = folder / "index.html"
     write_text(page, _page(summary, pictures))
     return page
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(content)
-    temporary.replace(path)
 
 
 def _page(summary: Summary, pictures: dict[str, bytes]) -> str:

@@ -114,7 +114,7 @@ def summarize(study: Study, settings: Settings, space: Space) -> Summary:
     """Everything that is known of a study."""
     return Summary(
         study_name=study.study_name,
-        metrics=[objective.metric for objective in settings.objectives],
+        metrics=settings.metrics,
         directions=[objective.direction for objective in settings.objectives],
         value=settings.objectives[0].value,
         entries=[_entry(trial) for trial in study.finished()],
@@ -149,7 +149,7 @@ def write_results(study: Study, settings: Settings) -> None:
 def table(study: Study, settings: Settings) -> str:
     """The best trials, for the console."""
     keys = list(settings.space)
-    metrics = [objective.metric for objective in settings.objectives]
+    metrics = settings.metrics
     facts = [] if SECONDS in metrics else [SECONDS]
     rows = [["trial", *metrics, *keys, *facts]]
     for trial in ranked(study)[:NUM_SHOWN]:
@@ -166,7 +166,7 @@ def table(study: Study, settings: Settings) -> str:
 
 def confirmations(study: Study, settings: Settings) -> list[str]:
     """A line for each trial that was trained again with other seeds."""
-    metric = settings.objectives[0].metric
+    metric = settings.metrics[0]
     lines = []
     for number, scores in study.confirmed().items():
         values = list(scores.values())
@@ -245,7 +245,7 @@ def _target(trial: FrozenTrial, *, place: int, sign: int) -> float:
 
 
 def _csv(study: Study, settings: Settings) -> str:
-    metrics = [objective.metric for objective in settings.objectives]
+    metrics = settings.metrics
     keys = list(settings.space)
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
@@ -267,9 +267,7 @@ def _cell(value: Any) -> Any:
 
 
 def _best_overlay(trial: FrozenTrial, study: Study, settings: Settings) -> str:
-    scores = ", ".join(
-        f"{objective.metric} {score!r}" for objective, score in zip(settings.objectives, trial.values, strict=True)
-    )
+    scores = ", ".join(f"{metric} {score!r}" for metric, score in zip(settings.metrics, trial.values, strict=True))
     assert trial.datetime_complete is not None
     configs = [*settings.configs, str(settings.folder / "best.yaml")]
     comment = [

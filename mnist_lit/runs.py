@@ -10,7 +10,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 
 from mnist_lit.errors import UsageError
 
-__all__ = ["LOGS", "claimed", "is_first_process", "write_text"]
+__all__ = ["LOGS", "claimed", "is_first_process", "write_bytes", "write_text"]
 
 LOGS = Path("logs")
 
@@ -79,6 +79,11 @@ def _next_free(folder: Path) -> Path:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file that others may read: it is there as a whole or not at all."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """As `write_text`, for what is no text."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
+    temporary.write_bytes(content)
     temporary.replace(path)

@@ -119,6 +119,11 @@ class Settings:
         return self.objective if isinstance(self.objective, list) else [self.objective]
 
     @property
+    def metrics(self) -> list[str]:
+        """The metric of each objective."""
+        return [objective.metric for objective in self.objectives]
+
+    @property
     def folder(self) -> Path:
         """The study's directory."""
         return SEARCHES / str(self.study_name)

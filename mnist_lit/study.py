@@ -24,7 +24,7 @@ from sqlalchemy.exc import ArgumentError, IntegrityError, NoSuchModuleError, Pro
 from mnist_lit.errors import MNISTLitError, UsageError
 from mnist_lit.factories import arguments, made
 from mnist_lit.settings import Settings, without_password
-from mnist_lit.space import Space
+from mnist_lit.space import Space, flat
 
 __all__ = ["Study", "open_study", "set_aside"]
 
@@ -264,7 +264,7 @@ def open_study(settings: Settings, about: Mapping[str, Any], space: Space) -> St
     theirs = study.user_attrs.get(ABOUT)
     if theirs is None:
         study.set_user_attr(ABOUT, about)
-        study.set_metric_names([objective.metric for objective in settings.objectives])
+        study.set_metric_names(settings.metrics)
     elif theirs != about:
         if not any(
             trial.state in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING) for trial in study.trials
@@ -386,19 +386,11 @@ def _is_held(lock: Path) -> bool:
 
 
 def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
-    theirs, ours = dict(_leaves(theirs)), dict(_leaves(ours))
+    theirs, ours = flat(theirs), flat(ours)
     names = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]
     lines = [f"{name} was {_shown(theirs, name)}, is {_shown(ours, name)}" for name in names[:2]]
     more = f" ({len(names) - 2} more differ)" if len(names) > 2 else ""
     return [*lines, f"begin anew with --fresh, or give another --study_name{more}"]
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():
-        if isinstance(value, dict) and value:
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
 
 
 def _shown(leaves: Mapping[str, Any], name: str) -> str:
