@@ -17,6 +17,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning_utilities.core.rank_zero import rank_zero_only
 
+from mnist_lit.averaging import Ensemble
 from mnist_lit.callbacks import EMA, BestCheckpoint, EarlyStop, LastCheckpoint, Progress
 from mnist_lit.checkpoints import AtomicCheckpointIO, Source
 from mnist_lit.complaints import explain_object, explain_trainer
@@ -71,6 +72,7 @@ class CLI(LightningCLI):
         self.request = request
         self.callbacks = callbacks
         self.source: Source | None = None
+        self.members: list[Source] = []
         self.run_dir = LOGS
         super().__init__(
             ConvNet,
@@ -116,6 +118,13 @@ class CLI(LightningCLI):
             default=None,
             help="Threads of torch on the CPU, 1 or more; default one for each core. The last bits depend on it.",
         )
+        if self.request.command != "fit":
+            parser.add_argument(
+                "--ensemble",
+                type=list[str],
+                default=[],
+                help="More checkpoints (file, URL, run directory), whose probabilities are averaged with ckpt_path's.",
+            )
         parser.link_arguments("data.image_size", "model.image_size")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -123,9 +132,12 @@ class CLI(LightningCLI):
         self.subcommand_parser = self._subcommand_parsers[command]
         assert isinstance(parser, Parser)
         self.config, self.source = parse(parser, self.request, self.subcommand_parser.get_defaults())
-        dataset = self.config[command].data.dataset
-        if self.source is not None and not self.source.goes_on and _dataset(self.source) not in (None, dataset):
-            # A run's record is of the data that it was trained on; results on others get a directory of their own.
+        config = self.config[command]
+        self.members = [_member(path) for path in config.get("ensemble", [])]
+        if self.source is None or self.source.goes_on:
+            return
+        if self.members or _dataset(self.source) not in (None, config.data.dataset):
+            # A run's record is of its own network and data; results of others get a directory of their own.
             self.source.run_dir = None
 
     def _parse_ckpt_path(self) -> None:
@@ -141,8 +153,11 @@ class CLI(LightningCLI):
             config.ckpt_path = None
         self.wanted_run_dir = Path(config.run_dir) if config.run_dir else None
         config.run_dir = None  # config.yaml repeats the run in a directory of its own
-        dump = self.subcommand_parser.dump(config, skip_unset=False)
-        self.plain_config: dict[str, Any] = yaml.safe_load(dump)
+        dump = self.subcommand_parser.dump(config, skip_unset=False, skip_link_targets=False)
+        # Under this name Lightning finds it, too, and makes none of its own.
+        self.config_dump: dict[str, Any] = yaml.safe_load(dump)
+        model = {name: value for name, value in self.config_dump["model"].items() if name != "image_size"}
+        self.plain_config = {**self.config_dump, "model": model}
 
     # Objects
 
@@ -157,8 +172,18 @@ class CLI(LightningCLI):
         self.subcommand_parser.callback_keys = [name for name in GROUPS if config[name].enabled]
         if self.source is not None:
             self.source.check_network(self.model.state_dict(), self.plain_config["model"])
+            if self.members:
+                self._assemble([self.source, *self.members])
         with self._place(config) as self.run_dir:
             return self._make_trainer(config, **kwargs)
+
+    def _assemble(self, sources: Sequence[Source]) -> None:
+        models = [ConvNet.load_from_checkpoint(str(source.file), map_location="cpu") for source in sources]
+        for source, model in zip(sources, models, strict=True):
+            if model.hparams["image_size"] != self.model.hparams["image_size"]:
+                raise UsageError(f"ensemble: {source.file} is for images of another size (data.image_size)")
+        # To whoever evaluates it there is no difference.
+        self.model.network = Ensemble([model.network for model in models])  # type: ignore[assignment]
 
     def _place(self, config: Namespace) -> AbstractContextManager[Path]:
         if is_first_process():
@@ -249,7 +274,8 @@ class CLI(LightningCLI):
         print(self.run_dir)
 
     def _run(self, command: str, **kwargs: Any) -> Any:
-        file = self.source.file if self.source is not None else None
+        # An ensemble has been loaded already.
+        file = self.source.file if self.source is not None and not self.members else None
         try:
             return getattr(self.trainer, command)(self.model, self.datamodule, ckpt_path=file, **kwargs)
         except Stopped as stop:
@@ -293,6 +319,13 @@ class Rehearsal(CLI):
         """Nothing: no command is run."""
 
     validate = test = predict = fit
+
+
+def _member(path: str) -> Source:
+    try:
+        return Source(path, for_fit=False)
+    except UsageError as error:
+        raise UsageError(str(error).replace("ckpt_path", "ensemble", 1)) from error
 
 
 def _dataset(source: Source) -> str | None:

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -277,11 +278,13 @@ def _training_data(
 
 
 def _mean_and_std(images: Tensor, indices: Tensor) -> tuple[float, float]:
-    """Of the pixels in [0, 1]; through a histogram, which needs no copy of the images in floating point."""
-    counts = torch.zeros(256, dtype=torch.float64)
-    for chunk in torch.split(indices, 4096):
-        counts += torch.bincount(images[chunk].flatten(), minlength=256)
-    values = torch.arange(256, dtype=torch.float64) / 255
-    mean = (counts * values).sum() / counts.sum()
-    variance = (counts * (values - mean) ** 2).sum() / counts.sum()
-    return float(mean), float(variance.sqrt())
+    """Of the pixels in [0, 1]; in parts, which needs no copy of all images in floating point."""
+    total = total_of_squares = 0.0
+    for chunk in torch.split(indices, 256):
+        pixels = images[chunk].flatten(start_dim=1).float()
+        # Summed image by image, where that is exact or nearly so.
+        total += float(pixels.sum(dim=1).double().sum())
+        total_of_squares += float(torch.linalg.vecdot(pixels, pixels).double().sum())
+    num_pixels = len(indices) * images[0].numel()
+    mean = total / num_pixels
+    return mean / 255, math.sqrt(total_of_squares / num_pixels - mean**2) / 255

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import torch
-from jsonargparse.typing import ClosedUnitInterval, PositiveFloat, PositiveInt
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveFloat, PositiveInt
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
+from mnist_lit.averaging import mean_probabilities, shifts
 from mnist_lit.factories import arguments, made
 from mnist_lit.networks import NUM_CLASSES, Activation, GlobalPool, Network, Norm, Pooling
 
@@ -47,7 +48,7 @@ class ConvNet(LightningModule):
         hidden: Units of each dense layer between the last stage and the output (may be empty).
         kernel_size: Side of the convolution kernels, in pixels.
         convs_per_stage: Convolutions in each stage.
-        pooling: What halves the map at the end of each stage.
+        pooling: What halves the map in each stage, after its first convolution.
         global_pool: What reduces the last map to one value per channel; `none` keeps all its pixels.
         norm: Normalisation after each convolution and each hidden dense layer.
         activation: Non-linearity after each normalisation.
@@ -58,6 +59,8 @@ class ConvNet(LightningModule):
             Its weight decay spares biases and normalisations.
         schedule: Any `torch.optim.lr_scheduler` class by `class_path`, stepped once per optimizer step
             (`ReduceLROnPlateau` once per epoch, on `val/loss`). Its number of steps and its peak are filled in.
+        tta_shift: Pixels, 0 or more, by which an image is shifted in every direction when it is evaluated (test-time
+            augmentation): the probabilities of all the (2 * tta_shift + 1)^2 copies are averaged.
         compile: Whether to train through `torch.compile`; checkpoints are the same either way.
         image_size: Side of the square input images, in pixels; the command line takes it from `data.image_size`.
 
@@ -80,6 +83,7 @@ class ConvNet(LightningModule):
         lr: PositiveFloat = 1e-3,
         optimizer: OptimizerFactory | None = None,
         schedule: ScheduleFactory | None = None,
+        tta_shift: NonNegativeInt = 0,
         compile: bool = False,
         image_size: PositiveInt = 28,
     ) -> None:
@@ -107,6 +111,7 @@ class ConvNet(LightningModule):
         self.lr = float(lr)
         self.optimizer = optimizer
         self.schedule = schedule
+        self.tta_shift = int(tta_shift)
         self.compile_network = compile
         # Of one value per image: told to leave NaN alone, torchmetrics 1.9 ignores the weights of batches.
         self.train_loss, self.val_loss, self.test_loss = (MeanMetric(nan_strategy="disable") for _ in range(3))
@@ -121,8 +126,10 @@ class ConvNet(LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images of shape (n, 1, image_size, image_size) in [0, 1] to logits of shape (n, 10)."""
-        logits: Tensor = self.network(images)
-        return logits
+        if self.training or not self.tta_shift:
+            logits: Tensor = self.network(images)
+            return logits
+        return mean_probabilities(self.network(shifted) for shifted in shifts(images, self.tta_shift))
 
     def setup(self, stage: str) -> None:
         if stage == "fit":

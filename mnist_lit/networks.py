@@ -37,8 +37,8 @@ _POOLINGS: dict[Pooling, Callable[[], nn.Module]] = {
 class Network(nn.Module):
     """Convolution stages, then dense layers, then one output per class.
 
-    A stage is `convs_per_stage` times convolution, normalisation and activation; its last convolution is followed by
-    pooling to half the size, before the normalisation, which then has a quarter of the work.
+    A stage is `convs_per_stage` times convolution, normalisation and activation; its first convolution is followed by
+    pooling to half the size, so that all that comes after it has a quarter of the work.
     Without stages it is a multi-layer perceptron on the pixels.
 
     Args:
@@ -46,7 +46,7 @@ class Network(nn.Module):
         hidden: Units of each dense layer; empty for none.
         kernel_size: Side of the convolution kernels, in pixels; the maps keep their size.
         convs_per_stage: Convolutions in each stage.
-        pooling: What halves the map at the end of a stage.
+        pooling: What halves the map in each stage.
         global_pool: What reduces the last map to one value per channel; `none` keeps every pixel of it.
         norm: Normalisation after each convolution and dense layer.
         activation: Non-linearity after each normalisation.
@@ -129,7 +129,7 @@ def _stage(
 ) -> Iterator[nn.Module]:
     for place in range(num_convs):
         yield nn.Conv2d(num_out if place else num_in, num_out, kernel_size, padding="same", bias=norm == "none")
-        if place == num_convs - 1:
+        if place == 0:
             yield _POOLINGS[pooling]()
         yield _norm_of_maps(norm, num_out)
         yield _ACTIVATIONS[activation]()

@@ -1,7 +1,7 @@
 """Pictures of a run, for TensorBoard and other trackers and as PNG files in the run directory."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -36,7 +36,7 @@ HEADER = 60
 class Pictures(Callback):
     """Show a run: training images as the network sees them, confusion matrix, worst mistakes, graph of the network.
 
-    Confusion matrix and mistakes are those of the latest validation (or of the test). They are drawn when the run
+    Confusion matrix and mistakes are those of the latest validation (or of the test). All are drawn when the run
     ends, and every `every_n_epochs` epochs in between.
 
     Args:
@@ -60,24 +60,23 @@ class Pictures(Callback):
         self.folder = Path("pictures")
         self.confusion = MulticlassConfusionMatrix(NUM_CLASSES, validate_args=False)
         self.mistakes = Mistakes(num_images)
+        self.beginning: Beginning | None = None
         self.has_begun = False
         self.has_news = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        # As early as this the network is still on the CPU and not compiled, which could not be traced.
-        if stage == "fit" and trainer.is_global_zero:
+        # Once it is compiled it cannot be traced.
+        if stage == "fit" and trainer.is_global_zero and pl_module.hparams["compile"]:
             _publish_graph(trainer, pl_module)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: tuple[Tensor, Tensor], batch_idx: int
     ) -> None:
-        if self.has_begun or not trainer.is_global_zero:
-            return
-        self.has_begun = True
-        images, labels = (part[: self.num_images].cpu() for part in batch)
-        title, caption = "Training images", "the first batch as the network sees it, after augmentation; label above"
-        figure = draw_digits(title, caption, images, [str(int(label)) for label in labels])
-        self._publish(trainer, "training_images", figure)
+        if not self.has_begun and trainer.is_global_zero:
+            self.has_begun = True
+            images, labels = (part[: self.num_images].cpu() for part in batch)
+            # Drawn later: training need not wait for it.
+            self.beginning = Beginning(images, labels, trainer.global_step)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.confusion.to(pl_module.device).reset()
@@ -100,6 +99,7 @@ class Pictures(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         epoch = trainer.current_epoch + 1
         if self.every_n_epochs and epoch % self.every_n_epochs == 0 and not trainer.sanity_checking:
+            self._draw_beginning(trainer, pl_module)
             self._draw(trainer, "val")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -109,6 +109,7 @@ class Pictures(Callback):
                     logger.experiment.add_histogram(f"weights/{name}", parameter.detach().float(), trainer.global_step)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._draw_beginning(trainer, pl_module)
         if self.has_news:
             self._draw(trainer, "val")
 
@@ -117,6 +118,17 @@ class Pictures(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._draw(trainer, "test")
+
+    def _draw_beginning(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.beginning is None:
+            return
+        if not pl_module.hparams["compile"]:
+            _publish_graph(trainer, pl_module)
+        images, labels, step = self.beginning
+        self.beginning = None
+        title, caption = "Training images", "the first batch as the network sees it, after augmentation; label above"
+        figure = draw_digits(title, caption, images, [str(int(label)) for label in labels])
+        self._publish(trainer, "training_images", figure, step)
 
     def _draw(self, trainer: Trainer, split: str) -> None:
         self.has_news = False
@@ -127,24 +139,34 @@ class Pictures(Callback):
             return
         num_images, num_right = int(counts.sum()), int(counts.trace())
         title = f"{SPLITS[split]}: {num_right / max(num_images, 1):.2%} of {num_images:,} images are read right"
-        self._publish(trainer, f"{split}_confusion", draw_confusion(title, counts))
+        step = trainer.global_step
+        self._publish(trainer, f"{split}_confusion", draw_confusion(title, counts), step)
         title = f"{SPLITS[split]}: {num_images - num_right:,} of {num_images:,} images are misread"
         caption = (
             "label, what it is read as, and the confidence in that; the label given the least probability comes first"
         )
-        self._publish(trainer, f"{split}_mistakes", draw_digits(title, caption, mistakes.images, mistakes.texts()))
+        figure = draw_digits(title, caption, mistakes.images, mistakes.texts())
+        self._publish(trainer, f"{split}_mistakes", figure, step)
 
-    def _publish(self, trainer: Trainer, name: str, figure: Figure) -> None:
+    def _publish(self, trainer: Trainer, name: str, figure: Figure, step: int) -> None:
         self.folder.mkdir(exist_ok=True)
         file = self.folder / f"{name}.png"
         figure.savefig(file)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image(name, np.asarray(Image.open(file)), trainer.global_step, dataformats="HWC")
+                logger.experiment.add_image(name, np.asarray(Image.open(file)), step, dataformats="HWC")
             elif isinstance(logger, MLFlowLogger):
                 logger.experiment.log_artifact(logger.run_id, str(file), "pictures")
             elif hasattr(logger, "log_image"):
                 logger.log_image(key=name, images=[str(file)])
+
+
+class Beginning(NamedTuple):
+    """The first training images of a run, their labels, and the step that they were seen in."""
+
+    images: Tensor
+    labels: Tensor
+    step: int
 
 
 class Mistakes:
@@ -239,9 +261,10 @@ def draw_confusion(title: str, counts: "np.ndarray[Any, Any]") -> Figure:
 
 def _publish_graph(trainer: Trainer, pl_module: LightningModule) -> None:
     network, side = pl_module.get_submodule("network"), pl_module.hparams["image_size"]
+    was_training = network.training
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             # In eval mode: tracing runs the network, and that must not move its batch statistics.
             image = torch.zeros(1, 1, side, side, device=next(network.parameters()).device)
             logger.experiment.add_graph(network.eval(), image)
-            network.train()
+            network.train(was_training)

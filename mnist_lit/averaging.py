@@ -1,0 +1,41 @@
+"""Averages of predictions: over several networks, and over small shifts of an image."""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["Ensemble", "mean_probabilities", "shifts"]
+
+
+class Ensemble(nn.Module):
+    """Several networks as one, whose probabilities are the mean of theirs.
+
+    Args:
+        networks: They take images of the same size and may differ in all else.
+    """
+
+    def __init__(self, networks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images of shape (n, 1, h, w) in [0, 1] to logits of shape (n, 10)."""
+        return mean_probabilities(network(images) for network in self.networks)
+
+
+def mean_probabilities(logits: Iterable[Tensor]) -> Tensor:
+    """The logits whose softmax is the mean of the softmax of each of these."""
+    logarithms = torch.stack([each.float().log_softmax(dim=-1) for each in logits])
+    return logarithms.logsumexp(dim=0) - math.log(len(logarithms))
+
+
+def shifts(images: Tensor, num_pixels: int) -> Iterator[Tensor]:
+    """The images, of shape (n, 1, h, w), shifted by up to `num_pixels` along each axis; paper (0) fills the gap."""
+    height, width = images.shape[-2:]
+    padded = F.pad(images, [num_pixels] * 4)
+    for down in range(2 * num_pixels + 1):
+        for right in range(2 * num_pixels + 1):
+            yield padded[..., down : down + height, right : right + width]
