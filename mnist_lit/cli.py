@@ -33,6 +33,7 @@ from mnist_lit.precision import native_precision
 from mnist_lit.predictions import write_predictions
 from mnist_lit.record import RunRecord
 from mnist_lit.runs import LOGS, claimed, is_first_process, write_text
+from mnist_lit.tuning import tune
 
 __all__ = ["CLI", "rehearse", "run"]
 
@@ -48,6 +49,7 @@ PARSERS: dict[str, dict[str, Any]] = {}
 def run(request: Request, callbacks: Sequence[Callback] = ()) -> "CLI":
     """Carry out what was asked for."""
     be_quiet()
+    tune()
     return CLI(request, callbacks)
 
 

@@ -48,6 +48,7 @@ class ConvNet(LightningModule):
         hidden: Units of each dense layer between the last stage and the output (may be empty).
         kernel_size: Side of the convolution kernels, in pixels.
         convs_per_stage: Convolutions in each stage.
+        residual: Whether a stage adds what its first convolution makes to what the others make of that.
         pooling: What halves the map in each stage, after its first convolution.
         global_pool: What reduces the last map to one value per channel; `none` keeps all its pixels.
         norm: Normalisation after each convolution and each hidden dense layer.
@@ -74,6 +75,7 @@ class ConvNet(LightningModule):
         hidden: list[PositiveInt] = [],
         kernel_size: PositiveInt = 3,
         convs_per_stage: PositiveInt = 1,
+        residual: bool = False,
         pooling: Pooling = "max",
         global_pool: GlobalPool = "none",
         norm: Norm = "batch",
@@ -98,6 +100,7 @@ class ConvNet(LightningModule):
             hidden=hidden,
             kernel_size=kernel_size,
             convs_per_stage=convs_per_stage,
+            residual=residual,
             pooling=pooling,
             global_pool=global_pool,
             norm=norm,

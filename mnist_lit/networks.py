@@ -46,6 +46,7 @@ class Network(nn.Module):
         hidden: Units of each dense layer; empty for none.
         kernel_size: Side of the convolution kernels, in pixels; the maps keep their size.
         convs_per_stage: Convolutions in each stage.
+        residual: Whether a stage adds what its first convolution makes to what the others make of that.
         pooling: What halves the map in each stage.
         global_pool: What reduces the last map to one value per channel; `none` keeps every pixel of it.
         norm: Normalisation after each convolution and dense layer.
@@ -67,6 +68,7 @@ class Network(nn.Module):
         hidden: Sequence[int],
         kernel_size: int,
         convs_per_stage: int,
+        residual: bool,
         pooling: Pooling,
         global_pool: GlobalPool,
         norm: Norm,
@@ -79,11 +81,15 @@ class Network(nn.Module):
             raise ValueError("the network is empty: give at least one number in model.channels or in model.hidden")
         self.register_buffer("mean", torch.zeros(()))
         self.register_buffer("std", torch.ones(()))
-        layers = [
-            layer
-            for num_in, num_out in itertools.pairwise([1, *channels])
-            for layer in _stage(num_in, num_out, kernel_size, convs_per_stage, pooling, norm, activation)
-        ]
+        layers: list[nn.Module] = []
+        for num_in, num_out in itertools.pairwise([1, *channels]):
+            layers += _convolution(num_in, num_out, kernel_size, pooling, norm, activation)
+            others = [
+                layer
+                for _ in range(convs_per_stage - 1)
+                for layer in _convolution(num_out, num_out, kernel_size, "none", norm, activation)
+            ]
+            layers += [Residual(*others)] if residual and others else others
         last_size = map_sizes(image_size, len(channels), pooling)[-1]
         num_features = [1, *channels][-1] * last_size**2
         if channels and global_pool != "none":
@@ -98,6 +104,15 @@ class Network(nn.Module):
         images = images.to(self.mean.dtype)  # that of the weights, whatever the precision
         logits: Tensor = self.head(self.stages((images - self.mean) / self.std))
         return logits
+
+
+class Residual(nn.Sequential):
+    """Layers whose output is added to their input."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Maps of shape (n, c, h, w) to maps of the same shape."""
+        total: Tensor = maps + super().forward(maps)  # type: ignore[no-untyped-call]
+        return total
 
 
 def map_sizes(image_size: int, num_stages: int, pooling: Pooling) -> list[int]:
@@ -118,21 +133,15 @@ def map_sizes(image_size: int, num_stages: int, pooling: Pooling) -> list[int]:
     return sizes
 
 
-def _stage(
-    num_in: int,
-    num_out: int,
-    kernel_size: int,
-    num_convs: int,
-    pooling: Pooling,
-    norm: Norm,
-    activation: Activation,
-) -> Iterator[nn.Module]:
-    for place in range(num_convs):
-        yield nn.Conv2d(num_out if place else num_in, num_out, kernel_size, padding="same", bias=norm == "none")
-        if place == 0:
-            yield _POOLINGS[pooling]()
-        yield _norm_of_maps(norm, num_out)
-        yield _ACTIVATIONS[activation]()
+def _convolution(
+    num_in: int, num_out: int, kernel_size: int, pooling: Pooling, norm: Norm, activation: Activation
+) -> list[nn.Module]:
+    return [
+        nn.Conv2d(num_in, num_out, kernel_size, padding="same", bias=norm == "none"),
+        _POOLINGS[pooling](),
+        _norm_of_maps(norm, num_out),
+        _ACTIVATIONS[activation](),
+    ]
 
 
 def _norm_of_maps(norm: Norm, num_channels: int) -> nn.Module:

@@ -3,9 +3,15 @@
 Every run is a process of its own, as a user starts it: imports, data, training, test and checkpoints included.
 """
 
+import contextlib
+import io
+import itertools
 import json
+import math
 import os
 import platform
+import pty
+import shutil
 import statistics
 import subprocess
 import sys
@@ -16,11 +22,21 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import torch
 import yaml
 from jsonargparse import auto_cli
 from jsonargparse.typing import PositiveInt
+from lightning.pytorch import Callback, LightningModule, Trainer
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial
+from torch.nn import functional as F
+
+from mnist_lit import main
+from mnist_lit.cli import rehearse
+from mnist_lit.data import ImageDataset
+from mnist_lit.datasets import load, stratified_split
+from mnist_lit.entry import Request
 
 PROJECT = Path(__file__).parents[1]
 CONFIGS = PROJECT / "configs"
@@ -61,13 +77,16 @@ def fit(
 def _measure(recipe: str, seed: int, flags: list[str]) -> Run:
     with tempfile.TemporaryDirectory() as folder:
         run_dir = Path(folder) / "run"
-        configs = [f"--config={CONFIGS / name}.yaml" for name in recipe.split("+")]
-        command = [sys.executable, "-m", "mnist_lit", "fit", *configs, *flags]
+        command = [sys.executable, "-m", "mnist_lit", "fit", *_configs(recipe), *flags]
         start = time.monotonic()
         memory = _peak_memory([*command, f"--seed_everything={seed}", f"--run_dir={run_dir}"])
         run: Run = json.loads((run_dir / "metrics.json").read_text())
         config = yaml.safe_load((run_dir / "config.yaml").read_text())
     return {**run, "whole": time.monotonic() - start, "memory": memory, "epochs": config["trainer"]["max_epochs"]}
+
+
+def _configs(recipe: str) -> list[str]:
+    return [f"--config={CONFIGS / name}.yaml" for name in recipe.split("+")]
 
 
 def _peak_memory(command: list[str]) -> float:
@@ -93,6 +112,239 @@ def _row(recipe: str, runs: list[Run], imports: float) -> list[str]:
         f"{statistics.median(run['images_per_second'] for run in runs):,.0f}",
         f"{max(run['memory'] for run in runs) - imports:.0f} MB",
     ]
+
+
+def overhead(recipe: str = "base", repeats: PositiveInt = 5, flags: list[str] = []) -> None:
+    """Compare `fit`, its bar and its logs on, with a bare PyTorch loop of the same network, recipe and validation.
+
+    Args:
+        recipe: Names of configs, joined with a plus sign, that leave optimizer and schedule as base.yaml has them.
+        repeats: Pairs of runs, 1 or more, one after the other.
+        flags: Flags for all runs, for example `["--trainer.max_epochs=2"]`.
+    """
+    args = ["fit", *_configs(recipe), "--test_after_fit=false", *flags]
+    print("| images/s | fit | bare loop | ratio |\n| --- | --- | --- | --- |")
+    ratios = []
+    for pair in range(1, repeats + 1):
+        ours, bare = _speed_of_fit(args), _speed_of_bare_loop(args)
+        ratios.append(ours / bare)
+        print(f"| {pair} | {ours:,.0f} | {bare:,.0f} | {ours / bare:.3f} |", flush=True)
+    print(f"| median (least to most) | | | {_spread(ratios, 3)} |\n\n{_machine()}")
+
+
+def _speed_of_fit(args: list[str]) -> float:
+    """Images per second from the first batch to the last validation, in a process with a terminal, which has a bar."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "mnist_lit", *args, f"--run_dir={folder}/run"]
+        outside, inside = pty.openpty()
+        with subprocess.Popen(command, stdout=inside, stderr=inside) as process:
+            os.close(inside)
+            output = _read_all(outside)
+        if process.returncode:
+            raise SystemExit(output)
+        speed: float = json.loads(Path(folder, "run", "metrics.json").read_text())["images_per_second"]
+    return speed
+
+
+def _read_all(terminal: int) -> str:
+    output = b""
+    # Linux says with an error that nobody is left at the other end.
+    with contextlib.suppress(OSError):
+        while part := os.read(terminal, 65536):
+            output += part
+    os.close(terminal)
+    return output.decode()
+
+
+def _speed_of_bare_loop(args: list[str]) -> float:
+    command = [sys.executable, __file__, "bare_loop", json.dumps(args)]
+    return float(subprocess.check_output(command, text=True).split()[-1])
+
+
+def bare_loop(args: list[str]) -> None:
+    """Train without Lightning what `fit` would train with these arguments, and print the images per second.
+
+    Args:
+        args: The command line after `python -m mnist_lit`.
+    """
+    cli = rehearse(Request(args))
+    data, network, smoothing = cli.datamodule, cli.model.network, cli.model.label_smoothing
+    images, labels = load(data.dataset, data.data_dir, "train")
+    train, val = stratified_split(labels, data.val_size)
+    epochs = cli.trainer.max_epochs or 1
+    steps = epochs * math.ceil(len(train) / data.batch_size)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=cli.model.lr, weight_decay=0.05, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=cli.model.lr, total_steps=steps)
+    precision = torch.autocast("cpu", torch.bfloat16, enabled=cli.trainer.precision == "bf16-mixed")
+    generator = torch.Generator().manual_seed(1)
+    start = time.monotonic()
+    for _ in range(epochs):
+        network.train()
+        for batch in torch.split(train[torch.randperm(len(train))], data.batch_size):
+            inputs = data.augment(images[batch].unsqueeze(1).float() / 255, generator)
+            with precision:
+                loss = F.cross_entropy(network(inputs), labels[batch], label_smoothing=smoothing)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+        network.eval()
+        with torch.inference_mode(), precision:
+            chunks = torch.split(val, data.eval_batch_size)
+            right = [network(images[chunk].unsqueeze(1) / 255).argmax(1) == labels[chunk] for chunk in chunks]
+    speed = epochs * len(train) / (time.monotonic() - start)
+    print(f"val/acc {torch.cat(right).float().mean():.4f}, images per second: {speed:.1f}")
+
+
+def _spread(values: list[float], digits: int = 2) -> str:
+    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+def _machine() -> str:
+    return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores; torch {torch.__version__}"
+
+
+IMPORTS = "import lightning.pytorch.cli, torchvision"
+BEGIN = """
+import os, sys
+from mnist_lit import main
+from lightning.pytorch import Callback
+class Stop(Callback):
+    def on_train_start(self, trainer, model):
+        os._exit(0)
+main(sys.argv[1:], callbacks=[Stop()])
+"""
+
+
+def start(recipe: str = "base", repeats: PositiveInt = 5, flags: list[str] = []) -> None:
+    """Measure how long it takes until training begins, beside the imports alone, and the commands that train nothing.
+
+    Args:
+        recipe: Names of configs, joined with a plus sign.
+        repeats: Measurements of each, 1 or more, one after the other.
+        flags: Flags of the run, for example `["--data.data_dir=data"]`.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        broken = Path(folder, "broken.yaml")
+        broken.write_text("model: [")
+        module = ["-m", "mnist_lit"]
+        commands = {
+            IMPORTS: ["-c", IMPORTS],
+            "until training begins": ["-c", BEGIN, "fit", *_configs(recipe), f"--run_dir={folder}/run", *flags],
+            "`--version`": [*module, "--version"],
+            "`--help`": [*module, "--help"],
+            "a config that does not exist": [*module, "fit", "--config=nowhere.yaml"],
+            "a config that is no YAML": [*module, "fit", f"--config={broken}"],
+        }
+        rounds = []
+        for _ in range(repeats):
+            rounds.append({name: _seconds([sys.executable, *command]) for name, command in commands.items()})
+            shutil.rmtree(f"{folder}/run", ignore_errors=True)
+    print("| seconds | median (least to most) |\n| --- | --- |")
+    for name in commands:
+        print(f"| {name} | {_spread([each[name] for each in rounds])} |")
+    ratios = [each["until training begins"] / each[IMPORTS] for each in rounds]
+    print(f"| ratio of the second to the first | {_spread(ratios)} |\n\n{_machine()}")
+
+
+def _seconds(command: list[str]) -> float:
+    begin = time.monotonic()
+    subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
+    return time.monotonic() - begin
+
+
+class Enlarged(Callback):
+    """Make a training split several times as large, with images that are generated from its own.
+
+    Args:
+        times: How many times as large, 1 or more.
+    """
+
+    def __init__(self, times: int) -> None:
+        self.times = times
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Replace the split that was loaded."""
+        splits = trainer.datamodule.splits  # type: ignore[attr-defined]
+        train = splits["train"]
+        images, labels = train.images[train.indices], train.labels[train.indices]
+        # Mirrored and turned upside down, so that none is there twice.
+        variants = [images, images.flip(1), images.flip(2), images.flip(1, 2), images.mT]
+        both = [
+            variant.roll(shift, 2) for shift in range(math.ceil(self.times / len(variants))) for variant in variants
+        ]
+        splits["train"] = ImageDataset(torch.cat(both[: self.times]), labels.repeat(self.times))
+
+
+def growth(
+    times: list[PositiveInt] = [1, 2, 5, 10],
+    n_trials: PositiveInt = 1000,
+    recipe: str = "base",
+    flags: list[str] = [],
+) -> None:
+    """Train one epoch of more and more images, search with more and more trials, and print both curves.
+
+    Args:
+        times: Multiples of the training split; what is added is generated.
+        n_trials: Trials of the search, each of a few tiny steps; 10 or more.
+        recipe: Names of configs, joined with a plus sign.
+        flags: Flags for all runs, for example `["--data.data_dir=data"]`.
+    """
+    print("| images | seconds | seconds per 10,000 images |\n| --- | --- | --- |")
+    args = ["fit", *_configs(recipe), "--trainer.max_epochs=1", "--test_after_fit=false", *flags]
+    for factor in times:
+        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+            main([*args, f"--run_dir={folder}/run"], callbacks=[Enlarged(factor)])
+            run: Run = json.loads(Path(folder, "run", "metrics.json").read_text())
+        num_images = run["seconds"] * run["images_per_second"]
+        print(f"| {num_images:,.0f} | {run['seconds']:.1f} | {1e4 * run['seconds'] / num_images:.2f} |", flush=True)
+    print("\n| trials | seconds | seconds per trial since the row above |\n| --- | --- | --- |")
+    ends = _ends_of_tiny_trials(n_trials)
+    rows = [ends[n_trials * tenth // 10 - 1] for tenth in range(1, 11)]
+    for tenth, (before, after) in enumerate(itertools.pairwise([0.0, *rows]), start=1):
+        print(f"| {n_trials * tenth // 10} | {after:.1f} | {(after - before) / (n_trials / 10):.3f} |")
+    print(f"\n{_machine()}")
+
+
+def _ends_of_tiny_trials(n_trials: int) -> list[float]:
+    """Seconds after the first trial's beginning, in order."""
+    tiny = {
+        "data.dataset": "digits",
+        "model.channels": [4],
+        "trainer.max_epochs": 1,
+        "trainer.limit_train_batches": 2,
+        "trainer.limit_val_batches": 1,
+        "pictures.enabled": False,
+        "checkpoint.enabled": False,
+    }
+    content = {
+        "study_name": "growth",
+        "configs": [str(CONFIGS / "base.yaml")],
+        "overrides": tiny,
+        "pruner": None,
+        "workers": 2,
+        "space": {"model.lr": {"low": 1e-4, "high": 0.1, "log": True}, "model.dropout": {"low": 0.0, "high": 0.5}},
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        config = Path(folder, "search.yaml")
+        config.write_text(yaml.safe_dump(content))
+        trials = _trials(folder, [f"--config={config}", f"--n_trials={n_trials}"], "growth")
+    begin = min(trial.datetime_start for trial in trials if trial.datetime_start)
+    return sorted((trial.datetime_complete - begin).total_seconds() for trial in trials if trial.datetime_complete)
+
+
+def _trials(folder: str, args: list[str], study_name: str, **environment: str) -> list[FrozenTrial]:
+    """Search in this folder; the trials."""
+    script = str(PROJECT / "scripts" / "optuna_search.py")
+    data_dir = Path(os.environ.get("MNIST_LIT_DATA", "data")).resolve()
+    variables = {**os.environ, **environment, "MNIST_LIT_DATA": str(data_dir)}
+    done = subprocess.run(
+        [sys.executable, script, *args], cwd=folder, env=variables, stdout=subprocess.DEVNULL, check=False
+    )
+    if done.returncode:
+        raise SystemExit(done.returncode)
+    journal = JournalFileBackend(f"{folder}/logs/search/{study_name}/study.journal")
+    return optuna.load_study(study_name=study_name, storage=JournalStorage(journal)).trials
 
 
 def search(
@@ -132,16 +384,8 @@ def _measure_search(config: str, n_trials: int, workers: int, flags: list[str]) 
         settings = [f"--config={config}", f"--n_trials={n_trials}", f"--workers={workers}", "--study_name=benchmark"]
         # The same points for all, none of them cut short.
         points = ["--sampler=optuna.samplers.RandomSampler", "--sampler.seed=1", "--pruner=null"]
-        data_dir = Path(os.environ.get("MNIST_LIT_DATA", "data")).resolve()
-        environment = {**os.environ, "OMP_NUM_THREADS": str(workers), "MNIST_LIT_DATA": str(data_dir)}
-        script = str(PROJECT / "scripts" / "optuna_search.py")
         start = datetime.now()
-        command = [sys.executable, script, *settings, *points, *flags]
-        done = subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, check=False)
-        if done.returncode:
-            raise SystemExit(done.returncode)
-        journal = JournalFileBackend(f"{folder}/logs/search/benchmark/study.journal")
-        trials = optuna.load_study(study_name="benchmark", storage=JournalStorage(journal)).trials
+        trials = _trials(folder, [*settings, *points, *flags], "benchmark", OMP_NUM_THREADS=str(workers))
     begins = [trial.datetime_start for trial in trials if trial.datetime_start]
     ends = [trial.datetime_complete for trial in trials if trial.datetime_complete]
     # From one beginning to the next, with one worker.
@@ -155,4 +399,4 @@ def _measure_search(config: str, n_trials: int, workers: int, flags: list[str]) 
 
 
 if __name__ == "__main__":
-    auto_cli([fit, search])
+    auto_cli([fit, overhead, bare_loop, start, growth, search])

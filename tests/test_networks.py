@@ -23,6 +23,8 @@ ARCHITECTURES: list[dict[str, Any]] = [
     {"channels": [4, 8], "kernel_size": 5},
     {"channels": [4, 8], "kernel_size": 31},
     {"channels": [4, 8], "convs_per_stage": 3},
+    {"channels": [4, 8], "convs_per_stage": 3, "residual": True},
+    {"channels": [4, 8], "residual": True},
     {"channels": [4, 8], "pooling": "avg"},
     {"channels": [4] * 6, "pooling": "none"},
     {"channels": [4, 8], "global_pool": "avg"},
@@ -83,6 +85,17 @@ def test_a_deep_network_has_the_parameters_of_the_formula() -> None:
     convolutions = [(1, 4), (4, 4), (4, 8), (8, 8)]
     expected = sum(4 * num_in * num_out + num_out for num_in, num_out in convolutions)
     assert num_parameters(model) == expected + (8 * 6 + 6) + (6 * 10 + 10)
+
+
+def test_residual_stages_add_the_input_of_their_later_convolutions(pixels: Tensor) -> None:
+    plain, residual = (ConvNet(channels=[4], convs_per_stage=3, residual=flag).network.eval() for flag in (False, True))
+    residual.load_state_dict(dict(zip(residual.state_dict(), plain.state_dict().values(), strict=True)))
+    maps = plain.stages[:4](pixels)
+    assert residual.stages(pixels).allclose(maps + plain.stages[4:](maps), atol=1e-6)
+
+
+def test_stages_of_one_convolution_have_nothing_to_add() -> None:
+    assert list(ConvNet(residual=True).state_dict()) == list(ConvNet().state_dict())
 
 
 @pytest.mark.parametrize(("norm", "with_bias"), [("batch", 1), ("layer", 1), ("none", 3)])
