@@ -48,7 +48,7 @@ def test_overlay_is_small_and_changes_something(name: str, capsys: pytest.Captur
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in ELSEWHERE])
 def test_config_runs_on_the_digits(name: str, tmp_path: Path) -> None:
-    flags = ("--trainer.max_epochs=1", "--trainer.check_val_every_n_epoch=1")
+    flags = ("--trainer.max_epochs=1", "--trainer.check_val_every_n_epoch=1", "--data.val_size=200")
 
     cli = fit_config(tmp_path, "base", "digits", name, flags=flags)
 
@@ -131,6 +131,14 @@ def test_ddp_is_two_processes_and_one_run(tmp_path: Path, shell: Callable[..., A
     assert {path.name for path in tmp_path.iterdir()} == {"run"}
 
 
+@pytest.mark.parametrize("name", ["fast", "quick", "accuracy"])
+def test_recipe_is_complete_in_itself(name: str, tmp_path: Path) -> None:
+    cli = fit_config(tmp_path, name, flags=("--data.dataset=digits", "--trainer.max_epochs=1"))
+
+    assert cli.trainer.lr_scheduler_configs[0].scheduler.total_steps == cli.trainer.global_step
+    assert "test/acc" in cli.trainer.callback_metrics
+
+
 def test_base_trains_on_real_mnist(tmp_path: Path, mnist_dir: Path) -> None:
     flags = (f"--data.data_dir={mnist_dir}", "--trainer.max_epochs=1")
 
@@ -142,7 +150,9 @@ def test_base_trains_on_real_mnist(tmp_path: Path, mnist_dir: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("names", "target"), [(("base",), 0.993), (("base", "mlp"), 0.98)])
+@pytest.mark.parametrize(
+    ("names", "target"), [(("base",), 0.993), (("base", "mlp"), 0.98), (("fast",), 0.99), (("quick",), 0.995)]
+)
 def test_real_mnist_to_the_promised_accuracy(
     names: tuple[str, ...], target: float, tmp_path: Path, mnist_dir: Path
 ) -> None:
