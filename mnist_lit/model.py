@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import torch
-from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveFloat, PositiveInt
+from jsonargparse.typing import ClosedUnitInterval, PositiveFloat, PositiveInt, restricted_number_type
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -22,6 +22,8 @@ from mnist_lit.networks import NUM_CLASSES, Activation, GlobalPool, Network, Nor
 __all__ = ["Batch", "ConvNet", "OptimizerFactory", "ScheduleFactory"]
 
 Batch = tuple[Tensor, Tensor]
+# Declared Any, as mypy takes no other made type for an annotation; without a name jsonargparse makes one of the range.
+Shift: Any = restricted_number_type(None, int, [(">=", 0), ("<=", 14)])
 
 
 class OptimizerFactory(Protocol):
@@ -60,7 +62,7 @@ class ConvNet(LightningModule):
             Its weight decay spares biases and normalisations.
         schedule: Any `torch.optim.lr_scheduler` class by `class_path`, stepped once per optimizer step
             (`ReduceLROnPlateau` once per epoch, on `val/loss`). Its number of steps and its peak are filled in.
-        tta_shift: Pixels, 0 or more, by which an image is shifted in every direction when it is evaluated (test-time
+        tta_shift: Pixels, 0 to 14, by which an image is shifted in every direction when it is evaluated (test-time
             augmentation): the probabilities of all the (2 * tta_shift + 1)^2 copies are averaged.
         compile: Whether to train through `torch.compile`; checkpoints are the same either way.
         image_size: Side of the square input images, in pixels; the command line takes it from `data.image_size`.
@@ -85,7 +87,7 @@ class ConvNet(LightningModule):
         lr: PositiveFloat = 1e-3,
         optimizer: OptimizerFactory | None = None,
         schedule: ScheduleFactory | None = None,
-        tta_shift: NonNegativeInt = 0,
+        tta_shift: Shift = 0,
         compile: bool = False,
         image_size: PositiveInt = 28,
     ) -> None:

@@ -377,6 +377,7 @@ OUT_OF_RANGE = {
     "model.dropout": "1.1",
     "model.label_smoothing": "-0.1",
     "model.lr": "0",
+    "model.tta_shift": "15",
     "data.batch_size": "0",
     "data.eval_batch_size": "0",
     "data.val_size": "-1",

@@ -133,7 +133,9 @@ def test_ddp_is_two_processes_and_one_run(tmp_path: Path, shell: Callable[..., A
 
 @pytest.mark.parametrize("name", ["fast", "quick", "accuracy"])
 def test_recipe_is_complete_in_itself(name: str, tmp_path: Path) -> None:
-    cli = fit_config(tmp_path, name, flags=("--data.dataset=digits", "--trainer.max_epochs=1"))
+    flags = ("--data.dataset=digits", "--data.val_size=200", "--trainer.max_epochs=1")
+
+    cli = fit_config(tmp_path, name, flags=flags)
 
     assert cli.trainer.lr_scheduler_configs[0].scheduler.total_steps == cli.trainer.global_step
     assert "test/acc" in cli.trainer.callback_metrics
