@@ -1,6 +1,8 @@
-"""Measure, and print tables: `python scripts/benchmark.py fit` the README's, `search` what searching costs.
+"""Measure, and print tables.
 
-Every run is a process of its own, as a user starts it: imports, data, training, test and checkpoints included.
+`fit` prints the README's table, `overhead` what Lightning costs beside a bare loop, `start` how long a command takes to
+begin, `search` what searching costs, `growth` how times grow with images and trials. What is compared is measured in
+turns, in processes of their own, as a user starts them.
 """
 
 import contextlib
