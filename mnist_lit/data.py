@@ -60,7 +60,7 @@ class MNISTDataModule(LightningDataModule):
         data_dir: str | None = None,
         dataset: DatasetName = "mnist",
         batch_size: PositiveInt = 128,
-        eval_batch_size: PositiveInt = 1000,
+        eval_batch_size: PositiveInt = 500,
         val_size: NonNegativeInt = 5000,
         image_size: PositiveInt = 28,
         augment: Augment = Augment(),
