@@ -83,8 +83,10 @@ def _measure(recipe: str, seed: int, flags: list[str]) -> Run:
         start = time.monotonic()
         memory = _peak_memory([*command, f"--seed_everything={seed}", f"--run_dir={run_dir}"])
         run: Run = json.loads((run_dir / "metrics.json").read_text())
-        config = yaml.safe_load((run_dir / "config.yaml").read_text())
-    return {**run, "whole": time.monotonic() - start, "memory": memory, "epochs": config["trainer"]["max_epochs"]}
+        trainer = yaml.safe_load((run_dir / "config.yaml").read_text())["trainer"]
+    share = trainer["limit_train_batches"]
+    epochs = trainer["max_epochs"] * (share if isinstance(share, float) else 1)
+    return {**run, "whole": time.monotonic() - start, "memory": memory, "epochs": epochs}
 
 
 def _configs(recipe: str) -> list[str]:
@@ -107,7 +109,7 @@ def _row(recipe: str, runs: list[Run], imports: float) -> list[str]:
     return [
         f"`{recipe}`",
         f"{runs[0]['parameters']:,}",
-        f"{runs[0]['epochs']}",
+        f"{runs[0]['epochs']:g}",
         f"{statistics.mean(accuracies):.2f} ± {deviation:.2f} % ({len(runs)})",
         f"{statistics.median(run['seconds'] for run in runs):.1f} s",
         f"{statistics.median(run['whole'] for run in runs):.1f} s",
