@@ -20,7 +20,17 @@ from mnist_lit.errors import MNISTLitError, UsageError
 __all__ = ["BEST", "LAST", "AtomicCheckpointIO", "Source", "read_checkpoint"]
 
 BEST, LAST = "best.ckpt", "last.ckpt"
-SHAPES = ("channels", "hidden", "kernel_size", "convs_per_stage", "residual", "pooling", "global_pool", "norm")
+SHAPES = (
+    "channels",
+    "hidden",
+    "kernel_size",
+    "convs_per_stage",
+    "residual",
+    "pooling",
+    "pool_at_end",
+    "global_pool",
+    "norm",
+)
 
 
 class Source:

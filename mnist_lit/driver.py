@@ -10,7 +10,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from mnist_lit.errors import MNISTLitError, UsageError
-from mnist_lit.interruption import uninterrupted
+from mnist_lit.interruption import raise_if_stopped, uninterrupted
 from mnist_lit.progress import Progress
 from mnist_lit.results import ranked, shown_score, write_results
 from mnist_lit.settings import Settings
@@ -75,6 +75,7 @@ class Driver:
                     return
                 self._hand_out()
             messages = list(self.pool.messages(timeout=1.0))
+            raise_if_stopped()
             with uninterrupted():
                 for worker, trial, message in messages:
                     self._take(worker, trial, message)

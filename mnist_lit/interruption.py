@@ -9,16 +9,24 @@ from typing import NoReturn
 
 from mnist_lit.errors import Stopped
 
-__all__ = ["signals_raise", "uninterrupted"]
+__all__ = ["raise_if_stopped", "signals_raise", "uninterrupted"]
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+RECEIVED: list[int] = []
 
 
 @contextlib.contextmanager
 def signals_raise() -> Iterator[None]:
     """Let the first Ctrl-C, SIGTERM or SIGHUP raise `Stopped`; more of them change nothing, the end is near."""
+    RECEIVED.clear()
     with _handled(_stop):
         yield
+
+
+def raise_if_stopped() -> None:
+    """Raise `Stopped` again: Python drops what is raised in a destructor, should the signal have come during one."""
+    if RECEIVED:
+        raise Stopped(RECEIVED[0])
 
 
 @contextlib.contextmanager
@@ -52,4 +60,5 @@ def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]
 def _stop(signum: int, _frame: FrameType | None) -> NoReturn:
     for other in SIGNALS:
         signal.signal(other, signal.SIG_IGN)
+    RECEIVED.append(signum)
     raise Stopped(signum)

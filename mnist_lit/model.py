@@ -51,7 +51,9 @@ class ConvNet(LightningModule):
         kernel_size: Side of the convolution kernels, in pixels.
         convs_per_stage: Convolutions in each stage.
         residual: Whether a stage adds what its first convolution makes to what the others make of that.
-        pooling: What halves the map in each stage, after its first convolution.
+        pooling: What halves the map in each stage.
+        pool_at_end: Whether that is done at the end of a stage instead of after its first convolution: more accurate,
+            and less than half as fast.
         global_pool: What reduces the last map to one value per channel; `none` keeps all its pixels.
         norm: Normalisation after each convolution and each hidden dense layer.
         activation: Non-linearity after each normalisation.
@@ -79,6 +81,7 @@ class ConvNet(LightningModule):
         convs_per_stage: PositiveInt = 1,
         residual: bool = False,
         pooling: Pooling = "max",
+        pool_at_end: bool = False,
         global_pool: GlobalPool = "none",
         norm: Norm = "batch",
         activation: Activation = "relu",
@@ -104,6 +107,7 @@ class ConvNet(LightningModule):
             convs_per_stage=convs_per_stage,
             residual=residual,
             pooling=pooling,
+            pool_at_end=pool_at_end,
             global_pool=global_pool,
             norm=norm,
             activation=activation,

@@ -37,8 +37,8 @@ _POOLINGS: dict[Pooling, Callable[[], nn.Module]] = {
 class Network(nn.Module):
     """Convolution stages, then dense layers, then one output per class.
 
-    A stage is `convs_per_stage` times convolution, normalisation and activation; its first convolution is followed by
-    pooling to half the size, so that all that comes after it has a quarter of the work.
+    A stage is `convs_per_stage` times convolution, normalisation and activation, and pooling to half the size: at its
+    end, or after its first convolution, so that all that comes then has a quarter of the work.
     Without stages it is a multi-layer perceptron on the pixels.
 
     Args:
@@ -48,6 +48,7 @@ class Network(nn.Module):
         convs_per_stage: Convolutions in each stage.
         residual: Whether a stage adds what its first convolution makes to what the others make of that.
         pooling: What halves the map in each stage.
+        pool_at_end: Whether that is done at the end of a stage instead of after its first convolution.
         global_pool: What reduces the last map to one value per channel; `none` keeps every pixel of it.
         norm: Normalisation after each convolution and dense layer.
         activation: Non-linearity after each normalisation.
@@ -70,6 +71,7 @@ class Network(nn.Module):
         convs_per_stage: int,
         residual: bool,
         pooling: Pooling,
+        pool_at_end: bool,
         global_pool: GlobalPool,
         norm: Norm,
         activation: Activation,
@@ -83,13 +85,15 @@ class Network(nn.Module):
         self.register_buffer("std", torch.ones(()))
         layers: list[nn.Module] = []
         for num_in, num_out in itertools.pairwise([1, *channels]):
-            layers += _convolution(num_in, num_out, kernel_size, pooling, norm, activation)
+            pool_last = pool_at_end and convs_per_stage > 1
+            layers += _convolution(num_in, num_out, kernel_size, "none" if pool_last else pooling, norm, activation)
             others = [
                 layer
                 for _ in range(convs_per_stage - 1)
                 for layer in _convolution(num_out, num_out, kernel_size, "none", norm, activation)
             ]
             layers += [Residual(*others)] if residual and others else others
+            layers += [_POOLINGS[pooling]()] if pool_last else []
         last_size = map_sizes(image_size, len(channels), pooling)[-1]
         num_features = [1, *channels][-1] * last_size**2
         if channels and global_pool != "none":

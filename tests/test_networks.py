@@ -25,6 +25,8 @@ ARCHITECTURES: list[dict[str, Any]] = [
     {"channels": [4, 8], "convs_per_stage": 3},
     {"channels": [4, 8], "convs_per_stage": 3, "residual": True},
     {"channels": [4, 8], "residual": True},
+    {"channels": [4, 8], "convs_per_stage": 3, "residual": True, "pool_at_end": True},
+    {"channels": [4, 8], "convs_per_stage": 2, "pool_at_end": True},
     {"channels": [4, 8], "pooling": "avg"},
     {"channels": [4] * 6, "pooling": "none"},
     {"channels": [4, 8], "global_pool": "avg"},
@@ -125,6 +127,19 @@ def test_stages_make_the_maps_of_map_sizes(kernel_size: int, convs_per_stage: in
             module.register_forward_hook(lambda _module, _inputs, maps: shapes.append(tuple(maps.shape[1:])))
     model(pixels)
     assert shapes == [(3, 14, 14), (5, 7, 7), (7, 3, 3)]
+
+
+@pytest.mark.parametrize(("pool_at_end", "sizes"), [(False, [28, 14, 14, 7]), (True, [28, 28, 14, 14])])
+def test_pooling_comes_after_the_first_convolution_or_at_the_end(
+    pool_at_end: bool, sizes: list[int], pixels: Tensor
+) -> None:
+    model = ConvNet(channels=[2, 3], convs_per_stage=2, pool_at_end=pool_at_end)
+    seen: list[int] = []
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(lambda _module, inputs, _maps: seen.append(inputs[0].shape[-1]))
+    model(pixels)
+    assert seen == sizes
 
 
 def test_an_empty_network_is_refused_with_what_to_give() -> None:

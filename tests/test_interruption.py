@@ -1,0 +1,40 @@
+"""Ctrl-C and its like, wherever they meet a search."""
+
+import signal
+
+import pytest
+
+from mnist_lit.errors import Stopped
+from mnist_lit.interruption import raise_if_stopped, signals_raise, uninterrupted
+
+
+class Dying:
+    """Gets a signal while it is destroyed, where Python drops what is raised."""
+
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_signal_that_comes_in_a_destructor_is_not_lost() -> None:
+    with signals_raise():
+        raise_if_stopped()
+        Dying()
+        with pytest.raises(Stopped) as stop:
+            raise_if_stopped()
+    assert stop.value.exit_code == 130
+    with signals_raise():
+        raise_if_stopped()
+
+
+def test_signal_waits_for_the_end_of_an_uninterrupted_block() -> None:
+    done = []
+
+    def work() -> None:
+        with uninterrupted():
+            signal.raise_signal(signal.SIGINT)
+            done.append("all")
+
+    with signals_raise(), pytest.raises(Stopped):
+        work()
+    assert done == ["all"]
