@@ -1,6 +1,7 @@
 """Loggers that write into the run directory and go on where a resumed run does."""
 
 import csv
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ class TensorBoard(TensorBoardLogger):
     """
 
     def __init__(self, run_dir: Path, *, purge_step: int | None) -> None:
+        if purge_step is not None and any(run_dir.glob(f"events.out.tfevents.{int(time.time())}.*")):
+            # TensorBoard reads files in the order of their names, which begin with the second they were made in.
+            time.sleep(1)
         super().__init__(run_dir, name="", version="", default_hp_metric=False, purge_step=purge_step)
 
     @rank_zero_only

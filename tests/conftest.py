@@ -49,6 +49,12 @@ def _isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _interruptible() -> None:
+    """Tests send Ctrl-C to themselves, which a shell's job in the background is made deaf to."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.fixture(scope="session")
 def mnist_dir() -> Path:
     """The folder that holds the real `MNIST/raw`."""

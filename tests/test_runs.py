@@ -444,6 +444,15 @@ def test_run_that_goes_on_for_longer_has_one_curve(copy: Path) -> None:
     assert [int(row["step"]) for row in rows(copy) if row["val/acc"]] == ends
 
 
+def test_run_that_goes_on_within_a_second_has_its_events_in_order(fit: Callable[..., Any], tmp_path: Path) -> None:
+    fit("--run_dir=run", "--trainer.max_epochs=1")
+    (first,) = tmp_path.glob("run/events.*")
+    # As if it had been made this very second, by a process with a later number.
+    first.rename(tmp_path / "run" / f"events.out.tfevents.{int(time.time())}.zzz.9.0")
+    fit("--ckpt_path=run", "--trainer.max_epochs=2")
+    assert [step for step, _ in curves(tmp_path / "run")["val/acc"]] == [9, 19]
+
+
 def test_moved_run_goes_on_and_keeps_its_best(fit: Callable[..., Any], tmp_path: Path) -> None:
     # The highest loss is that of the first epoch, before the move.
     fit("--checkpoint.monitor=val/loss", "--checkpoint.mode=max", "--run_dir=here")
