@@ -73,7 +73,7 @@ def fit(
     for recipe in recipes:
         runs = [_measure(recipe, seed, flags) for seed in range(1, seeds + 1)]
         print("| " + " | ".join(_row(recipe, runs, imports)) + " |", flush=True)
-    print(f"\n{platform.processor() or platform.machine()}, {os.cpu_count()} cores; {runs[-1]['versions']}")
+    print(f"\n{_machine(runs[-1]['versions'])}")
 
 
 def _measure(recipe: str, seed: int, flags: list[str]) -> Run:
@@ -204,8 +204,8 @@ def _spread(values: list[float], digits: int = 2) -> str:
     return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
-def _machine() -> str:
-    return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores; torch {torch.__version__}"
+def _machine(versions: str = f"torch {torch.__version__}") -> str:
+    return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores; {versions}"
 
 
 # Both end at once: what a process takes to end is no part of its start.
@@ -379,7 +379,7 @@ def search(
     print(f"| `{search_config}`, {n_trials} trials | median | least | most |\n| --- | --- | --- | --- |")
     for name, values in rows.items():
         print(f"| {name} | {statistics.median(values):.2f} | {min(values):.2f} | {max(values):.2f} |")
-    print(f"\n{platform.processor() or platform.machine()}, {os.cpu_count()} cores; optuna {optuna.__version__}")
+    print(f"\n{_machine(f'optuna {optuna.__version__}')}")
 
 
 def _measure_search(config: str, n_trials: int, workers: int, flags: list[str]) -> Run:
