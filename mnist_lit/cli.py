@@ -33,12 +33,24 @@ from mnist_lit.precision import native_precision
 from mnist_lit.predictions import write_predictions
 from mnist_lit.record import RunRecord
 from mnist_lit.runs import LOGS, claimed, is_first_process, write_text
+from mnist_lit.trainer import DigitTrainer
 from mnist_lit.tuning import tune
 
 __all__ = ["CLI", "rehearse", "run"]
 
 GROUPS = {"checkpoint": BestCheckpoint, "early_stopping": EarlyStop, "ema": EMA, "pictures": Pictures}
 TRAINER_DEFAULTS = {"max_epochs": 10, "num_sanity_val_steps": 0, "enable_model_summary": False}
+# The commands that have no run: they use a model, on the CPU and in full precision, wherever it was trained.
+USES = ("export", "demo")
+FOR_USE = {
+    "accelerator": "cpu",
+    "strategy": "auto",
+    "devices": 1,
+    "num_nodes": 1,
+    "precision": "32-true",
+    "logger": False,
+    "profiler": None,
+}
 
 
 # What LightningCLI keeps of the parser of each command: making one takes a quarter of a second, and a search runs `fit`
@@ -79,6 +91,7 @@ class CLI(LightningCLI):
         super().__init__(
             ConvNet,
             MNISTDataModule,
+            trainer_class=DigitTrainer,
             save_config_callback=None,
             trainer_defaults=TRAINER_DEFAULTS,
             seed_everything_default=42,
@@ -91,8 +104,8 @@ class CLI(LightningCLI):
 
     # Lightning's is static: it makes the parsers of all commands.
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
-        command = self.request.command
-        return {command: super().subcommands()[command] | {"verbose", "weights_only", "return_predictions"}}
+        skipped = {"model", "dataloaders", "train_dataloaders", "val_dataloaders", "datamodule"}
+        return {self.request.command: skipped | {"verbose", "weights_only", "return_predictions"}}
 
     def setup_parser(self, *args: Any) -> None:
         command = self.request.command
@@ -149,6 +162,9 @@ class CLI(LightningCLI):
         config = self.config[self.request.command]
         if config.num_threads is not None:
             torch.set_num_threads(config.num_threads)
+        if self.request.command in USES:
+            for name, value in FOR_USE.items():
+                config.trainer[name] = value
         if config.trainer.precision is None:
             config.trainer.precision = native_precision(config.trainer.accelerator)
         if self.source is not None and self.source.goes_on:
@@ -188,10 +204,13 @@ class CLI(LightningCLI):
         self.model.network = Ensemble([model.network for model in models])  # type: ignore[assignment]
 
     def _place(self, config: Namespace) -> AbstractContextManager[Path]:
-        if is_first_process():
-            tests_too = self.request.command == "fit" and config.test_after_fit
+        command = self.request.command
+        if is_first_process() and command != "demo":
+            tests_too = command == "fit" and config.test_after_fit
             # Where it fails, no run directory is left behind.
-            self.datamodule.fetch(self.request.command, *["test"] * tests_too)
+            self.datamodule.fetch(command, *["test"] * tests_too)
+        if command in USES:
+            return nullcontext(self.run_dir)
         return claimed(self.wanted_run_dir, existing=self.source.run_dir if self.source is not None else None)
 
     def _make_trainer(self, config: Namespace, **kwargs: Any) -> Trainer:
@@ -236,6 +255,8 @@ class CLI(LightningCLI):
     @rank_zero_only
     def after_instantiate_classes(self) -> None:
         command = self.request.command
+        if command in USES:
+            return
         name = "config.yaml" if command == "fit" else f"config.{command}.yaml"
         write_text(self.run_dir / name, yaml.safe_dump(self.plain_config, sort_keys=False))
         num_parameters = sum(parameter.numel() for parameter in self.model.parameters())
@@ -274,6 +295,14 @@ class CLI(LightningCLI):
         batches = self._run("predict")
         write_predictions(self.run_dir / "predictions.csv", torch.cat(batches), self.datamodule.dataset)
         print(self.run_dir)
+
+    def export(self, model: ConvNet, datamodule: MNISTDataModule, output: str, int8: bool, **kwargs: Any) -> None:
+        """Write the model for other programs."""
+        self._run("export", output=output, int8=int8)
+
+    def demo(self, model: ConvNet, datamodule: MNISTDataModule, host: str, port: int, **kwargs: Any) -> None:
+        """Serve the page."""
+        self._run("demo", host=host, port=port)
 
     def _run(self, command: str, **kwargs: Any) -> Any:
         # An ensemble has been loaded already.

@@ -26,7 +26,7 @@ __all__ = ["MNISTDataModule"]
 
 Batch = tuple[Tensor, Tensor]
 
-NEEDED_SPLIT: dict[str, Split] = {"fit": "train", "validate": "train", "test": "test", "predict": "test"}
+NEEDED_SPLIT: dict[str, Split] = {"fit": "train", "validate": "train", "test": "test", "predict": "test", "export": "test"}
 
 
 class MNISTDataModule(LightningDataModule):

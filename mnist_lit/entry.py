@@ -28,7 +28,9 @@ COMMANDS = {
     "fit": "train a model, keep its best and its last checkpoint",
     "validate": "evaluate a checkpoint on the validation split",
     "test": "evaluate a checkpoint on the official test set",
-    "predict": "write a checkpoint's predictions for the test set",
+    "predict": "read the digits in image files, or those of the test set",
+    "export": "write a checkpoint as ONNX or .pt2 for other programs",
+    "demo": "serve a page on which digits can be drawn",
 }
 HELP = """usage: python -m mnist_lit COMMAND [--config FILE]... [--any.key VALUE]...
 
