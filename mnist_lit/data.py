@@ -22,11 +22,17 @@ from mnist_lit.datasets import NUM_TRAINING, DatasetName, Split, load, prepare, 
 from mnist_lit.environment import DATA_DIR_VARIABLE
 from mnist_lit.errors import UsageError
 
-__all__ = ["MNISTDataModule"]
+__all__ = ["MNISTDataModule", "preprocess"]
 
 Batch = tuple[Tensor, Tensor]
 
-NEEDED_SPLIT: dict[str, Split] = {"fit": "train", "validate": "train", "test": "test", "predict": "test", "export": "test"}
+NEEDED_SPLIT: dict[str, Split] = {
+    "fit": "train",
+    "validate": "train",
+    "test": "test",
+    "predict": "test",
+    "export": "test",
+}
 
 
 class MNISTDataModule(LightningDataModule):
@@ -188,10 +194,7 @@ class MNISTDataModule(LightningDataModule):
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         images, labels = batch
-        images = images.float() / 255
-        if images.shape[-1] != self.image_size:
-            size = (self.image_size, self.image_size)
-            images = F.interpolate(images, size, mode="bilinear", antialias=True)
+        images = preprocess(images, self.image_size)
         if self.trainer is not None and self.trainer.training:
             images = self._augment(images)
         return images, labels
@@ -208,6 +211,22 @@ class MNISTDataModule(LightningDataModule):
         if images.is_cuda:
             torch.cuda.manual_seed(for_model)
         return self.augment(images, torch.Generator(images.device).manual_seed(for_augment))
+
+
+def preprocess(images: Tensor, image_size: int) -> Tensor:
+    """Bring images into the form that a network takes.
+
+    Args:
+        images: uint8, shape (n, 1, 28, 28).
+        image_size: Side to which they are resized, in pixels.
+
+    Returns:
+        float32 in [0, 1], shape (n, 1, image_size, image_size).
+    """
+    images = images.float() / 255
+    if images.shape[-1] == image_size:
+        return images
+    return F.interpolate(images, (image_size, image_size), mode="bilinear", antialias=True)
 
 
 class ImageDataset(Dataset[Batch]):

@@ -39,8 +39,11 @@ class DigitTrainer(Trainer):
             UsageError: If the file cannot be written there, or a package is missing.
             MNISTLitError: If the exported model reads any image in another way.
         """
-        from mnist_lit.export import export_model
+        from mnist_lit.export import check_output, export_model
 
+        check_output(Path(output), int8=int8)
+        if int8:
+            datamodule.fetch("fit")  # it is calibrated on training images, never on those it is checked with
         predictions = self.predict(model, datamodule, ckpt_path=ckpt_path)
         assert predictions is not None
         probabilities = torch.cat(predictions)  # type: ignore[arg-type]
