@@ -166,7 +166,8 @@ def _write_int8(file: Path, int8_file: Path, images: Tensor) -> None:
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     prepared = file.with_suffix(".prepared.onnx")
-    quant_pre_process(file, prepared, skip_symbolic_shape=True)
+    # Optimised, what is used for every shift of an image would be there many times.
+    quant_pre_process(file, prepared, skip_optimization=True, skip_symbolic_shape=True)
     quantize_static(
         prepared,
         int8_file,

@@ -1,0 +1,301 @@
+"""Models for other programs: what they read by themselves, how they are checked, and what is left behind."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import torch
+from conftest import CONFIGS, SMALL
+from lightning.pytorch import Callback, LightningModule, Trainer
+from onnxruntime import InferenceSession
+from torch import Tensor
+
+from mnist_lit import main
+from mnist_lit.data import preprocess
+
+Read = Callable[[Tensor], Tensor]
+NETWORKS = {
+    "pooled at the end": ["--model.channels=[4,8]", "--model.convs_per_stage=2", "--model.pool_at_end=true"],
+    "residual": ["--model.channels=[4,4]", "--model.convs_per_stage=3", "--model.residual=true"],
+    "mlp": ["--model.channels=[]", "--model.hidden=[16,16]", "--model.dropout=0.2"],
+    "layer, gelu": ["--model.norm=layer", "--model.activation=gelu", "--model.hidden=[16]"],
+    "none, silu": ["--model.norm=none", "--model.activation=silu"],
+    "leaky_relu, even kernel": ["--model.activation=leaky_relu", "--model.kernel_size=4"],
+    "avg, avg": ["--model.pooling=avg", "--model.global_pool=avg"],
+    "none, max": ["--model.pooling=none", "--model.global_pool=max"],
+    "larger images": ["--data.image_size=32"],
+    "smaller images": ["--data.image_size=20"],
+    "test-time augmentation": ["--model.tta_shift=1"],
+    "half precision": ["--trainer.precision=bf16-true"],
+}
+
+
+def onnx_reader(file: Path) -> Read:
+    """What a program without torch does with the file."""
+    session = InferenceSession(file)
+    return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+
+
+def reader(file: Path) -> Read:
+    return onnx_reader(file) if file.suffix == ".onnx" else torch.export.load(file).module()
+
+
+def images_of(cli: Any) -> Tensor:
+    images: Tensor = cli.datamodule.splits["test"].images.unsqueeze(1)
+    return images
+
+
+def expected(cli: Any, images: Tensor) -> Tensor:
+    with torch.no_grad():
+        return cli.model.eval()(preprocess(images, cli.datamodule.image_size)).softmax(dim=1)  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("export") / "run"
+    main(["fit", *SMALL, f"--run_dir={folder}"])
+    return folder
+
+
+def test_onnx_file_stands_alone_and_reads_as_the_model_does(run_dir: Path, tmp_path: Path) -> None:
+    cli = main(["export", f"--ckpt_path={run_dir}"])
+
+    [file] = tmp_path.iterdir()
+    assert file.name == "model.onnx"
+    images = images_of(cli)
+    torch.testing.assert_close(onnx_reader(file)(images), expected(cli, images), atol=1e-5, rtol=0)
+
+
+def test_pt2_file_reads_as_the_model_does(run_dir: Path, tmp_path: Path) -> None:
+    cli = main(["export", f"--ckpt_path={run_dir}", "--output=model.pt2"])
+
+    [file] = tmp_path.iterdir()
+    images = images_of(cli)
+    torch.testing.assert_close(reader(file)(images), expected(cli, images), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.pt2"])
+def test_any_number_of_images_can_be_read_at_once(name: str, run_dir: Path, tmp_path: Path) -> None:
+    cli = main(["export", f"--ckpt_path={run_dir}", f"--output={name}"])
+
+    read = reader(tmp_path / name)
+    images = images_of(cli).repeat(2, 1, 1, 1)
+    for num_images in (1, 7, 500):
+        probabilities = read(images[:num_images])
+        torch.testing.assert_close(probabilities, expected(cli, images[:num_images]), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("suffix", ["onnx", "pt2"])
+@pytest.mark.parametrize("network", NETWORKS)
+def test_every_network_can_be_exported(
+    network: str, suffix: str, fit: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit(*NETWORKS[network], "--trainer.max_epochs=1", "--run_dir=run")
+    capsys.readouterr()
+
+    flags = ["--int8=true"] if suffix == "onnx" else []
+    main(["export", "--ckpt_path=run", f"--output=model.{suffix}", *flags])
+
+    output, errors = capsys.readouterr()
+    lines = output.splitlines()
+    assert lines[1].endswith("360 of 360")
+    assert len(lines) == 3 + len(flags)
+    assert errors == ""
+
+
+def test_an_ensemble_becomes_one_file(run_dir: Path, tmp_path: Path, fit: Callable[..., Any]) -> None:
+    fit("--model.channels=[8]", "--seed_everything=1", "--run_dir=other")
+
+    cli = main(["export", f"--ckpt_path={run_dir}", "--ensemble=[other]", "--model.tta_shift=1"])
+
+    images = images_of(cli)[:50]
+    probabilities = onnx_reader(tmp_path / "model.onnx")(images)
+    torch.testing.assert_close(probabilities, expected(cli, images), atol=1e-5, rtol=0)
+    assert not torch.allclose(probabilities, expected(main(["predict", "--ckpt_path=other"]), images), atol=1e-3)
+
+
+def test_onnx_file_says_what_it_takes_and_gives(run_dir: Path, tmp_path: Path) -> None:
+    main(["export", f"--ckpt_path={run_dir}"])
+
+    model = onnx.load(tmp_path / "model.onnx")
+    onnx.checker.check_model(model, full_check=True)
+    session = InferenceSession(tmp_path / "model.onnx")
+    [images], [probabilities] = session.get_inputs(), session.get_outputs()
+    assert (images.name, images.shape, images.type) == ("images", ["n", 1, 28, 28], "tensor(uint8)")
+    assert (probabilities.name, probabilities.shape) == ("probabilities", ["n", 10])
+    description = {entry.key: entry.value for entry in model.metadata_props}
+    assert description.keys() == {"images", "probabilities", "dataset", "mnist_lit"}
+    assert description["dataset"] == "digits"
+
+
+def test_pt2_file_says_what_it_takes_and_gives(run_dir: Path, tmp_path: Path) -> None:
+    main(["export", f"--ckpt_path={run_dir}", "--output=model.pt2"])
+
+    extra_files = {"description.json": ""}
+    torch.export.load(tmp_path / "model.pt2", extra_files=extra_files)
+    assert '"images": "uint8 of shape (n, 1, 28, 28)' in extra_files["description.json"]
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.pt2"])
+def test_no_folder_of_this_machine_is_in_the_file(name: str, run_dir: Path, tmp_path: Path) -> None:
+    main(["export", f"--ckpt_path={run_dir}", f"--output={name}"])
+
+    content = tmp_path.joinpath(name)
+    if name.endswith(".pt2"):
+        subprocess.run([sys.executable, "-m", "zipfile", "-e", name, "content"], check=True)
+        content = tmp_path / "content"
+    files = [file for file in (content.rglob("*") if content.is_dir() else [content]) if file.is_file()]
+    assert not [file for file in files if str(Path(torch.__file__).parents[1]).encode() in file.read_bytes()]
+    assert not [file for file in files if str(CONFIGS.parent).encode() in file.read_bytes()]
+
+
+def test_table_tells_size_accuracy_and_difference(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["test", f"--ckpt_path={run_dir}"])
+    accuracy = capsys.readouterr().out.splitlines()[-2].removeprefix("test/acc ")
+
+    main(["export", f"--ckpt_path={run_dir}", "--output=digits.onnx"])
+
+    heading, row, path = capsys.readouterr().out.splitlines()
+    assert heading.split() == ["file", "kB", "test/acc", "largest", "difference", "read", "alike"]
+    name, kilobytes, test_acc, difference, *alike = row.split()
+    assert (name, test_acc, alike) == ("digits.onnx", accuracy, ["360", "of", "360"])
+    assert float(kilobytes) == pytest.approx(Path("digits.onnx").stat().st_size / 1000, abs=0.06)
+    assert 0 < float(difference) < 1e-5
+    assert path == "digits.onnx"
+
+
+def test_int8_variant_lies_beside_the_float_one(run_dir: Path, tmp_path: Path) -> None:
+    main(["export", f"--ckpt_path={run_dir}", "--int8=true"])
+
+    assert {file.name for file in tmp_path.iterdir()} == {"model.onnx", "model.int8.onnx"}
+    model = onnx.load(tmp_path / "model.int8.onnx")
+    weights = [tensor.data_type for tensor in model.graph.initializer if len(tensor.dims) > 1]
+    assert set(weights) == {onnx.TensorProto.INT8}
+    assert {"QuantizeLinear", "DequantizeLinear"} < {node.op_type for node in model.graph.node}
+
+
+def test_int8_variant_is_smaller_and_nearly_as_good_on_real_mnist(
+    mnist_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["fit", f"--config={CONFIGS / 'fast.yaml'}", f"--data.data_dir={mnist_dir}", "--run_dir=run"])
+    capsys.readouterr()
+
+    main(["export", "--ckpt_path=run", "--int8=true"])
+
+    _, plain, int8, _ = (line.split() for line in capsys.readouterr().out.splitlines())
+    assert plain[4:] == ["10,000", "of", "10,000"]
+    assert float(plain[2].rstrip("%")) > 98.5
+    assert float(int8[2].rstrip("%")) > float(plain[2].rstrip("%")) - 0.3
+    assert float(int8[1]) < 0.5 * float(plain[1])
+    assert {file.name for file in tmp_path.iterdir()} == {"run", "model.onnx", "model.int8.onnx"}
+
+
+def test_int8_variant_is_made_without_test_images(run_dir: Path, tmp_path: Path) -> None:
+    def written(*flags: str) -> bytes:
+        main(["export", f"--ckpt_path={run_dir}", "--int8=true", *flags])
+        return (tmp_path / "model.int8.onnx").read_bytes()
+
+    assert written() == written("--trainer.limit_predict_batches=1", "--data.eval_batch_size=10")
+
+
+class Forgetful(Callback):
+    """Changes the model once it has read the test images."""
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        with torch.no_grad():
+            for parameter in pl_module.parameters():
+                parameter.mul_(1.001)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.pt2"])
+def test_a_file_that_reads_differently_is_refused_and_the_earlier_one_stays(
+    name: str, run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / name).write_text("of yesterday")
+
+    with pytest.raises(SystemExit) as stop:
+        main(["export", f"--ckpt_path={run_dir}", f"--output={name}"], callbacks=[Forgetful()])
+
+    assert stop.value.code == 1
+    first, second, _ = capsys.readouterr().err.splitlines()
+    assert first.startswith(f"error: {name} reads ")
+    assert first.endswith(" of 360 test images in another way than the model")
+    assert second.endswith("the file is not kept")
+    assert [file.name for file in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == "of yesterday"
+
+
+def test_an_earlier_file_is_replaced(run_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_text("of yesterday")
+
+    cli = main(["export", f"--ckpt_path={run_dir}"])
+
+    assert onnx_reader(tmp_path / "model.onnx")(images_of(cli)).shape == (360, 10)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--output=model.h5"], "output: 'model.h5' ends in neither .onnx nor .pt2"),
+        (["--output=model"], "output: 'model' ends in neither .onnx nor .pt2"),
+        (["--output=nowhere/model.onnx"], "output: there is no folder nowhere"),
+        (["--output=taken.onnx"], "output: taken.onnx is a folder"),
+        (["--output=model.onnx", "--int8=true"], "output: model.int8.onnx is a folder"),
+        (["--output=model.pt2", "--int8=true"], "int8: of model.pt2 there is no variant of eight bits"),
+    ],
+)
+def test_an_output_that_cannot_be_is_refused_at_once(
+    flags: list[str], message: str, run_dir: Path, tmp_path: Path, fails: Callable[..., str]
+) -> None:
+    folders = [tmp_path / "taken.onnx", tmp_path / "model.int8.onnx"]
+    for folder in folders:
+        folder.mkdir()
+
+    error = fails("export", f"--ckpt_path={run_dir}", *flags)
+
+    assert error.splitlines()[0] == f"error: {message}"
+    assert len(error.splitlines()) == 2
+    assert sorted(tmp_path.iterdir()) == sorted(folders)
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
+def test_a_package_that_is_not_installed_is_named(
+    package: str, run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: Callable[..., str]
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+
+    error = fails("export", f"--ckpt_path={run_dir}")
+
+    assert error == f"error: export to ONNX needs the package {package}\npip install 'mnist_lit[export]'\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pt2_needs_no_package_of_onnx(run_dir: Path, tmp_path: Path) -> None:
+    blocked = "sys.modules.update(dict.fromkeys(['onnx', 'onnx_ir', 'onnxscript', 'onnxruntime']))"
+    program = f"import sys; {blocked}; from mnist_lit import main; main(sys.argv[1:])"
+
+    command = [sys.executable, "-c", program, "export", f"--ckpt_path={run_dir}", "--output=model.pt2"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+    assert ended.returncode == 0, ended.stderr
+    assert (tmp_path / "model.pt2").is_file()
+
+
+def test_console_of_a_process_is_quiet(run_dir: Path, shell: Callable[..., Any]) -> None:
+    ended = shell("export", f"--ckpt_path={run_dir}", "--int8=true", "--trainer.enable_progress_bar=false")
+
+    assert ended.returncode == 0
+    assert ended.stderr == ""
+    assert len(ended.stdout.splitlines()) == 4
+
+
+def test_other_commands_import_nothing_of_onnx() -> None:
+    program = "import sys, mnist_lit.cli; print([name for name in sys.modules if name.startswith('onnx')])"
+
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
+
+    assert ended.stdout == "[]\n"
