@@ -78,10 +78,8 @@ def check_output(output: Path, *, int8: bool) -> None:
         raise UsageError(f"output: {str(output)!r} ends in neither .onnx nor .pt2\nfor example: --output model.onnx")
     if int8 and output.suffix == ".pt2":
         raise UsageError(f"int8: of {output} there is no variant of eight bits\nfor example: --output model.onnx")
-    if not output.parent.is_dir():
-        raise UsageError(f"output: there is no folder {output.parent}\nmake it first, or give another --output")
-    if not os.access(output.parent, os.W_OK):
-        raise UsageError(f"output: nothing can be written into {output.parent}\ngive another --output")
+    if not (output.parent.is_dir() and os.access(output.parent, os.W_OK)):
+        raise UsageError(f"output: {output.parent} is no folder to write to\nmake it first, or give another --output")
     for file in [output, _int8_file(output)] if int8 else [output]:
         if file.is_dir():
             raise UsageError(f"output: {file} is a folder\ngive a file, for example: --output {file / 'model.onnx'}")

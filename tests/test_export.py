@@ -1,10 +1,12 @@
 """Models for other programs: what they read by themselves, how they are checked, and what is left behind."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import onnx
 import pytest
@@ -18,6 +20,7 @@ from mnist_lit import main
 from mnist_lit.data import preprocess
 
 Read = Callable[[Tensor], Tensor]
+NAMES = ["model.onnx", "model.pt2"]
 NETWORKS = {
     "pooled at the end": ["--model.channels=[4,8]", "--model.convs_per_stage=2", "--model.pool_at_end=true"],
     "residual": ["--model.channels=[4,4]", "--model.convs_per_stage=3", "--model.residual=true"],
@@ -34,14 +37,12 @@ NETWORKS = {
 }
 
 
-def onnx_reader(file: Path) -> Read:
-    """What a program without torch does with the file."""
+def reader(file: Path) -> Read:
+    """What another program does with the file."""
+    if file.suffix == ".pt2":
+        return torch.export.load(file).module()
     session = InferenceSession(file)
     return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
-
-
-def reader(file: Path) -> Read:
-    return onnx_reader(file) if file.suffix == ".onnx" else torch.export.load(file).module()
 
 
 def images_of(cli: Any) -> Tensor:
@@ -61,49 +62,62 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_onnx_file_stands_alone_and_reads_as_the_model_does(run_dir: Path, tmp_path: Path) -> None:
-    cli = main(["export", f"--ckpt_path={run_dir}"])
-
-    [file] = tmp_path.iterdir()
-    assert file.name == "model.onnx"
-    images = images_of(cli)
-    torch.testing.assert_close(onnx_reader(file)(images), expected(cli, images), atol=1e-5, rtol=0)
-
-
-def test_pt2_file_reads_as_the_model_does(run_dir: Path, tmp_path: Path) -> None:
-    cli = main(["export", f"--ckpt_path={run_dir}", "--output=model.pt2"])
-
-    [file] = tmp_path.iterdir()
-    images = images_of(cli)
-    torch.testing.assert_close(reader(file)(images), expected(cli, images), atol=1e-5, rtol=0)
+@pytest.fixture(scope="module")
+def exported(run_dir: Path) -> Any:
+    """A folder with all that can be exported of a run, the command line's result, and what a process says."""
+    folder = run_dir.parent / "exported"
+    folder.mkdir()
+    cli = main(["export", f"--ckpt_path={run_dir}", f"--output={folder / 'model.pt2'}"])
+    command = [sys.executable, "-m", "mnist_lit", "export", f"--ckpt_path={run_dir}", "--int8=true"]
+    ended = subprocess.run(
+        [*command, "--trainer.enable_progress_bar=false"],
+        cwd=folder, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    return folder, cli, ended
 
 
-@pytest.mark.parametrize("name", ["model.onnx", "model.pt2"])
-def test_any_number_of_images_can_be_read_at_once(name: str, run_dir: Path, tmp_path: Path) -> None:
-    cli = main(["export", f"--ckpt_path={run_dir}", f"--output={name}"])
+def test_each_format_is_one_file(exported: Any) -> None:
+    folder, _, _ = exported
 
-    read = reader(tmp_path / name)
-    images = images_of(cli).repeat(2, 1, 1, 1)
-    for num_images in (1, 7, 500):
-        probabilities = read(images[:num_images])
-        torch.testing.assert_close(probabilities, expected(cli, images[:num_images]), atol=1e-5, rtol=0)
+    assert {file.name for file in folder.iterdir()} == {*NAMES, "model.int8.onnx"}
 
 
-@pytest.mark.parametrize("suffix", ["onnx", "pt2"])
+@pytest.mark.parametrize("num_images", [1, 7, 500])
+@pytest.mark.parametrize("name", NAMES)
+def test_any_number_of_images_is_read_as_the_model_does(name: str, num_images: int, exported: Any) -> None:
+    folder, cli, _ = exported
+    images = images_of(cli).repeat(2, 1, 1, 1)[-num_images:]
+
+    probabilities = reader(folder / name)(images)
+
+    torch.testing.assert_close(probabilities, expected(cli, images), atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("network", NETWORKS)
-def test_every_network_can_be_exported(
-    network: str, suffix: str, fit: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+def test_every_network_becomes_onnx(network: str, fit: Callable[..., Any], capsys: pytest.CaptureFixture[str]) -> None:
+    fit(*NETWORKS[network], "--trainer.max_epochs=1", "--run_dir=run")
+    capsys.readouterr()
+
+    main(["export", "--ckpt_path=run", "--int8=true"])
+
+    output, errors = capsys.readouterr()
+    assert len(output.splitlines()) == 4
+    assert output.splitlines()[1].endswith("360 of 360")
+    assert errors == ""
+
+
+@pytest.mark.parametrize("network", ["residual", "mlp", "larger images", "test-time augmentation"])
+def test_networks_of_every_kind_become_pt2(
+    network: str, fit: Callable[..., Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     fit(*NETWORKS[network], "--trainer.max_epochs=1", "--run_dir=run")
     capsys.readouterr()
 
-    flags = ["--int8=true"] if suffix == "onnx" else []
-    main(["export", "--ckpt_path=run", f"--output=model.{suffix}", *flags])
+    main(["export", "--ckpt_path=run", "--output=model.pt2"])
 
     output, errors = capsys.readouterr()
-    lines = output.splitlines()
-    assert lines[1].endswith("360 of 360")
-    assert len(lines) == 3 + len(flags)
+    assert output.splitlines()[1].endswith("360 of 360")
     assert errors == ""
 
 
@@ -113,17 +127,18 @@ def test_an_ensemble_becomes_one_file(run_dir: Path, tmp_path: Path, fit: Callab
     cli = main(["export", f"--ckpt_path={run_dir}", "--ensemble=[other]", "--model.tta_shift=1"])
 
     images = images_of(cli)[:50]
-    probabilities = onnx_reader(tmp_path / "model.onnx")(images)
+    probabilities = reader(tmp_path / "model.onnx")(images)
     torch.testing.assert_close(probabilities, expected(cli, images), atol=1e-5, rtol=0)
-    assert not torch.allclose(probabilities, expected(main(["predict", "--ckpt_path=other"]), images), atol=1e-3)
+    alone = main(["predict", f"--ckpt_path={run_dir}", "--model.tta_shift=1"])
+    assert not torch.allclose(probabilities, expected(alone, images), atol=1e-3)
 
 
-def test_onnx_file_says_what_it_takes_and_gives(run_dir: Path, tmp_path: Path) -> None:
-    main(["export", f"--ckpt_path={run_dir}"])
+def test_onnx_file_says_what_it_takes_and_gives(exported: Any) -> None:
+    folder, _, _ = exported
 
-    model = onnx.load(tmp_path / "model.onnx")
+    model = onnx.load(folder / "model.onnx")
     onnx.checker.check_model(model, full_check=True)
-    session = InferenceSession(tmp_path / "model.onnx")
+    session = InferenceSession(folder / "model.onnx")
     [images], [probabilities] = session.get_inputs(), session.get_outputs()
     assert (images.name, images.shape, images.type) == ("images", ["n", 1, 28, 28], "tensor(uint8)")
     assert (probabilities.name, probabilities.shape) == ("probabilities", ["n", 10])
@@ -132,47 +147,48 @@ def test_onnx_file_says_what_it_takes_and_gives(run_dir: Path, tmp_path: Path) -
     assert description["dataset"] == "digits"
 
 
-def test_pt2_file_says_what_it_takes_and_gives(run_dir: Path, tmp_path: Path) -> None:
-    main(["export", f"--ckpt_path={run_dir}", "--output=model.pt2"])
-
+def test_pt2_file_says_what_it_takes_and_gives(exported: Any) -> None:
+    folder, _, _ = exported
     extra_files = {"description.json": ""}
-    torch.export.load(tmp_path / "model.pt2", extra_files=extra_files)
-    assert '"images": "uint8 of shape (n, 1, 28, 28)' in extra_files["description.json"]
+
+    torch.export.load(folder / "model.pt2", extra_files=extra_files)
+
+    description = json.loads(extra_files["description.json"])
+    assert description.keys() == {"images", "probabilities", "dataset", "mnist_lit"}
 
 
-@pytest.mark.parametrize("name", ["model.onnx", "model.pt2"])
-def test_no_folder_of_this_machine_is_in_the_file(name: str, run_dir: Path, tmp_path: Path) -> None:
-    main(["export", f"--ckpt_path={run_dir}", f"--output={name}"])
+def test_no_folder_of_this_machine_is_in_a_file(exported: Any) -> None:
+    folder, _, _ = exported
+    contents = [file.read_bytes() for file in folder.glob("*.onnx")]
 
-    content = tmp_path.joinpath(name)
-    if name.endswith(".pt2"):
-        subprocess.run([sys.executable, "-m", "zipfile", "-e", name, "content"], check=True)
-        content = tmp_path / "content"
-    files = [file for file in (content.rglob("*") if content.is_dir() else [content]) if file.is_file()]
-    assert not [file for file in files if str(Path(torch.__file__).parents[1]).encode() in file.read_bytes()]
-    assert not [file for file in files if str(CONFIGS.parent).encode() in file.read_bytes()]
+    with ZipFile(folder / "model.pt2") as archive:
+        contents += [archive.read(name) for name in archive.namelist()]
+
+    assert not any(b"site-packages" in content or b"mnist_lit/" in content for content in contents)
 
 
-def test_table_tells_size_accuracy_and_difference(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main(["test", f"--ckpt_path={run_dir}"])
-    accuracy = capsys.readouterr().out.splitlines()[-2].removeprefix("test/acc ")
+def test_console_has_a_table_and_the_file_and_nothing_else(exported: Any) -> None:
+    folder, cli, ended = exported
+    images, labels = images_of(cli), cli.datamodule.splits["test"].labels
+    accuracy = float((expected(cli, images).argmax(dim=1) == labels).double().mean())
 
-    main(["export", f"--ckpt_path={run_dir}", "--output=digits.onnx"])
+    heading, plain, int8, path = ended.stdout.splitlines()
 
-    heading, row, path = capsys.readouterr().out.splitlines()
+    assert ended.stderr == ""
+    assert path == "model.onnx"
     assert heading.split() == ["file", "kB", "test/acc", "largest", "difference", "read", "alike"]
-    name, kilobytes, test_acc, difference, *alike = row.split()
-    assert (name, test_acc, alike) == ("digits.onnx", accuracy, ["360", "of", "360"])
-    assert float(kilobytes) == pytest.approx(Path("digits.onnx").stat().st_size / 1000, abs=0.06)
+    name, kilobytes, test_acc, difference, *alike = plain.split()
+    assert (name, test_acc, alike) == ("model.onnx", f"{accuracy:.2%}", ["360", "of", "360"])
+    assert float(kilobytes) == pytest.approx((folder / name).stat().st_size / 1000, abs=0.06)
     assert 0 < float(difference) < 1e-5
-    assert path == "digits.onnx"
+    assert int8.split()[0] == "model.int8.onnx"
 
 
-def test_int8_variant_lies_beside_the_float_one(run_dir: Path, tmp_path: Path) -> None:
-    main(["export", f"--ckpt_path={run_dir}", "--int8=true"])
+def test_int8_variant_computes_with_eight_bits(exported: Any) -> None:
+    folder, _, _ = exported
 
-    assert {file.name for file in tmp_path.iterdir()} == {"model.onnx", "model.int8.onnx"}
-    model = onnx.load(tmp_path / "model.int8.onnx")
+    model = onnx.load(folder / "model.int8.onnx")
+
     weights = [tensor.data_type for tensor in model.graph.initializer if len(tensor.dims) > 1]
     assert set(weights) == {onnx.TensorProto.INT8}
     assert {"QuantizeLinear", "DequantizeLinear"} < {node.op_type for node in model.graph.node}
@@ -211,7 +227,7 @@ class Forgetful(Callback):
                 parameter.mul_(1.001)
 
 
-@pytest.mark.parametrize("name", ["model.onnx", "model.pt2"])
+@pytest.mark.parametrize("name", NAMES)
 def test_a_file_that_reads_differently_is_refused_and_the_earlier_one_stays(
     name: str, run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -234,7 +250,7 @@ def test_an_earlier_file_is_replaced(run_dir: Path, tmp_path: Path) -> None:
 
     cli = main(["export", f"--ckpt_path={run_dir}"])
 
-    assert onnx_reader(tmp_path / "model.onnx")(images_of(cli)).shape == (360, 10)
+    assert reader(tmp_path / "model.onnx")(images_of(cli)).shape == (360, 10)
 
 
 @pytest.mark.parametrize(
@@ -242,7 +258,7 @@ def test_an_earlier_file_is_replaced(run_dir: Path, tmp_path: Path) -> None:
     [
         (["--output=model.h5"], "output: 'model.h5' ends in neither .onnx nor .pt2"),
         (["--output=model"], "output: 'model' ends in neither .onnx nor .pt2"),
-        (["--output=nowhere/model.onnx"], "output: there is no folder nowhere"),
+        (["--output=nowhere/model.onnx"], "output: nowhere is no folder to write to"),
         (["--output=taken.onnx"], "output: taken.onnx is a folder"),
         (["--output=model.onnx", "--int8=true"], "output: model.int8.onnx is a folder"),
         (["--output=model.pt2", "--int8=true"], "int8: of model.pt2 there is no variant of eight bits"),
@@ -283,19 +299,3 @@ def test_pt2_needs_no_package_of_onnx(run_dir: Path, tmp_path: Path) -> None:
 
     assert ended.returncode == 0, ended.stderr
     assert (tmp_path / "model.pt2").is_file()
-
-
-def test_console_of_a_process_is_quiet(run_dir: Path, shell: Callable[..., Any]) -> None:
-    ended = shell("export", f"--ckpt_path={run_dir}", "--int8=true", "--trainer.enable_progress_bar=false")
-
-    assert ended.returncode == 0
-    assert ended.stderr == ""
-    assert len(ended.stdout.splitlines()) == 4
-
-
-def test_other_commands_import_nothing_of_onnx() -> None:
-    program = "import sys, mnist_lit.cli; print([name for name in sys.modules if name.startswith('onnx')])"
-
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
-
-    assert ended.stdout == "[]\n"
