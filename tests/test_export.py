@@ -1,8 +1,12 @@
 """Models for other programs: what they read by themselves, how they are checked, and what is left behind."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -243,6 +247,21 @@ def test_a_file_that_reads_differently_is_refused_and_the_earlier_one_stays(
     assert second.endswith("the file is not kept")
     assert [file.name for file in tmp_path.iterdir()] == [name]
     assert (tmp_path / name).read_text() == "of yesterday"
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_export_leaves_nothing(signum: int, run_dir: Path, tmp_path: Path) -> None:
+    def stop_when_begun() -> None:
+        while not any(tmp_path.iterdir()):
+            time.sleep(0.001)
+        os.kill(os.getpid(), signum)
+
+    threading.Thread(target=stop_when_begun, daemon=True).start()
+    with pytest.raises(SystemExit) as stop:
+        main(["export", f"--ckpt_path={run_dir}"])
+
+    assert stop.value.code == 128 + signum
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_earlier_file_is_replaced(run_dir: Path, tmp_path: Path) -> None:
