@@ -22,11 +22,17 @@ from mnist_lit.datasets import NUM_TRAINING, DatasetName, Split, load, prepare, 
 from mnist_lit.environment import DATA_DIR_VARIABLE
 from mnist_lit.errors import UsageError
 
-__all__ = ["MNISTDataModule"]
+__all__ = ["MNISTDataModule", "as_input"]
 
 Batch = tuple[Tensor, Tensor]
 
-NEEDED_SPLIT: dict[str, Split] = {"fit": "train", "validate": "train", "test": "test", "predict": "test", "export": "test"}
+NEEDED_SPLIT: dict[str, Split] = {
+    "fit": "train",
+    "validate": "train",
+    "test": "test",
+    "predict": "test",
+    "export": "test",
+}
 
 
 class MNISTDataModule(LightningDataModule):
@@ -188,10 +194,7 @@ class MNISTDataModule(LightningDataModule):
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         images, labels = batch
-        images = images.float() / 255
-        if images.shape[-1] != self.image_size:
-            size = (self.image_size, self.image_size)
-            images = F.interpolate(images, size, mode="bilinear", antialias=True)
+        images = as_input(images, self.image_size)
         if self.trainer is not None and self.trainer.training:
             images = self._augment(images)
         return images, labels
@@ -261,6 +264,14 @@ class ResumableLoader(DataLoader[Batch]):
 
     def load_state_dict(self, state_dict: Mapping[str, int | None]) -> None:
         self.resume_from = state_dict
+
+
+def as_input(images: Tensor, image_size: int) -> Tensor:
+    """What a model takes: of uint8 images of shape (n, 1, 28, 28), float32 ones in [0, 1], `image_size` pixels wide."""
+    images = images.float() / 255
+    if images.shape[-1] != image_size:
+        images = F.interpolate(images, (image_size, image_size), mode="bilinear", antialias=True)
+    return images
 
 
 def _as_it_is(batch: Any) -> Any:
