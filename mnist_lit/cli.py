@@ -302,10 +302,6 @@ class CLI(LightningCLI):
 
     def demo(self, model: ConvNet, datamodule: MNISTDataModule, host: str, port: int, **kwargs: Any) -> None:
         """Serve the page."""
-        if self.source is None:
-            raise UsageError(
-                "demo needs a trained model\ngive --ckpt_path: a run directory, a checkpoint file or a URL"
-            )
         self._run("demo", host=host, port=port)
 
     def _run(self, command: str, **kwargs: Any) -> Any:

@@ -46,7 +46,7 @@ button { font-size: var(--text-md); padding: var(--spacing-md) var(--spacing-xxl
 output:empty { display: none; }
 """
 SEEN = '${value ? `<img src="${value}" alt="28 by 28 pixels">` : ""}'
-SEEN_STYLE = "img { width: 14rem; margin: auto; image-rendering: pixelated; }"
+SEEN_STYLE = "img { width: 14rem; margin: var(--size-5) auto 0; image-rendering: pixelated; }"
 
 
 def serve(model: ConvNet, host: str, port: int) -> None:
@@ -63,7 +63,8 @@ def serve(model: ConvNet, host: str, port: int) -> None:
     with contextlib.suppress(Stopped), signals_raise(), _listener(host, port) as listener:
         # Fonts of the system: nothing is fetched from elsewhere.
         theme = gradio.themes.Default(primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["monospace"])
-        app = gradio.mount_gradio_app(FastAPI(), page(model), "/", footer_links=[], run_history=False, theme=theme)
+        site = FastAPI(openapi_url=None)
+        app = gradio.mount_gradio_app(site, page(model), "/", footer_links=[], run_history=False, theme=theme)
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
         print(f"demo: http://{host}:{port} (Ctrl-C ends it)", flush=True)
         server.run(sockets=[listener])
@@ -75,7 +76,8 @@ def _listener(host: str, port: int) -> socket.socket:
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise UsageError(f"port {port} of {host} is taken\ngive another --port") from error
-        raise UsageError(f"{host}:{port}: {error.strerror}\ngive another --host or --port") from error
+        reason = str(error.strerror).partition(" (")[0]
+        raise UsageError(f"{host}:{port}: {reason}\ngive another --host or --port") from error
 
 
 def page(model: ConvNet) -> gradio.Blocks:
@@ -85,7 +87,8 @@ def page(model: ConvNet) -> gradio.Blocks:
         model: The model; it is set to evaluate.
     """
     model.eval()
-    with gradio.Blocks(title=TITLE, analytics_enabled=False) as blocks:
+    blocks = gradio.Blocks(title=TITLE, analytics_enabled=False)
+    with blocks:
         gradio.Markdown(f"# {TITLE}\n{EXPLANATION}")
         with gradio.Row():
             with gradio.Column():
