@@ -1,4 +1,4 @@
-// A sheet of paper to draw on with mouse, finger or pen, or to put a photograph on. Its value is the image as a data URL.
+// A sheet of paper to draw on with mouse, finger or pen, or to put a photograph on; its value is a data URL.
 const LONGER_SIDE = 800;
 const canvas = element.querySelector("canvas");
 const file = element.querySelector("input");
