@@ -1,9 +1,10 @@
 """Lightning's Trainer with the commands that it lacks."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
-from jsonargparse.typing import PositiveInt
+from jsonargparse.typing import restricted_number_type
 from lightning.pytorch import Trainer
 
 from mnist_lit.checkpoints import read_checkpoint
@@ -11,6 +12,9 @@ from mnist_lit.data import MNISTDataModule
 from mnist_lit.model import ConvNet
 
 __all__ = ["DigitTrainer"]
+
+# Declared Any, as mypy takes no other made type for an annotation; without a name jsonargparse makes one of the range.
+Port: Any = restricted_number_type(None, int, [(">=", 1), ("<=", 65535)])
 
 
 class DigitTrainer(Trainer):
@@ -55,7 +59,7 @@ class DigitTrainer(Trainer):
         datamodule: MNISTDataModule,
         ckpt_path: str | None = None,
         host: str = "127.0.0.1",
-        port: PositiveInt = 7860,
+        port: Port = 7860,
     ) -> None:
         """Serve a page on which digits can be drawn or photographs dropped.
 
@@ -64,7 +68,7 @@ class DigitTrainer(Trainer):
             datamodule: Whose image size the model has.
             ckpt_path: The checkpoint: a run directory, a file or a URL.
             host: Address to listen at; the default can be reached from this machine only.
-            port: Port to listen at, 1 or more.
+            port: Port to listen at, 1 to 65535.
 
         Raises:
             UsageError: If a package is missing or the address cannot be had.

@@ -1,0 +1,356 @@
+"""The page of `demo`, used in a real browser: drawings by mouse and finger, photographs, and the end of the server."""
+
+import base64
+import contextlib
+import errno
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import CONFIGS
+from PIL import Image
+
+from mnist_lit import ConvNet, MNISTDataModule, main
+from mnist_lit.data import preprocess
+from mnist_lit.images import digit_in
+
+# Corners of one stroke, in shares of the sheet's side from its middle.
+SEVEN = [(-0.25, -0.3), (0.25, -0.3), (-0.05, 0.35)]
+ONE = [(0.0, -0.3), (0.0, 0.3)]
+PATIENCE = 60  # seconds; the machine may have more to do
+
+
+@contextlib.contextmanager
+def served(*flags: str, cwd: Path) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
+    """The address of a demo in a process of its own, and the process."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    command = [sys.executable, "-m", "mnist_lit", "demo", f"--port={port}", *flags]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd=cwd) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            line = process.stdout.readline()
+            assert line == f"demo: http://127.0.0.1:{port} (Ctrl-C ends it)\n", line or process.stderr.read()
+            yield f"http://127.0.0.1:{port}", process
+        finally:
+            process.kill()
+
+
+def ended(process: "subprocess.Popen[str]", signum: int) -> tuple[int, str]:
+    """The exit code of a process after a signal, and all that it said."""
+    process.send_signal(signum)
+    output, errors = process.communicate(timeout=PATIENCE)
+    return process.returncode, output + errors
+
+
+def png(pixels: "np.ndarray[Any, Any]") -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def ask(url: str, image: bytes) -> tuple[str, dict[str, float]]:
+    """What a demo reads in an image, without a browser."""
+    data = {"data": [f"data:image/png;base64,{base64.b64encode(image).decode()}"]}
+    request = urllib.request.Request(
+        f"{url}/gradio_api/run/read", json.dumps(data).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
+        label = json.load(answer)["data"][0]
+    return label["label"], {each["label"]: each["confidence"] for each in label["confidences"] or []}
+
+
+@pytest.fixture(scope="module")
+def run_dir(mnist_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of configs/fast.yaml."""
+    folder = tmp_path_factory.mktemp("fast") / "run"
+    flags = [f"--data.data_dir={mnist_dir}", "--test_after_fit=false", f"--run_dir={folder}"]
+    main(["fit", f"--config={CONFIGS / 'fast.yaml'}", *flags])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def url(run_dir: Path) -> Iterator[str]:
+    """The address of a demo of that run, which had nothing to complain about."""
+    with served(f"--ckpt_path={run_dir}", cwd=run_dir.parent) as (url, process):
+        yield url
+        assert ended(process, signal.SIGINT) == (0, "")
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Headless Chromium."""
+    selenium = pytest.importorskip("selenium.webdriver")
+    binary, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not binary or not driver:
+        pytest.skip("needs chromium and chromedriver")
+    options = selenium.ChromeOptions()
+    options.binary_location = binary
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
+    switches = "headless=new no-sandbox disable-gpu disable-dev-shm-usage no-first-run disable-background-networking"
+    for switch in [*switches.split(), "disable-component-update", "disable-sync", "window-size=1280,900"]:
+        options.add_argument(f"--{switch}")
+    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('chromium')}")
+    with selenium.Chrome(options, selenium.ChromeService(driver)) as browser:
+        yield browser
+
+
+class Visit:
+    """The page in the browser, as a person uses it."""
+
+    def __init__(self, browser: Any, url: str) -> None:
+        from selenium.webdriver.support.ui import WebDriverWait
+
+        self.browser = browser
+        self.waiting = WebDriverWait(browser, PATIENCE, poll_frequency=0.05)
+        browser.get(url)
+        self.sheet = self.waiting.until(lambda _: self.find("canvas"))
+        self.wait_for("no digit")
+
+    def find(self, selector: str) -> Any:
+        return next(iter(self.browser.find_elements("css selector", selector)), None)
+
+    def draw(self, stroke: list[tuple[float, float]], pointer: str = "mouse") -> None:
+        from selenium.webdriver import ActionChains
+        from selenium.webdriver.common.actions.pointer_input import PointerInput
+
+        (start, *corners), size = stroke, self.sheet.size
+        actions = ActionChains(self.browser, duration=50, devices=[PointerInput(pointer, pointer)]).w3c_actions
+        hand = actions.pointer_action
+        hand.move_to(self.sheet, start[0] * size["width"], start[1] * size["height"]).pointer_down()
+        for x, y in corners:
+            hand.move_to(self.sheet, x * size["width"], y * size["height"])
+        hand.pointer_up()
+        actions.perform()
+
+    def press(self, name: str) -> None:
+        self.find(f"button.{name}").click()
+
+    def choose(self, file: Path) -> None:
+        self.find("input[type=file]").send_keys(str(file))
+
+    def drop(self, file: Path) -> None:
+        script = """
+            const bytes = Uint8Array.from(atob(arguments[0]), (each) => each.charCodeAt(0));
+            const dataTransfer = new DataTransfer();
+            dataTransfer.items.add(new File([bytes], arguments[1]));
+            document.body.dispatchEvent(new DragEvent("drop", {dataTransfer, bubbles: true, cancelable: true}));
+        """
+        self.browser.execute_script(script, base64.b64encode(file.read_bytes()).decode(), file.name)
+
+    def wait_for(self, prediction: str) -> None:
+        self.waiting.until(lambda _: self.reading().splitlines()[1:2] == [prediction], self.reading())
+
+    def reading(self) -> str:
+        element = self.find("#reading")
+        return str(element.text) if element else ""
+
+    def probabilities(self) -> dict[str, int]:
+        """In percent, by digit."""
+        return {digit: int(percent) for digit, percent in re.findall(r"^(\d)\n(\d+)%$", self.reading(), re.MULTILINE)}
+
+    def seen(self) -> tuple[int, int, int] | None:
+        """The brightest pixel and the size of what the network saw."""
+        image = self.find("#seen img")
+        if image is None:
+            return None
+        pixels = Image.open(io.BytesIO(base64.b64decode(image.get_attribute("src").split(",")[1])))
+        return int(np.asarray(pixels).max()), pixels.width, pixels.height
+
+    def requests(self) -> list[str]:
+        """The addresses that the browser asked for since the last call."""
+        messages = [json.loads(entry["message"])["message"] for entry in self.browser.get_log("performance")]
+        return [
+            message["params"]["request"]["url"]
+            for message in messages
+            if message["method"] == "Network.requestWillBeSent"
+        ]
+
+
+@pytest.fixture
+def visit(chromium: Any, url: str) -> Visit:
+    chromium.get_log("performance")
+    return Visit(chromium, url)
+
+
+@pytest.fixture(scope="module")
+def photograph(mnist_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A test image of a 7, written with a dark pen on grey paper that is lit from the left."""
+    data = MNISTDataModule(data_dir=str(mnist_dir))
+    data.setup("test")
+    image, label = data.splits["test"][0]
+    assert label == 7
+    ink = np.asarray(Image.fromarray(image[0].numpy()).resize((300, 300), Image.Resampling.BICUBIC), dtype=float) / 255
+    paper = np.linspace(210, 160, 640)[None].repeat(480, axis=0)
+    paper[90:390, 170:470] *= 1 - 0.8 * ink
+    file = tmp_path_factory.mktemp("photograph") / "seven.png"
+    file.write_bytes(png(paper.astype(np.uint8)))
+    return file
+
+
+@pytest.mark.parametrize("pointer", ["mouse", "touch"])
+def test_a_drawn_digit_is_read(pointer: str, visit: Visit) -> None:
+    visit.draw(SEVEN, pointer)
+
+    visit.wait_for("7")
+    probabilities = visit.probabilities()
+    assert probabilities.keys() == set("0123456789")
+    assert max(probabilities, key=lambda digit: probabilities[digit]) == "7"
+    assert 95 <= sum(probabilities.values()) <= 105
+    assert visit.seen() == (255, 28, 28)
+
+
+def test_a_cleared_sheet_is_empty_and_can_be_drawn_on_again(visit: Visit) -> None:
+    visit.draw(SEVEN)
+    visit.wait_for("7")
+    visit.press("clear")
+    visit.wait_for("no digit")
+    assert visit.probabilities() == {}
+    assert visit.seen() is None
+
+    visit.draw(ONE)
+
+    visit.wait_for("1")
+
+
+@pytest.mark.parametrize("bring", [Visit.choose, Visit.drop])
+def test_a_photograph_is_read(bring: Callable[[Visit, Path], None], visit: Visit, photograph: Path) -> None:
+    bring(visit, photograph)
+
+    visit.wait_for("7")
+    assert visit.probabilities()["7"] > 50
+
+
+def test_in_a_photograph_without_ink_there_is_no_digit(visit: Visit, photograph: Path, tmp_path: Path) -> None:
+    paper = tmp_path / "paper.png"
+    paper.write_bytes(png(np.full((300, 400), 180, np.uint8)))
+    visit.choose(photograph)
+    visit.wait_for("7")
+
+    visit.choose(paper)
+
+    visit.wait_for("no digit")
+
+
+def test_a_file_that_is_no_image_is_named(visit: Visit, tmp_path: Path) -> None:
+    file = tmp_path / "notes.png"
+    file.write_text("seven")
+
+    visit.choose(file)
+
+    visit.waiting.until(lambda _: "notes.png is no image" in visit.find("output").text)
+
+
+def test_the_page_asks_nothing_of_anybody_else(visit: Visit, url: str) -> None:
+    visit.draw(SEVEN)
+    visit.wait_for("7")
+
+    asked = [request for request in visit.requests() if request.startswith(("http:", "https:", "ws:", "wss:"))]
+
+    assert len(asked) > 5
+    assert [request for request in asked if not request.startswith(url)] == []
+
+
+def test_a_telephone_shows_all_in_one_column(visit: Visit) -> None:
+    size = {"width": 375, "height": 812, "deviceScaleFactor": 2, "mobile": True}
+    visit.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    try:
+        visit.draw(SEVEN, "touch")
+        visit.wait_for("7")
+
+        assert visit.browser.execute_script("return document.documentElement.scrollWidth") == 375
+        assert visit.sheet.rect["width"] > 250
+        assert visit.find("#reading").rect["y"] > visit.sheet.rect["y"] + visit.sheet.rect["height"]
+    finally:
+        visit.browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_an_ensemble_with_images_of_another_size(fit: Callable[..., Any], tmp_path: Path) -> None:
+    for seed in (1, 2):
+        fit("--data.image_size=20", f"--seed_everything={seed}", f"--run_dir=run_{seed}")
+    drawing = np.full((100, 100), 255, np.uint8)
+    drawing[20:80, 45:55] = 0
+
+    with served("--ckpt_path=run_1", "--ensemble=[run_2]", cwd=tmp_path) as (url, _):
+        label, probabilities = ask(url, png(drawing))
+
+    digit = digit_in(Image.fromarray(drawing))
+    assert digit is not None
+    files = [tmp_path / f"run_{seed}" / "checkpoints" / "best.ckpt" for seed in (1, 2)]
+    models = [ConvNet.load_from_checkpoint(file, map_location="cpu").eval() for file in files]
+    with torch.inference_mode():
+        images = preprocess(torch.from_numpy(digit)[None, None], 20)
+        expected = torch.stack([model(images).softmax(dim=1)[0] for model in models]).mean(dim=0)
+    assert [probabilities[str(each)] for each in range(10)] == pytest.approx(expected.tolist(), abs=1e-5)
+    assert label == str(int(expected.argmax()))
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_without_a_word(signum: int, fit: Callable[..., Any], tmp_path: Path) -> None:
+    fit("--run_dir=run")
+    before = sorted(tmp_path.rglob("*"))
+
+    with served("--ckpt_path=run", cwd=tmp_path) as (url, process):
+        with urllib.request.urlopen(url, timeout=PATIENCE) as page:
+            assert page.status == 200
+        assert ended(process, signum) == (0, "")
+
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_port_that_is_taken(fit: Callable[..., Any], shell: Callable[..., Any]) -> None:
+    fit("--run_dir=run")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+
+        done = shell("demo", "--ckpt_path=run", f"--port={port}")
+
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [f"error: port {port} of 127.0.0.1 is taken", "give another --port"]
+    assert done.stdout == ""
+
+
+def test_an_address_that_is_not_of_this_machine(fit: Callable[..., Any], shell: Callable[..., Any]) -> None:
+    fit("--run_dir=run")
+
+    done = shell("demo", "--ckpt_path=run", "--host=192.0.2.1")
+
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        f"error: 192.0.2.1:7860: {os.strerror(errno.EADDRNOTAVAIL)}",
+        "give another --host or --port",
+    ]
+
+
+def test_a_port_that_is_none(fails: Callable[..., str]) -> None:
+    assert "--port" in fails("demo", "--port=70000")
+
+
+def test_without_a_checkpoint_there_is_nothing_to_show(fails: Callable[..., str]) -> None:
+    assert "--ckpt_path" in fails("demo")
+
+
+def test_a_missing_package_is_named(
+    fit: Callable[..., Any], fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit("--run_dir=run")
+    monkeypatch.setitem(sys.modules, "gradio", None)
+
+    error = fails("demo", "--ckpt_path=run")
+
+    assert error.splitlines() == ["error: the demo needs the package gradio", "pip install 'mnist_lit[demo]'"]
