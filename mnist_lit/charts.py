@@ -39,12 +39,11 @@ from mnist_lit.scales import (
     scales_of,
     score_of,
     scores_of,
-    short_names,
     spans_of,
     times_of,
     wrapped,
 )
-from mnist_lit.texts import duration_text, short_text, text_of
+from mnist_lit.texts import duration_text, short_names, short_text, text_of
 
 __all__ = ["CHARTS", "draw_charts"]
 

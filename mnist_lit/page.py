@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from html import escape
 from string import Template
 
-__all__ = ["cell", "figure", "keys", "page", "pair", "row", "section", "table", "tile", "tiles"]
+__all__ = ["cell", "figure", "keys", "name_cell", "page", "pair", "row", "section", "table", "tile", "tiles"]
 
 PAGE = Template("""\
 <!DOCTYPE html>
@@ -49,7 +49,8 @@ img { display: block; width: 100%; height: auto; }
 table { border-collapse: collapse; font-size: .875rem; white-space: nowrap; overflow-wrap: normal; }
 th, td { padding: .375rem .75rem; text-align: left; border-bottom: 1px solid var(--line); }
 th { position: sticky; top: 0; background: var(--card); font-weight: 600; white-space: normal; vertical-align: bottom; }
-tbody tr:last-child td { border-bottom: 0; }
+tbody th { left: 0; font-weight: 400; }
+tbody tr:last-child > * { border-bottom: 0; }
 .best td, td.best { color: var(--mark); font-weight: 600; }
 .pruned td, .failed td { color: var(--quiet); }
 </style>
@@ -138,6 +139,12 @@ def row(cells: Iterable[str], kind: str = "complete") -> str:
     return f'<tr class="{kind}">{"".join(cells)}</tr>\n'
 
 
-def cell(text: str) -> str:
-    """A cell of a row."""
-    return f"<td>{escape(text)}</td>"
+def cell(text: str, kind: str = "") -> str:
+    """A cell of a row, of a kind that the skeleton has a style for."""
+    attribute = f' class="{kind}"' if kind else ""
+    return f"<td{attribute}>{escape(text)}</td>"
+
+
+def name_cell(text: str) -> str:
+    """The first cell of a row that has a name: it stays in sight."""
+    return f'<th scope="row">{escape(text)}</th>'

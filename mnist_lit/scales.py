@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from mnist_lit.drawing import drawable
 from mnist_lit.metric import Metric, metric_of
 from mnist_lit.results import Confirmation, Entry, Summary
-from mnist_lit.texts import text_of
+from mnist_lit.texts import short_names, text_of
 
 __all__ = [
     "ABSENT",
@@ -27,7 +27,6 @@ __all__ = [
     "scales_of",
     "score_of",
     "scores_of",
-    "short_names",
     "spans_of",
     "times_of",
     "wrapped",
@@ -69,18 +68,6 @@ def score_of(entry: Entry, objective: int = 0) -> float | None:
 def wrapped(text: str, width: int, num_lines: int) -> str:
     """A text in lines of that many characters, cut where it is longer."""
     return fill(text.replace("(", " ("), width, max_lines=num_lines, placeholder="…")
-
-
-def short_names(keys: Iterable[str]) -> dict[str, str]:
-    """For each key the shortest end that no other key has."""
-    ends = {key: _ends(key) for key in keys}
-    counts = Counter(end for of_key in ends.values() for end in of_key)
-    return {key: next((end for end in of_key if counts[end] == 1), key) for key, of_key in ends.items()}
-
-
-def _ends(key: str) -> list[str]:
-    parts = key.split(".")
-    return [".".join(parts[start:]) for start in range(len(parts) - 1, -1, -1)]
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,10 @@
 """Values, scores and times as people read them."""
 
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["duration_text", "percent_text", "score_text", "short_text", "text_of"]
+__all__ = ["duration_text", "percent_text", "score_text", "short_names", "short_text", "text_of"]
 
 
 def text_of(value: object) -> str:
@@ -49,3 +51,15 @@ def percent_text(share: float) -> str:
 def score_text(name: str, score: float) -> str:
     """A metric's value: accuracies and F1 scores in per cent."""
     return percent_text(score) if name.endswith(("acc", "f1", "acc_best")) else text_of(float(score))
+
+
+def short_names(keys: Iterable[str], separator: str = ".") -> dict[str, str]:
+    """For each key (or path) the shortest end that no other has."""
+    ends = {key: _ends(key, separator) for key in keys}
+    counts = Counter(end for of_key in ends.values() for end in of_key)
+    return {key: next((end for end in of_key if counts[end] == 1), key) for key, of_key in ends.items()}
+
+
+def _ends(key: str, separator: str) -> list[str]:
+    parts = key.split(separator)
+    return [separator.join(parts[start:]) for start in range(len(parts) - 1, -1, -1)]
