@@ -34,7 +34,6 @@ from mnist_lit.pictures import Pictures
 from mnist_lit.precision import native_precision
 from mnist_lit.predictions import write_predictions
 from mnist_lit.record import RunRecord
-from mnist_lit.run_report import write_run_report
 from mnist_lit.runs import LOGS, claimed, is_first_process, write_text
 from mnist_lit.trainer import DigitTrainer
 from mnist_lit.tuning import tune
@@ -347,6 +346,8 @@ class CLI(LightningCLI):
         is_run = (self.run_dir / "config.yaml").is_file()
         if not self.config[self.request.command].report or not is_run:
             return None
+        from mnist_lit.run_report import write_run_report  # TensorBoard
+
         try:
             return write_run_report(self.run_dir, self._defaults())
         except (OSError, MNISTLitError) as error:

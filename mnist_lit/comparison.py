@@ -60,6 +60,10 @@ def compare(args: Sequence[str]) -> None:
     """
     be_quiet()
     typed = _parser().parse_intermixed_args(args)
+    if typed.output.is_dir():
+        raise UsageError(
+            f"--output: {typed.output} is a directory\ngive the page's file, for example {LOGS}/comparison.html"
+        )
     runs = _named([read_run(path) for path in {path.resolve(): path for path in typed.runs}.values()])
     if len(runs) < 2:
         raise UsageError("compare needs two different runs or more\ngive their directories: logs/run_1 logs/run_2")

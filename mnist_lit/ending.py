@@ -8,6 +8,7 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
+from mnist_lit.checkpoints import LAST
 from mnist_lit.texts import score_text
 
 __all__ = ["aligned", "fit_lines", "metric_lines"]
@@ -23,17 +24,19 @@ def fit_lines(run_dir: Path, trainer: Trainer, report: Path | None) -> dict[str,
         trainer: Its trainer.
         report: Its page, if it has one.
     """
-    metrics = json.loads((run_dir / "metrics.json").read_text(encoding="utf-8"))
+    file = run_dir / "metrics.json"
+    metrics = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     lines = {}
     if "val/acc" in metrics:
         lines["best epoch"] = f"{metrics['epoch'] + 1} of {trainer.current_epoch}"
     lines |= {name: score_text(name, metrics[name]) for name in ("val/acc", "test/acc") if name in metrics}
-    lines["seconds"] = f"{metrics['seconds']:.1f}"
+    if "seconds" in metrics:
+        lines["seconds"] = f"{metrics['seconds']:.1f}"
     if report is not None:
         lines["report"] = shlex.quote(str(report))
-    if trainer.logger is not None:
+    if any(run_dir.glob("events.out.tfevents.*")):
         lines["look"] = shlex.join(["tensorboard", "--logdir", str(run_dir)])
-    if trainer.checkpoint_callback is not None:
+    if (run_dir / "checkpoints" / LAST).is_file():
         lines["go on"] = shlex.join(
             ["python", "-m", "mnist_lit", "fit", "--ckpt_path", str(run_dir), *_longer(trainer)]
         )

@@ -49,7 +49,8 @@ img { display: block; width: 100%; height: auto; }
 table { border-collapse: collapse; font-size: .875rem; white-space: nowrap; overflow-wrap: normal; }
 th, td { padding: .375rem .75rem; text-align: left; border-bottom: 1px solid var(--line); }
 th { position: sticky; top: 0; background: var(--card); font-weight: 600; white-space: normal; vertical-align: bottom; }
-tbody th { left: 0; font-weight: 400; }
+tbody th { left: 0; font-weight: 400; overflow-wrap: anywhere; }
+@media (max-width: 40rem) { tbody th { max-width: 9rem; } }
 tbody tr:last-child > * { border-bottom: 0; }
 .best td, td.best { color: var(--mark); font-weight: 600; }
 .pruned td, .failed td { color: var(--quiet); }
@@ -130,7 +131,7 @@ def table(head: Iterable[str], rows: Iterable[str], name: str) -> str:
         name: What it holds, for those who do not see it.
     """
     box = f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(name)}">'
-    cells = "".join(f'<th scope="col">{escape(text).replace(".", ".<wbr>")}</th>' for text in head)
+    cells = "".join(f'<th scope="col">{_breakable(text)}</th>' for text in head)
     return f"{box}\n<table>\n<thead><tr>{cells}</tr></thead>\n<tbody>\n{''.join(rows)}\n</tbody>\n</table>\n</div>"
 
 
@@ -147,4 +148,8 @@ def cell(text: str, kind: str = "") -> str:
 
 def name_cell(text: str) -> str:
     """The first cell of a row that has a name: it stays in sight."""
-    return f'<th scope="row">{escape(text)}</th>'
+    return f'<th scope="row">{_breakable(text)}</th>'
+
+
+def _breakable(text: str) -> str:
+    return escape(text).replace(".", ".<wbr>")
