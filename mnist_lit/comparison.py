@@ -12,14 +12,13 @@ from mnist_lit.errors import UsageError
 from mnist_lit.page import cell, figure, name_cell, page, pair, row, section, table
 from mnist_lit.recorded import Recorded, flat, read_run
 from mnist_lit.runs import LOGS, write_text
-from mnist_lit.texts import score_text, short_names, short_text, text_of
+from mnist_lit.texts import METRICS, score_text, short_names, short_text, text_of
 
 __all__ = ["compare", "write_comparison"]
 
 MAX_WIDTH = 28
 ABSENT = "\N{EN DASH}"
 BEST_EPOCH = "best epoch"
-METRICS = ("val/acc", "val/loss", "val/f1", "test/acc", "test/loss", "test/f1")
 # Of each fact in metrics.json how it is told.
 FACTS: dict[str, Callable[[Any], str]] = {
     "seconds": "{:,.1f}".format,
@@ -29,14 +28,8 @@ FACTS: dict[str, Callable[[Any], str]] = {
 }
 # Of each chart a heading and how it is read.
 CAPTIONS = {
-    "val/acc": (
-        "Validation accuracy",
-        "The higher the better; what is far worse than the rest lies outside the picture.",
-    ),
-    "val/loss": (
-        "Validation loss",
-        "The lower the better; what is far worse than the rest lies outside the picture.",
-    ),
+    "val/acc": ("Validation accuracy", "The higher the better; beginnings that are far off are cut."),
+    "val/loss": ("Validation loss", "The lower the better; beginnings that are far off are cut."),
     "train/loss": ("Training loss", "It can only be compared where augmentation and label smoothing are the same."),
 }
 

@@ -43,7 +43,7 @@ COMPARED = {"val/acc": True, "val/loss": False, "train/loss": False}
 RUN_COLORS = (BLUE, VERMILION, BLACK, *OTHERS, "#e69f00")
 RUN_LINES = ("-", "--", "-.", ":")
 RUN_MARKERS = "osD"
-MAX_MARKERS = 40
+MAX_MARKERS = 20
 
 
 def draw_run(run: Recorded) -> dict[str, bytes]:
@@ -85,10 +85,9 @@ def _of_run(run: Recorded, metrics: tuple[str, ...], label: str) -> Figure | Non
 
 def _of_runs(runs: Mapping[str, Recorded], metric: str) -> Figure | None:
     curves = {name: run.curves.get(metric, Curve([], [])) for name, run in runs.items()}
-    values = [value for curve in curves.values() for value in curve.values if math.isfinite(value)]
-    if not values:
+    late = [value for curve in curves.values() for value in _second_half(curve) if math.isfinite(value)]
+    if not late:
         return None
-    scale = metric_of(metric, values, maximize=COMPARED[metric])
     num_rows = -(-len(curves) // 2)
     figure = new_figure(HEIGHT + 0.22 * num_rows, WIDTH)
     axes = figure.subplots()
@@ -96,20 +95,27 @@ def _of_runs(runs: Mapping[str, Recorded], metric: str) -> Figure | None:
         look = {"color": _of(RUN_COLORS, place), "linestyle": _of(RUN_LINES, place), "marker": _of(RUN_MARKERS, place)}
         if curve.values:
             _plot(axes, curve, **look, label=drawable(name, 28))
-    scale.write_on(axes.yaxis)
-    axes.set_ylim(scale.low, scale.high)
+    metric_of(metric, late, maximize=COMPARED[metric]).write_on(axes.yaxis)
+    # How all of them end is what matters, not how the first epoch was.
+    margin = 0.08 * (max(late) - min(late)) or 0.01
+    axes.set_ylim(min(late) - margin, max(late) + margin)
     _finish(axes)
     figure.legend(loc="outside lower left", ncols=2, handlelength=3.2, fontsize=9)
     return figure
 
 
+def _second_half(curve: Curve) -> list[float]:
+    return curve.values[(len(curve.values) - 1) // 2 :]
+
+
 def _plot(axes: Axes, curve: Curve, **look: Any) -> None:
-    every = max(1, len(curve.values) // MAX_MARKERS)
+    every = -(-len(curve.values) // MAX_MARKERS) or 1
     axes.plot(curve.epochs, curve.values, **{"linewidth": 1.6, "markersize": 4, "markevery": every, **look})
 
 
 def _finish(axes: Axes) -> None:
     axes.set_xlabel("epoch")
+    axes.set_xlim(0, 1.03 * max(1.0, axes.dataLim.x1))
     axes.xaxis.set_major_locator(whole_numbers())
 
 

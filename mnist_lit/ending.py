@@ -9,11 +9,9 @@ from typing import Any
 from lightning.pytorch import Trainer
 
 from mnist_lit.checkpoints import LAST
-from mnist_lit.texts import score_text
+from mnist_lit.texts import METRICS, score_text
 
 __all__ = ["aligned", "fit_lines", "metric_lines"]
-
-METRICS = ("val/acc", "val/loss", "val/f1", "test/acc", "test/loss", "test/f1")
 
 
 def fit_lines(run_dir: Path, trainer: Trainer, report: Path | None) -> dict[str, str]:
@@ -27,7 +25,7 @@ def fit_lines(run_dir: Path, trainer: Trainer, report: Path | None) -> dict[str,
     file = run_dir / "metrics.json"
     metrics = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     lines = {}
-    if "val/acc" in metrics:
+    if "val/acc" in metrics and "epoch" in metrics:
         lines["best epoch"] = f"{metrics['epoch'] + 1} of {trainer.current_epoch}"
     lines |= {name: score_text(name, metrics[name]) for name in ("val/acc", "test/acc") if name in metrics}
     if "seconds" in metrics:

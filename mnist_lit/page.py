@@ -49,8 +49,8 @@ img { display: block; width: 100%; height: auto; }
 table { border-collapse: collapse; font-size: .875rem; white-space: nowrap; overflow-wrap: normal; }
 th, td { padding: .375rem .75rem; text-align: left; border-bottom: 1px solid var(--line); }
 th { position: sticky; top: 0; background: var(--card); font-weight: 600; white-space: normal; vertical-align: bottom; }
-tbody th { left: 0; font-weight: 400; overflow-wrap: anywhere; }
-@media (max-width: 40rem) { tbody th { max-width: 9rem; } }
+tbody th { left: 0; font-weight: 400; }
+@media (max-width: 40rem) { tbody th { min-width: 9.5rem; max-width: 9.5rem; overflow-wrap: anywhere; } }
 tbody tr:last-child > * { border-bottom: 0; }
 .best td, td.best { color: var(--mark); font-weight: 600; }
 .pruned td, .failed td { color: var(--quiet); }

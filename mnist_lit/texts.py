@@ -4,7 +4,10 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["duration_text", "percent_text", "score_text", "short_names", "short_text", "text_of"]
+__all__ = ["METRICS", "duration_text", "percent_text", "score_text", "short_names", "short_text", "text_of"]
+
+# In the order in which people are told of them.
+METRICS = ("val/acc", "val/loss", "val/f1", "test/acc", "test/loss", "test/f1")
 
 
 def text_of(value: object) -> str:

@@ -109,7 +109,7 @@ def test_whatever_stands_in_a_run_directory_is_only_text(copy: Path, tmp_path: P
     config = yaml.safe_load((copy / "config.yaml").read_text())
     config["data"]["mirrors"] = [EVIL]
     config[EVIL] = EVIL
-    (copy / "config.yaml").write_text(yaml.safe_dump(config))
+    (copy / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     (copy / "metrics.json").write_text(json.dumps({**metrics_of(copy), "dataset": EVIL, "versions": EVIL}))
 
     page = written(copy.rename(tmp_path / "<b>run"))
@@ -172,7 +172,7 @@ def test_test_of_a_run_renews_its_page(tmp_path: Path, fit: Callable[..., Any]) 
 def test_run_from_before_there_were_pages_gets_one(copy: Path, shown: Path) -> None:
     config = yaml.safe_load((copy / "config.yaml").read_text())
     del config["report"], config["model"]["tta_shift"]
-    (copy / "config.yaml").write_text(yaml.safe_dump(config))
+    (copy / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     (copy / "report.html").unlink()
 
     main(["test", f"--ckpt_path={copy}"])
