@@ -2,105 +2,59 @@
 
 import itertools
 from collections.abc import Callable, Sequence
-from io import BytesIO
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.colors import Colormap, ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
-from PIL import Image
 
+from mnist_lit.drawing import (
+    BLACK,
+    BLUE,
+    GREY,
+    OTHERS,
+    VERMILION,
+    WIDTH,
+    add_legend,
+    drawable,
+    new_figure,
+    own_style,
+    png,
+    whole_numbers,
+)
+from mnist_lit.metric import Metric, metric_of
 from mnist_lit.results import Confirmation, Entry, Summary
 from mnist_lit.scales import (
     ABSENT,
     MAX_KEYS,
-    Metric,
     Scale,
     busy_seconds,
     complete_ones,
-    drawable,
-    duration_text,
     linear_ticks,
     mean_and_spread,
-    metric_of,
     metrics_of,
     scales_of,
     score_of,
     scores_of,
-    short_names,
-    short_text,
     spans_of,
-    text_of,
     times_of,
     wrapped,
 )
+from mnist_lit.texts import duration_text, short_names, short_text, text_of
 
 __all__ = ["CHARTS", "draw_charts"]
 
-WIDTH = 10.0
-DPI = 140
-STYLE: dict[Any, Any] = {
-    "axes.axisbelow": True,
-    "axes.edgecolor": "#888888",
-    "axes.grid": True,
-    "axes.labelcolor": "#333333",
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "figure.constrained_layout.use": True,
-    "figure.constrained_layout.h_pad": 0.12,
-    "figure.constrained_layout.w_pad": 0.12,
-    "font.size": 10,
-    "grid.color": "#e9e9e9",
-    "legend.frameon": False,
-    "text.parse_math": False,  # a dollar sign in a name is one
-    "xtick.color": "#888888",
-    "xtick.labelcolor": "#333333",
-    "ytick.color": "#888888",
-    "ytick.labelcolor": "#333333",
-}
-# They differ in brightness, too, and each is drawn with a mark of its own.
-BLUE, VERMILION, GREY, BLACK = "#0072b2", "#d55e00", "#9a9a9a", "#222222"
 COLORS = {"complete": BLUE, "pruned": GREY, "failed": BLACK}
-OTHERS = ("#56b4e9", "#009e73", "#cc79a7")
 
 
 def draw_charts(summary: Summary) -> dict[str, bytes]:
     """The charts that a search has something for, as PNG files by name."""
-    # Neither a user's matplotlibrc nor a notebook's settings.
-    with mpl.rc_context():
-        mpl.rcdefaults()
-        mpl.rcParams.update(STYLE)
+    with own_style():
         figures = {name: draw(summary) for name, draw in CHARTS.items()}
-        return {name: _png(figure) for name, figure in figures.items() if figure is not None}
-
-
-def _png(figure: Figure) -> bytes:
-    canvas, file = FigureCanvasAgg(figure), BytesIO()
-    canvas.draw()  # type: ignore[no-untyped-call]
-    # In 256 colors, a difference that no eye sees, it takes a third of the room.
-    picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")  # type: ignore[no-untyped-call]
-    picture.quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(file, "png")
-    return file.getvalue()
-
-
-def _figure(height: float, width: float = WIDTH) -> Figure:
-    return Figure(figsize=(width, height), dpi=DPI)
-
-
-def _whole_numbers() -> MaxNLocator:
-    return MaxNLocator(8, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1)
-
-
-def _legend(axes: Axes, **options: Any) -> None:
-    options = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 6, "borderaxespad": 0.2, **options}
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(handletextpad=0.4, columnspacing=1.5, **options)
+        return {name: png(figure) for name, figure in figures.items() if figure is not None}
 
 
 def _ramp(*, reverse: bool = False) -> Colormap:
@@ -133,13 +87,13 @@ def _history(summary: Summary) -> Figure | None:
     if all(score_of(entry) is None for entry in summary.entries):
         return None
     metrics = metrics_of(summary, pruned=True)
-    figure = _figure(1.2 + 3.2 * len(metrics))
+    figure = new_figure(1.2 + 3.2 * len(metrics))
     rows = figure.subplots(len(metrics), 1, sharex=True, squeeze=False)[:, 0]
     for objective, (axes, metric) in enumerate(zip(rows, metrics, strict=True)):
         _history_of(axes, summary, metric, objective)
     rows[-1].set_xlabel("trial")
-    rows[-1].xaxis.set_major_locator(_whole_numbers())
-    _legend(rows[0])
+    rows[-1].xaxis.set_major_locator(whole_numbers())
+    add_legend(rows[0])
     return figure
 
 
@@ -201,7 +155,7 @@ def _importances(summary: Summary) -> Figure | None:
         return None
     metrics = metrics_of(summary)[: len(summary.importances)]
     order = sorted(keys, key=lambda key: -max(shares.get(key, 0.0) for shares in summary.importances))[:MAX_KEYS]
-    figure = _figure(1.1 + len(order) * (0.2 + 0.2 * len(metrics)))
+    figure = new_figure(1.1 + len(order) * (0.2 + 0.2 * len(metrics)))
     axes = figure.subplots()
     thickness = 0.76 / len(metrics)
     for place, (metric, shares) in enumerate(zip(metrics, summary.importances, strict=False)):
@@ -218,7 +172,7 @@ def _importances(summary: Summary) -> Figure | None:
     axes.tick_params(axis="y", length=0)
     axes.grid(visible=False, axis="y")
     if len(metrics) > 1:
-        _legend(axes)
+        add_legend(axes)
     return figure
 
 
@@ -230,7 +184,7 @@ def _parallel(summary: Summary) -> Figure | None:
         return None
     scores = metric.places([entry.values[0] for entry in entries])
     heights = np.column_stack([scores, *(scale.of(entries) for scale in scales)])
-    figure = _figure(4.8, max(WIDTH, 1.25 * (len(scales) + 1)))
+    figure = new_figure(4.8, max(WIDTH, 1.25 * (len(scales) + 1)))
     axes = figure.subplots()
     _lines(axes, heights, scores if metric.maximize else -scores)
     place = entries.index(best)
@@ -290,7 +244,7 @@ def _slices(summary: Summary) -> Figure | None:
         return None
     num_columns = min(len(scales), 3)
     num_rows = -(-len(scales) // num_columns)
-    figure = _figure(0.7 + 2.5 * num_rows)
+    figure = new_figure(0.7 + 2.5 * num_rows)
     grid = figure.subplots(num_rows, num_columns, sharey=True, squeeze=False)
     panels = grid.ravel()
     cuts = [_slice(axes, metric, entries, scale, best) for axes, scale in zip(panels, scales, strict=False)]
@@ -300,7 +254,7 @@ def _slices(summary: Summary) -> Figure | None:
         metric.write_on(axes.yaxis)
         axes.set_ylim(metric.low, metric.high)
     bar = figure.colorbar(panels[0].collections[0], ax=grid, label="trial", aspect=40, pad=0.01)
-    bar.locator = _whole_numbers()
+    bar.locator = whole_numbers()
     bar.outline.set_visible(False)
     panels[0].scatter([], [], marker="*", s=120, color=VERMILION, label=f"best: #{best.number}")
     if any(cuts):
@@ -343,7 +297,7 @@ def _intermediate(summary: Summary) -> Figure | None:
         return None
     scores = [score for entry in entries for score in entry.steps.values()]
     metric = metric_of(summary.metrics[0], scores, maximize=summary.directions[0] == "maximize")
-    figure = _figure(4.4)
+    figure = new_figure(4.4)
     axes = figure.subplots()
     for state in ("complete", "pruned", "failed"):
         _learning_curves(axes, [entry for entry in entries if entry.state == state], state)
@@ -354,8 +308,8 @@ def _intermediate(summary: Summary) -> Figure | None:
     metric.write_on(axes.yaxis)
     axes.set_ylim(metric.low, metric.high)
     axes.set_xlabel("validation")
-    axes.xaxis.set_major_locator(_whole_numbers())
-    _legend(axes)
+    axes.xaxis.set_major_locator(whole_numbers())
+    add_legend(axes)
     return figure
 
 
@@ -384,7 +338,7 @@ def _timeline(summary: Summary) -> Figure | None:
     size, unit = next(((s, u) for s, u in ((3600, "hours"), (60, "minutes")) if total >= 3 * s), (1, "seconds"))
     lanes = _lanes(places)
     num_lanes = max(lanes.values()) + 1
-    figure = _figure(1.3 + min(0.36 * num_lanes, 8))
+    figure = new_figure(1.3 + min(0.36 * num_lanes, 8))
     axes = figure.subplots()
     for state, color in COLORS.items():
         found = [entry.number for entry in summary.entries if entry.state == state]
@@ -410,7 +364,7 @@ def _timeline(summary: Summary) -> Figure | None:
     axes.set_ylim(num_lanes - 0.5, -0.5)
     axes.set_yticks([])
     axes.grid(visible=False, axis="y")
-    _legend(axes)
+    add_legend(axes)
     return figure
 
 
@@ -454,7 +408,7 @@ def _pareto(summary: Summary) -> Figure | None:
     if len(summary.metrics) < 2 or not entries:
         return None
     first, second = metrics_of(summary)[:2]
-    figure = _figure(5.4)
+    figure = new_figure(5.4)
     axes = figure.subplots()
     axes.set(xlim=(first.low, first.high), ylim=(second.low, second.high))
     for metric, axis in ((first, axes.xaxis), (second, axes.yaxis)):
@@ -477,7 +431,7 @@ def _pareto(summary: Summary) -> Figure | None:
     look["linestyle"] = "-" if len(summary.metrics) == 2 else "none"
     axes.plot(x, y, **look, clip_on=False, label="best: no other is better in every objective")
     _number_the_front(axes, front, np.column_stack([x, y]), (first, second))
-    _legend(axes)
+    add_legend(axes)
     return figure
 
 
@@ -500,7 +454,7 @@ def _confirmation(summary: Summary) -> Figure | None:
         return None
     metric = metrics_of(summary)[0]
     confirmed.sort(key=lambda one: mean_and_spread(one)[0], reverse=metric.maximize)
-    figure = _figure(1.4 + 0.5 * len(confirmed))
+    figure = new_figure(1.4 + 0.5 * len(confirmed))
     axes = figure.subplots()
     _of_new_seeds(axes, confirmed)
     _of_the_search(axes, confirmed, {entry.number: entry for entry in complete_ones(summary)})
@@ -509,7 +463,7 @@ def _confirmation(summary: Summary) -> Figure | None:
     axes.set_ylabel("trial")
     metric.write_on(axes.xaxis)
     axes.margins(x=0.06)
-    _legend(axes)
+    add_legend(axes)
     return figure
 
 

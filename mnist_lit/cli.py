@@ -1,6 +1,7 @@
 """The command line: objects from layers of configuration, and the commands that run them."""
 
 import signal
+import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -24,6 +25,7 @@ from mnist_lit.complaints import explain_object, explain_trainer
 from mnist_lit.configuration import Parser, parse
 from mnist_lit.console import be_quiet
 from mnist_lit.data import MNISTDataModule
+from mnist_lit.ending import aligned, fit_lines, metric_lines
 from mnist_lit.entry import Request
 from mnist_lit.errors import MNISTLitError, Stopped, UsageError
 from mnist_lit.loggers import CSV, TensorBoard
@@ -126,6 +128,9 @@ class CLI(LightningCLI):
         )
         parser.add_argument(
             "--csv", type=bool, default=False, help="Whether the scalars are also written to RUN/metrics.csv."
+        )
+        parser.add_argument(
+            "--report", type=bool, default=True, help="Whether the run is also shown on a page, RUN/report.html."
         )
         parser.add_argument(
             "--num_threads",
@@ -330,11 +335,32 @@ class CLI(LightningCLI):
 
     @rank_zero_only
     def _report(self) -> None:
-        metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
-        for name in ("val/acc", "val/acc_best", "test/acc"):
-            if name in metrics:
-                print(f"{name} {metrics[name]:.2%}")
+        page = self._write_page()
+        is_fit = self.request.command == "fit"
+        metrics = self.trainer.callback_metrics
+        print(aligned(fit_lines(self.run_dir, self.trainer, page) if is_fit else metric_lines(metrics)))
         print(self.run_dir)
+
+    def _write_page(self) -> Path | None:
+        # Results of others' checkpoints lie in a directory that is no run's.
+        is_run = (self.run_dir / "config.yaml").is_file()
+        if not self.config[self.request.command].report or not is_run:
+            return None
+        from mnist_lit.run_report import write_run_report  # TensorBoard
+
+        try:
+            return write_run_report(self.run_dir, self._defaults())
+        except (OSError, MNISTLitError) as error:
+            # What was trained or measured is there all the same.
+            print(f"note: report.html is not written: {error}", file=sys.stderr)
+            return None
+
+    def _defaults(self) -> dict[str, Any]:
+        defaults = self.subcommand_parser.get_defaults()
+        defaults.trainer.precision = native_precision(self.config[self.request.command].trainer.accelerator)
+        dump = self.subcommand_parser.dump(defaults, skip_unset=False, skip_link_targets=False)
+        plain: dict[str, Any] = yaml.safe_load(dump)
+        return plain
 
 
 class Rehearsal(CLI):

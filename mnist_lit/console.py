@@ -9,6 +9,7 @@ LOG_LEVELS = {
     "lightning.pytorch": logging.WARNING,
     "lightning.fabric": logging.WARNING,
     "lightning.pytorch.loggers.mlflow": logging.ERROR,  # it says that it makes the experiment it was asked for
+    "tensorboard": logging.ERROR,  # it says which events of a run that was gone on with it passes over
     "mlflow.store.db.utils": logging.WARNING,  # it says that it makes its tables
 }
 # One message each, with the reason why nobody needs to read it.

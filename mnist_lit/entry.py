@@ -31,6 +31,7 @@ COMMANDS = {
     "predict": "read the digits in image files, or those of the test set",
     "export": "write a checkpoint as ONNX or .pt2 for other programs",
     "demo": "serve a page on which digits can be drawn",
+    "compare": "show runs side by side: what differs, what they reached, their curves",
 }
 HELP = """usage: python -m mnist_lit COMMAND [--config FILE]... [--any.key VALUE]...
 
@@ -130,8 +131,9 @@ def main(args: Sequence[str] | None = None, callbacks: Sequence["Callback"] = ()
         The command's `trainer`, `model` and `datamodule`.
 
     Raises:
-        SystemExit: With 0 after `--help`, `--version` and `--print_config`, 2 if what was typed cannot work, 1 if
-            something went wrong later, 130 after Ctrl-C, 143 after SIGTERM. The error is printed and is its cause.
+        SystemExit: With 0 after `compare`, `--help`, `--version` and `--print_config`, 2 if what was typed cannot
+            work, 1 if something went wrong later, 130 after Ctrl-C, 143 after SIGTERM. The error is printed and is its
+            cause.
     """
     args = sys.argv[1:] if args is None else args
     with short_errors():
@@ -189,6 +191,10 @@ def _answer_at_once(args: Sequence[str]) -> None:
         print(f"mnist_lit {version('mnist_lit')}")
     elif args[0].startswith("-"):
         raise UsageError(f"the command comes first, got {args[0]!r}\nfor example: python -m mnist_lit fit {args[0]} …")
+    elif args[0] == "compare":
+        from mnist_lit.comparison import compare
+
+        compare(args[1:])
     else:
         return
     raise SystemExit(0)

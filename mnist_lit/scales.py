@@ -1,40 +1,33 @@
-"""Scores, values and times as axes and texts show them."""
+"""A search's scores, keys and times as its axes show them."""
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cache
 from textwrap import fill
 from typing import Any
 
 import numpy as np
-from matplotlib.axis import Axis
-from matplotlib.font_manager import findfont, get_font
 from matplotlib.ticker import MaxNLocator
 
+from mnist_lit.drawing import drawable
+from mnist_lit.metric import Metric, metric_of
 from mnist_lit.results import Confirmation, Entry, Summary
+from mnist_lit.texts import short_names, text_of
 
 __all__ = [
     "ABSENT",
     "MAX_KEYS",
-    "Metric",
     "Scale",
     "busy_seconds",
     "complete_ones",
-    "drawable",
-    "duration_text",
     "linear_ticks",
     "mean_and_spread",
-    "metric_of",
     "metrics_of",
     "scales_of",
     "score_of",
     "scores_of",
-    "short_names",
-    "short_text",
     "spans_of",
-    "text_of",
     "times_of",
     "wrapped",
 ]
@@ -46,62 +39,6 @@ ABSENT = -0.15
 GOLDEN = 0.618034
 
 
-@dataclass(frozen=True, kw_only=True)
-class Metric:
-    """An objective: how its scores are told, and the part of its axis that is worth showing.
-
-    Args:
-        name: Name of the metric.
-        maximize: Whether more is better.
-        percent: Whether scores are shares, told in per cent.
-        low: Where its axis begins.
-        high: Where it ends.
-    """
-
-    name: str
-    maximize: bool
-    percent: bool
-    low: float
-    high: float
-
-    @property
-    def label(self) -> str:
-        """Its name and unit."""
-        return f"{self.name} (%)" if self.percent else self.name
-
-    def text(self, score: float) -> str:
-        """A score for people."""
-        return f"{score:.2%}".replace("%", " %") if self.percent else text_of(score)
-
-    def spread_text(self, mean: float, spread: float) -> str:
-        """A mean and its standard deviation for people."""
-        if not self.percent:
-            return f"{text_of(mean)} ± {spread:.2g}"
-        return f"{100 * mean:.2f} ± {100 * spread:.2f} %"
-
-    def best(self, scores: Iterable[float]) -> float:
-        """The best of some scores."""
-        return max(scores) if self.maximize else min(scores)
-
-    def cut(self, scores: Sequence[float]) -> "np.ndarray[Any, Any]":
-        """Scores, those beyond the axis moved to its ends."""
-        return np.asarray(np.clip(np.asarray(scores, dtype=float), self.low, self.high))
-
-    def places(self, scores: Sequence[float]) -> "np.ndarray[Any, Any]":
-        """Scores from 0, where the axis begins, to 1."""
-        return (self.cut(scores) - self.low) / (self.high - self.low)
-
-    def tick(self, score: float, _: float = 0) -> str:
-        """A score on an axis."""
-        return f"{100 * score:.6g}" if self.percent else text_of(float(f"{score:.6g}"))
-
-    def write_on(self, axis: Axis) -> None:
-        """Give an axis the metric's name and numbers."""
-        axis.set_major_locator(MaxNLocator(6))
-        axis.set_major_formatter(self.tick)
-        axis.set_label_text(drawable(self.label))
-
-
 def metrics_of(summary: Summary, *, pruned: bool = False) -> list[Metric]:
     """The objectives of a search; their axes are for the scores of complete trials, or those of pruned ones, too."""
     entries = summary.entries if pruned else complete_ones(summary)
@@ -109,25 +46,6 @@ def metrics_of(summary: Summary, *, pruned: bool = False) -> list[Metric]:
         metric_of(name, scores_of(entries, objective), maximize=direction == "maximize")
         for objective, (name, direction) in enumerate(zip(summary.metrics, summary.directions, strict=True))
     ]
-
-
-def metric_of(name: str, scores: list[float], *, maximize: bool) -> Metric:
-    """A metric whose axis is for these scores."""
-    scores = [score for score in scores if math.isfinite(score)] or [0.0]
-    percent = name.endswith(("acc", "accuracy", "f1")) and all(0 <= score <= 1 for score in scores)
-    low, high = _window(scores, maximize=maximize)
-    return Metric(name=name, maximize=maximize, percent=percent, low=low, high=high)
-
-
-def _window(scores: list[float], *, maximize: bool) -> tuple[float, float]:
-    best, worst = (max(scores), min(scores)) if maximize else (min(scores), max(scores))
-    # A few trials that went astray must not squash all the others.
-    edge = best - 3 * (best - float(np.median(scores)))
-    if edge == best or abs(best - worst) < abs(best - edge):
-        edge = worst
-    span = abs(best - edge)
-    margin = 0.06 * span if span > 1e-9 * abs(best) else 0.01 * abs(best) or 1.0
-    return min(best, edge) - margin, max(best, edge) + margin
 
 
 def complete_ones(summary: Summary) -> list[Entry]:
@@ -147,58 +65,9 @@ def score_of(entry: Entry, objective: int = 0) -> float | None:
     return entry.steps[max(entry.steps)] if entry.state == "pruned" and entry.steps else None
 
 
-def text_of(value: object) -> str:
-    """A value as a config has it, in few characters."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, float):
-        return f"{value:.0f}" if 1e4 <= abs(value) < 1e7 else f"{value:.4g}".replace("e-0", "e-").replace("e+0", "e+")
-    if isinstance(value, (list, tuple)):
-        return f"[{', '.join(map(text_of, value))}]"
-    if isinstance(value, dict):
-        return _text_of_class(value) if "class_path" in value else _text_of_items(value, ": ", "{}")
-    return str(value)
-
-
-def _text_of_class(value: dict[str, Any]) -> str:
-    arguments = value.get("init_args") or {}
-    return str(value["class_path"]).rpartition(".")[2] + (_text_of_items(arguments, "=", "()") if arguments else "")
-
-
-def _text_of_items(items: dict[str, Any], sign: str, brackets: str) -> str:
-    return brackets[0] + ", ".join(f"{key}{sign}{text_of(value)}" for key, value in items.items()) + brackets[1]
-
-
-def short_text(text: str, limit: int) -> str:
-    """A text of at most so many characters."""
-    return text if len(text) <= limit else f"{text[: limit - 1]}…"
-
-
-def drawable(text: str, limit: int = 60) -> str:
-    """A text without what the font cannot draw."""
-    return "".join(char if ord(char) in _glyphs() else "?" for char in short_text(" ".join(text.split()), limit))
-
-
 def wrapped(text: str, width: int, num_lines: int) -> str:
     """A text in lines of that many characters, cut where it is longer."""
     return fill(text.replace("(", " ("), width, max_lines=num_lines, placeholder="…")
-
-
-@cache
-def _glyphs() -> frozenset[int]:
-    return frozenset(get_font(findfont("DejaVu Sans")).get_charmap())
-
-
-def short_names(keys: Iterable[str]) -> dict[str, str]:
-    """For each key the shortest end that no other key has."""
-    ends = {key: _ends(key) for key in keys}
-    counts = Counter(end for of_key in ends.values() for end in of_key)
-    return {key: next((end for end in of_key if counts[end] == 1), key) for key, of_key in ends.items()}
-
-
-def _ends(key: str) -> list[str]:
-    parts = key.split(".")
-    return [".".join(parts[start:]) for start in range(len(parts) - 1, -1, -1)]
 
 
 @dataclass(frozen=True)
@@ -349,12 +218,3 @@ def mean_and_spread(confirmation: Confirmation) -> tuple[float, float]:
     """Mean and standard deviation of the scores with new seeds; that of a single one is 0."""
     scores = list(confirmation.scores.values())
     return float(np.mean(scores)), float(np.std(scores, ddof=1)) if len(scores) > 1 else 0.0
-
-
-def duration_text(seconds: float) -> str:
-    """A time for people."""
-    for size, unit, small_size, small_unit in ((3600, "h", 60, "min"), (60, "min", 1, "s")):
-        if seconds >= size:
-            small = int(seconds % size // small_size)
-            return f"{int(seconds // size):,} {unit}" + (f" {small} {small_unit}" if small else "")
-    return f"{seconds:.3g} s"

@@ -25,7 +25,7 @@ from mnist_lit.workers import Pool
 __all__ = ["main", "search"]
 
 # What may differ between two starts of a search and leaves their trials comparable.
-HARMLESS = ("run_dir", "ckpt_path", "test_after_fit", "num_threads", "csv", "pictures")
+HARMLESS = ("run_dir", "ckpt_path", "test_after_fit", "num_threads", "csv", "report", "pictures")
 PLACES = ("data_dir", "download", "mirrors", "timeout", "num_workers", "pin_memory")
 
 

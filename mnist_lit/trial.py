@@ -131,9 +131,9 @@ def trial_args(settings: Settings, overlay: Path) -> list[str]:
         settings: Those of the search.
         overlay: The config of the trial's own.
     """
-    flags = ["--test_after_fit=false"]
-    if not any(key.startswith("pictures") for key in settings.overrides):
-        flags.append("--pictures.enabled=false")
+    wanted = {key.partition(".")[0] for key in settings.overrides}
+    switches = {"pictures": "--pictures.enabled=false", "report": "--report=false"}
+    flags = ["--test_after_fit=false", *(flag for group, flag in switches.items() if group not in wanted)]
     return ["fit", *(f"--config={config}" for config in [*settings.configs, overlay]), *flags]
 
 

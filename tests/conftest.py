@@ -18,7 +18,7 @@ PROJECT = Path(__file__).parents[1]
 CONFIGS = PROJECT / "configs"
 MNIST_DIR = Path(os.environ.get("MNIST_LIT_DATA", PROJECT.parent / "shared" / "data"))
 
-# The smallest run that is still a run: the embedded digits, one small stage, two epochs, no pictures.
+# The smallest run that is still a run: the embedded digits, one small stage, two epochs, no pictures and no page.
 SMALL = [
     "--data.dataset=digits",
     "--data.val_size=200",
@@ -27,6 +27,7 @@ SMALL = [
     "--model.lr=0.01",
     "--trainer.max_epochs=2",
     "--pictures.enabled=false",
+    "--report=false",
 ]
 # With these its last epoch is the worst on any hardware: the learning rate grows until nothing is left of the weights.
 WORSE = [

@@ -180,7 +180,8 @@ def test_console_is_quiet_where_nobody_watches(fit: Fit, capsys: pytest.CaptureF
     fit("--run_dir=run")
 
     output = capsys.readouterr()
-    assert [line.split()[0] for line in output.out.splitlines()] == ["fit:", "val/acc", "val/acc_best", "run"]
+    names = ["fit:", "best", "val/acc", "seconds", "look", "go", "run"]
+    assert [line.split()[0] for line in output.out.splitlines()] == names
     assert output.err == ""
 
 

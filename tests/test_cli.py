@@ -576,7 +576,7 @@ def said(text: str) -> str:
 
 
 OURS = ("model.", "data.", "checkpoint.", "early_stopping.", "ema.", "pictures.")
-SWITCHES = ("run_dir", "test_after_fit", "csv")
+SWITCHES = ("run_dir", "test_after_fit", "csv", "report")
 
 
 def test_help_has_every_key(options: dict[str, str], printed: Callable[..., dict[str, Any]]) -> None:

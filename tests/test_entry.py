@@ -34,7 +34,7 @@ def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> N
 def test_help_lists_every_command_with_what_it_does(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     lines = [line.split(maxsplit=1) for line in answer(capsys, *args).splitlines()]
 
-    assert set(COMMANDS) == {"fit", "validate", "test", "predict"}
+    assert set(COMMANDS) == {"fit", "validate", "test", "predict", "export", "demo", "compare"}
     for command, description in COMMANDS.items():
         assert [command, description] in lines
 
@@ -60,7 +60,7 @@ def test_mistyped_command_gets_the_nearest_one(typed: str, meant: str, fails: Fa
 
 
 def test_command_like_no_other_gets_them_all(fails: Fails) -> None:
-    assert fails("xyzzy").splitlines()[1] == "commands: fit, validate, test, predict"
+    assert fails("xyzzy").splitlines()[1] == "commands: fit, validate, test, predict, export, demo, compare"
 
 
 def test_command_comes_before_its_options(fails: Fails) -> None:

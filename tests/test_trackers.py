@@ -140,7 +140,7 @@ def test_mlflow_adds_nothing_to_the_console(tracked: Any) -> None:
 
     assert ended.stderr == ""
     assert ended.stdout.splitlines()[-1] == "run"
-    assert len(ended.stdout.splitlines()) == 5
+    assert len(ended.stdout.splitlines()) == 8
 
 
 @pytest.mark.parametrize(
