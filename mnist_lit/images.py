@@ -1,162 +1,206 @@
-"""Any picture of a single digit, brought into MNIST's form the way MNIST itself was made."""
+"""Anyone's picture of a digit, brought into the form of MNIST's images, which were once photographs, too.
+
+MNIST's own making (LeCun, Cortes and Burges, "The MNIST database of handwritten digits"): ink as grey levels in a box of
+20x20 pixels that keeps the proportions, placed in 28x28 by its centre of mass.
+"""
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from scipy import ndimage
+from skimage.filters import threshold_otsu
+from skimage.measure import label, regionprops
+from skimage.morphology import skeletonize
 
-__all__ = ["digit_in"]
+__all__ = ["SIDE", "digit_in"]
 
 Grey = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
 SIDE = 28
 BOX = 20
-LONGER = 280  # pixels of the longer side while ink is told from paper
-STROKE = 0.125  # of the longer side of the digit: what is usual in MNIST
-
-
-def grey_of(image: Image.Image) -> Grey:
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith(("I", "F")):
-        values = np.asarray(image, dtype=np.float32)
-        low, high = values.min(), values.max()
-        return (values - low) / max(high - low, 1e-6)
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return np.asarray(image.convert("L"), dtype=np.float32) / 255
-
-
-def resized(grey: Grey, longer: int) -> Grey:
-    height, width = grey.shape
-    scale = longer / max(height, width)
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    return np.asarray(Image.fromarray(grey).resize(size, Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BICUBIC))
-
-
-def ink_of(grey: Grey) -> Grey:
-    """How far each pixel is from the paper, towards the ink's side."""
-    small = resized(grey, 56)
-    # Paper is what most of a wide neighbourhood is made of.
-    paper = ndimage.median_filter(small, size=35, mode="nearest")
-    paper = ndimage.gaussian_filter(paper, 4)
-    paper = np.asarray(Image.fromarray(paper).resize(grey.shape[::-1], Image.Resampling.BICUBIC))
-    difference = grey - paper
-    sign = -1 if (difference**3).sum() < 0 else 1
-    return np.maximum(sign * difference, 0)
-
-
-def otsu(values: Grey) -> float:
-    counts, edges = np.histogram(values, bins=128)
-    centres = (edges[:-1] + edges[1:]) / 2
-    below = counts.cumsum()
-    above = below[-1] - below
-    sums = (counts * centres).cumsum()
-    with np.errstate(divide="ignore", invalid="ignore"):
-        between = below * above * (sums / below - (sums[-1] - sums) / above) ** 2
-    return float(centres[np.nanargmax(between[:-1])])
-
-
-def without_lines(mask: Mask) -> Mask:
-    """The mask without lines that run from edge to edge: those of ruled and squared paper."""
-    for axis in (0, 1):
-        lines = _lines(mask if axis else mask.T)
-        lines = lines if axis else lines.T
-        if lines.any():
-            kept = mask & ~lines
-            # Where ink crosses a line it goes on beyond it.
-            bridge = np.zeros((9, 9), bool)
-            if axis:
-                bridge[:, 3:6] = True
-            else:
-                bridge[3:6] = True
-            mask = kept | (ndimage.binary_closing(kept, bridge) & lines)
-    return mask
-
-
-def _lines(mask: Mask) -> Mask:
-    width = mask.shape[1]
-    thick = ndimage.binary_dilation(mask, np.ones((3, 1)))
-    runs = ndimage.binary_opening(thick, np.ones((1, max(5, width // 4))))
-    labels, num = ndimage.label(runs, np.ones((3, 3)))
-    lines = np.zeros_like(mask)
-    for label, place in enumerate(ndimage.find_objects(labels), start=1):
-        height, length = (part.stop - part.start for part in place)
-        if length > 0.85 * width and height < 0.12 * mask.shape[0]:
-            lines[place] |= labels[place] == label
-    return lines & mask
-
-
-def digit_of(mask: Mask) -> Mask | None:
-    """The largest plausible piece of ink, with the pieces near it."""
-    labels, num = ndimage.label(mask, np.ones((3, 3)))
-    if not num:
-        return None
-    places = ndimage.find_objects(labels)
-    areas = ndimage.sum_labels(mask, labels, range(1, num + 1))
-    height, width = mask.shape
-
-    def score(index):
-        rows, columns = places[index]
-        touching = sum((rows.start == 0, columns.start == 0, rows.stop == height, columns.stop == width))
-        y, x = (rows.start + rows.stop) / 2 / height - 0.5, (columns.start + columns.stop) / 2 / width - 0.5
-        return areas[index] * (1 - abs(y)) * (1 - abs(x)) * 0.25**touching
-
-    main = max(range(num), key=score)
-    rows, columns = places[main]
-    side = max(rows.stop - rows.start, columns.stop - columns.start)
-    near = ndimage.distance_transform_edt(labels != main + 1) <= 0.15 * side
-    chosen = [main + 1]
-    for index in range(num):
-        if index != main and areas[index] >= 0.04 * areas[main] and (near & (labels == index + 1)).any():
-            chosen.append(index + 1)
-    return np.isin(labels, chosen)
-
-
-def with_stroke(mask: Mask, target: float) -> Mask:
-    """The same strokes with another width, in pixels."""
-    inside = ndimage.distance_transform_edt(mask)
-    width = 4 * inside[mask].mean() - 1
-    if width < 0.8 * target:
-        return ndimage.distance_transform_edt(~mask) <= (0.9 * target - width) / 2
-    if width > 1.35 * target:
-        return inside > (width - 1.2 * target) / 2
-    return mask
-
-
-def mnist_form(grey: Grey) -> NDArray[np.uint8] | None:
-    grey = resized(grey, LONGER)
-    ink = ndimage.gaussian_filter(ink_of(grey), 0.7)
-    threshold = otsu(ink)
-    mask = ink > threshold
-    if not mask.any() or mask.mean() > 0.6:
-        return None
-    contrast = ink[mask].mean() - ink[~mask].mean()
-    if contrast < 0.05 or contrast < 4 * ink[~mask].std():
-        return None
-    mask = digit_of(without_lines(mask))
-    if mask is None or mask.sum() < 30:
-        return None
-    rows, columns = ndimage.find_objects(mask.astype(int))[0]
-    crop = np.pad(mask[rows, columns], 40)
-    side = max(rows.stop - rows.start, columns.stop - columns.start)
-    crop = with_stroke(crop, STROKE * side)
-    rows, columns = ndimage.find_objects(crop.astype(int))[0]
-    crop = crop[rows, columns]
-    height, width = crop.shape
-    scale = BOX / max(height, width)
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    small = np.asarray(Image.fromarray(crop.astype(np.float32)).resize(size, Image.Resampling.BOX if scale < 1 else Image.Resampling.BILINEAR))
-    small = np.clip(small * 1.15, 0, 1)
-    y, x = ndimage.center_of_mass(small)
-    canvas = np.zeros((SIDE, SIDE), np.float32)
-    top = int(np.clip(round(13.5 + 0.5 - y - 0.5), 0, SIDE - small.shape[0]))
-    left = int(np.clip(round(13.5 + 0.5 - x - 0.5), 0, SIDE - small.shape[1]))
-    canvas[top : top + small.shape[0], left : left + small.shape[1]] = small
-    return (canvas * 255).round().astype(np.uint8)
+WORKING_SIDE = 280  # pixels of the longer side while the digit is looked for
+SURVEY_SIDE = 140  # the same for the question whether ink is dark or bright
+# Pixels; what is wider is paper. The narrow one can follow a shadow's edge, the wide one sees the thickest brush.
+WIDEST_INK = (75, 145)
+LEAST_CONTRAST = 0.05
+LEAST_AREA = 30  # pixels of ink
+STROKE = 0.125  # width of MNIST's strokes, as a share of the digit's longer side
+EVERY_NEIGHBOUR = np.ones((3, 3), dtype=bool)
 
 
 def digit_in(image: Image.Image) -> NDArray[np.uint8] | None:
-    """The digit in an image, in MNIST's form (28, 28), bright on black; None where there is no ink."""
-    return mnist_form(grey_of(image))
+    """Find the one digit in an image.
+
+    Args:
+        image: Of any size and mode: a photograph, a scan or a drawing, dark on light or light on dark.
+
+    Returns:
+        The digit as MNIST shows it, of shape (28, 28), bright ink on black; None where there is no ink.
+    """
+    grey = _resized(_grey(image), WORKING_SIDE)
+    if not _is_dark(grey):
+        grey = 1 - grey
+    digit = None
+    for widest in WIDEST_INK:
+        digit = _digit(_ink(grey, widest), digit)
+        if digit is not None and _stroke_width(digit) < widest / 2:
+            break
+    return None if digit is None else _framed(_restroked(digit))
+
+
+# Ink and paper
+
+
+def _grey(image: Image.Image) -> Grey:
+    """Brightness, 0 to 1, of the image as it is meant to be seen."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith(("I", "F")):  # more than eight bits, of which nobody says how many are used
+        values = np.nan_to_num(np.asarray(image, dtype=np.float32))
+        return (values - values.min()) / max(float(np.ptp(values)), 1e-6)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        *_, alpha = image.split()
+        visible = np.asarray(image.convert("L"))[np.asarray(alpha) > 127]
+        is_dark = visible.size == 0 or visible.mean() < 128
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white" if is_dark else "black"), image)
+    return np.asarray(image.convert("L"), dtype=np.float32) / 255
+
+
+def _resized(grey: Grey, longer_side: int) -> Grey:
+    scale = longer_side / max(grey.shape)
+    height, width = (max(1, round(size * scale)) for size in grey.shape)
+    kernel = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BICUBIC
+    return np.asarray(Image.fromarray(grey).resize((width, height), kernel))
+
+
+def _is_dark(grey: Grey) -> bool:
+    """Whether what differs most from its surroundings is darker than they are."""
+    small = _resized(grey, SURVEY_SIDE)
+    difference = small - ndimage.gaussian_filter(small, SURVEY_SIDE / 10, mode="nearest")
+    return bool((difference**3).sum() <= 0)
+
+
+def _ink(grey: Grey, widest: int) -> Grey:
+    """Share, 0 to 1, of the paper's light that each pixel swallows."""
+    ink = 1 - grey / np.maximum(_paper(grey, widest), 0.1)
+    return ndimage.gaussian_filter(np.clip(ink, 0, 1), 0.7)
+
+
+def _paper(grey: Grey, widest: int) -> Grey:
+    """Brightness without what is dark and narrow, in any light; whatever lies around a sheet counts as paper, too."""
+    smooth = ndimage.median_filter(grey, size=5)
+    # Beyond the edges the light goes on as it is, or as it changes: the one is too bright at the dark end of a slope,
+    # the other beside ink at the edge.
+    level = np.pad(smooth, widest, mode="edge")
+    sloping = np.pad(smooth, widest, mode="reflect", reflect_type="odd")
+    level, sloping = (ndimage.grey_closing(padded, size=widest) for padded in (level, sloping))
+    inside = slice(widest, -widest)
+    return np.minimum(level, sloping)[inside, inside]
+
+
+def _stands_out(ink: Grey, mask: Mask) -> bool:
+    if not mask.any() or mask.all():
+        return False
+    contrast = ink[mask].mean() - ink[~mask].mean()
+    return bool(contrast > max(LEAST_CONTRAST, 4 * ink[~mask].std()))
+
+
+# The digit among the ink
+
+
+def _without_lines(mask: Mask) -> Mask:
+    """Without lines from edge to edge: those of ruled and squared paper."""
+    return _without_rows(_without_rows(mask).T).T
+
+
+def _without_rows(mask: Mask) -> Mask:
+    height, width = mask.shape
+    thick = ndimage.binary_dilation(mask, np.ones((3, 1)))  # a line that is not quite level is still one
+    runs = label(ndimage.binary_opening(thick, np.ones((1, max(5, width // 4)))))
+    lines = np.zeros_like(mask)
+    for run in regionprops(runs):
+        top, left, bottom, right = run.bbox
+        if right - left > 0.85 * width and bottom - top < 0.12 * height:
+            lines |= runs == run.label
+    if not lines.any():
+        return mask
+    kept = mask & ~lines
+    # Ink that crosses a line goes on beyond it.
+    return kept | (ndimage.binary_closing(kept, np.ones((9, 3))) & lines & mask)
+
+
+def _digit(ink: Grey, otherwise: Mask | None) -> Mask | None:
+    """The digit, cut out of its surroundings, or else what is found `otherwise`."""
+    mask = ink > threshold_otsu(ink)
+    if not _stands_out(ink, mask):
+        return otherwise
+    digit = _plausible(_without_lines(mask))
+    return _cropped(digit) if digit.sum() >= LEAST_AREA else otherwise
+
+
+def _plausible(mask: Mask) -> Mask:
+    """The largest plausible piece of ink, with the pieces that belong to it."""
+    pieces = label(mask)
+    regions = regionprops(pieces)
+    if not regions:
+        return mask
+    main = max(regions, key=lambda region: _plausibility(region.area, region.bbox, mask.shape))
+    top, left, bottom, right = main.bbox
+    near = ndimage.distance_transform_edt(pieces != main.label) <= 0.15 * max(bottom - top, right - left)
+    close = set(np.unique(pieces[near]))
+    parts = [region.label for region in regions if region.label in close and region.area >= 0.04 * main.area]
+    return np.isin(pieces, parts)
+
+
+def _plausibility(area: float, bbox: tuple[int, int, int, int], shape: tuple[int, ...]) -> float:
+    """Large, near the middle, and not cut off by the edge of the image."""
+    top, left, bottom, right = bbox
+    height, width = shape
+    num_touched = (top == 0) + (left == 0) + (bottom == height) + (right == width)
+    off_centre_y, off_centre_x = abs((top + bottom) / height - 1) / 2, abs((left + right) / width - 1) / 2
+    return area * (1 - off_centre_y) * (1 - off_centre_x) * 0.25**num_touched
+
+
+def _cropped(mask: Mask) -> Mask:
+    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+    return mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+
+
+# MNIST's form
+
+
+def _restroked(digit: Mask) -> Mask:
+    """The same strokes, about as wide as MNIST's."""
+    usual = STROKE * max(digit.shape)
+    digit = np.pad(digit, round(usual) + 1)
+    width = _stroke_width(digit)
+    if width < 0.8 * usual:
+        digit = ndimage.distance_transform_edt(~digit) <= (0.9 * usual - width) / 2
+    elif width > 1.35 * usual:
+        # What is left of a stroke that is thinner than the others must not break.
+        spine = ndimage.distance_transform_edt(~skeletonize(digit)) <= 0.4 * usual
+        digit = (ndimage.distance_transform_edt(digit) > (width - 1.2 * usual) / 2) | (spine & digit)
+    return _cropped(digit)
+
+
+def _stroke_width(digit: Mask) -> float:
+    """Width of the strokes, in pixels: a pixel of a stroke is a quarter of that from its edge, on average."""
+    depth = ndimage.distance_transform_edt(np.pad(digit, 1))
+    return float(4 * depth[depth > 0].mean() - 1)
+
+
+def _framed(digit: Mask) -> NDArray[np.uint8]:
+    scale = BOX / max(digit.shape)
+    height, width = (max(1, round(size * scale)) for size in digit.shape)
+    kernel = Image.Resampling.BOX if scale < 1 else Image.Resampling.BILINEAR
+    small = np.asarray(Image.fromarray(digit.astype(np.float32)).resize((width, height), kernel))
+    small = np.clip(1.15 * small, 0, 1)
+    frame = np.zeros((SIDE, SIDE), dtype=np.uint8)
+    centre = ndimage.center_of_mass(small)
+    top, left = (
+        int(np.clip(round((SIDE - 1) / 2 - middle), 0, SIDE - size))
+        for middle, size in zip(centre, small.shape, strict=True)
+    )
+    frame[top : top + height, left : left + width] = np.round(255 * small)
+    return frame
