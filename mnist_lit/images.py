@@ -24,6 +24,7 @@ SURVEY_SIDE = 140  # the same for the question whether ink is dark or bright
 # Pixels; what is wider is paper. The narrow one can follow a shadow's edge, the wide one sees the thickest brush.
 WIDEST_INK = (75, 145)
 LEAST_CONTRAST = 0.05
+SHARP = 4  # pixels within which ink ends and paper begins
 LEAST_AREA = 30  # pixels of ink
 STROKE = 0.125  # width of MNIST's strokes, as a share of the digit's longer side
 EVERY_NEIGHBOUR = np.ones((3, 3), dtype=bool)
@@ -41,9 +42,10 @@ def digit_in(image: Image.Image) -> NDArray[np.uint8] | None:
     grey = _resized(_grey(image), WORKING_SIDE)
     if not _is_dark(grey):
         grey = 1 - grey
+    blur = max(SHARP, WORKING_SIDE // max(image.size))
     digit = None
     for widest in WIDEST_INK:
-        digit = _digit(_ink(grey, widest), digit)
+        digit = _digit(_ink(grey, widest), blur, otherwise=digit)
         if digit is not None and _stroke_width(digit) < widest / 2:
             break
     return None if digit is None else _framed(_restroked(digit))
@@ -106,6 +108,14 @@ def _stands_out(ink: Grey, mask: Mask) -> bool:
     return bool(contrast > max(LEAST_CONTRAST, 4 * ink[~mask].std()))
 
 
+def _is_sharp(ink: Grey, digit: Mask, blur: int) -> bool:
+    """Whether it ends as ink does, within `blur` pixels, and not as a shadow."""
+    inside = digit & ~ndimage.binary_erosion(digit, iterations=blur, border_value=1)
+    outside = ndimage.binary_dilation(digit, iterations=blur) & ~digit
+    step = ink[inside].mean() - ink[outside].mean()
+    return bool(step > 0.5 * (ink[digit].mean() - ink[~digit].mean()))
+
+
 # The digit among the ink
 
 
@@ -130,13 +140,15 @@ def _without_rows(mask: Mask) -> Mask:
     return kept | (ndimage.binary_closing(kept, np.ones((9, 3))) & lines & mask)
 
 
-def _digit(ink: Grey, otherwise: Mask | None) -> Mask | None:
+def _digit(ink: Grey, blur: int, otherwise: Mask | None) -> Mask | None:
     """The digit, cut out of its surroundings, or else what is found `otherwise`."""
     mask = ink > threshold_otsu(ink)
     if not _stands_out(ink, mask):
         return otherwise
     digit = _plausible(_without_lines(mask))
-    return _cropped(digit) if digit.sum() >= LEAST_AREA else otherwise
+    if digit.sum() < LEAST_AREA or not _is_sharp(ink, digit, blur):
+        return otherwise
+    return _cropped(digit)
 
 
 def _plausible(mask: Mask) -> Mask:
