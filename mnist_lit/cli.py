@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning_utilities.core.rank_zero import rank_zero_only
+from torch import Tensor
 
 from mnist_lit.averaging import Ensemble
 from mnist_lit.callbacks import EMA, BestCheckpoint, EarlyStop, LastCheckpoint, Progress
@@ -30,13 +31,17 @@ from mnist_lit.entry import Request
 from mnist_lit.errors import MNISTLitError, Stopped, UsageError
 from mnist_lit.loggers import CSV, TensorBoard
 from mnist_lit.model import ConvNet
+from mnist_lit.networks import NUM_CLASSES
 from mnist_lit.pictures import Pictures
 from mnist_lit.precision import native_precision
-from mnist_lit.predictions import write_predictions
+from mnist_lit.predictions import of_photographs, of_test_set, table, write_predictions
 from mnist_lit.record import RunRecord
 from mnist_lit.runs import LOGS, claimed, is_first_process, write_text
 from mnist_lit.trainer import DigitTrainer
 from mnist_lit.tuning import tune
+
+if TYPE_CHECKING:
+    from mnist_lit.photographs import Photograph
 
 __all__ = ["CLI", "rehearse", "run"]
 
@@ -294,12 +299,32 @@ class CLI(LightningCLI):
         self._report()
 
     def predict(self, model: ConvNet, datamodule: MNISTDataModule, **kwargs: Any) -> None:
-        """Write predictions.csv."""
+        """Write predictions.csv; of photographs also a picture."""
         if self.trainer.world_size > 1:
             raise UsageError("predict writes one file from one process\nadd --trainer.devices 1")
-        batches = self._run("predict")
-        write_predictions(self.run_dir / "predictions.csv", torch.cat(batches), self.datamodule.dataset)
+        probabilities = torch.cat([torch.empty(0, NUM_CLASSES), *(self._run("predict") or [])])
+        if datamodule.predict_paths:
+            self._report_photographs(datamodule.photographs, probabilities)
+        else:
+            write_predictions(self.run_dir / "predictions.csv", of_test_set(datamodule.dataset, probabilities))
+            print(self.run_dir)
+
+    def _report_photographs(self, photographs: list["Photograph"], probabilities: Tensor) -> None:
+        read = [one for one in photographs if not one.problem]
+        skipped = [one for one in photographs if one.problem]
+        predictions = of_photographs(read, probabilities)
+        write_predictions(self.run_dir / "predictions.csv", predictions)
+        if read:
+            from mnist_lit.contact_sheet import draw_predictions  # image libraries
+
+            picture = self.run_dir / "pictures" / "predictions.png"
+            draw_predictions(picture, read, predictions)
+            print(f"{table(predictions)}\nin pictures: {picture}")
+        for one in skipped:
+            print(f"skipped: {one.file}: {one.problem}", file=sys.stderr)
         print(self.run_dir)
+        if skipped:
+            raise MNISTLitError(f"{len(skipped):,} of {len(photographs):,} files cannot be read as images")
 
     def export(self, model: ConvNet, datamodule: MNISTDataModule, output: str, int8: bool, **kwargs: Any) -> None:
         """Write the model for other programs."""

@@ -128,6 +128,8 @@ def unknown_key(key: str, keys: Iterable[str], request: CommandLine) -> str:
     """Say that there is no such key, where it stands, and which ones are near."""
     if key.startswith("space.") and request.program != SEARCH:
         return f"{_place('space', request)}: there is no such key\na config with a space is for {SEARCH}"
+    if Path(key).exists():
+        return f"{key}: belongs to no key\nput patterns in quotes, for example: --data.predict_paths 'photos/*.jpg'"
     known = set(keys)
     groups = {".".join(name.split(".")[:end]) for name in known for end in range(1, name.count(".") + 1)}
     elsewhere = sorted(name for name in known if name.endswith(f".{key}"))

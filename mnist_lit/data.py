@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,6 +21,9 @@ from mnist_lit.augment import Augment
 from mnist_lit.datasets import NUM_TRAINING, DatasetName, Split, load, prepare, stratified_split
 from mnist_lit.environment import DATA_DIR_VARIABLE
 from mnist_lit.errors import UsageError
+
+if TYPE_CHECKING:
+    from mnist_lit.photographs import Photograph
 
 __all__ = ["MNISTDataModule", "preprocess"]
 
@@ -56,6 +59,8 @@ class MNISTDataModule(LightningDataModule):
         download: Whether missing or damaged files are downloaded; each is verified by checksum.
         mirrors: URLs of folders to download from, tried in this order; default those of the data set.
         timeout: Seconds without an answer, above 0, after which the next mirror is tried.
+        predict_paths: What `predict` reads instead of the test split: image files, folders of them, or patterns in
+            quotes (`'photos/*.jpg'`), each image with one digit of any size, place and colour.
 
     Raises:
         UsageError: If `resident` and `num_workers` exclude each other, or if `val_size` leaves nothing.
@@ -76,6 +81,7 @@ class MNISTDataModule(LightningDataModule):
         download: bool = True,
         mirrors: list[str] | None = None,
         timeout: PositiveFloat = 30.0,
+        predict_paths: list[str] | str | None = None,
     ) -> None:
         super().__init__()
         if resident and num_workers:
@@ -98,6 +104,8 @@ class MNISTDataModule(LightningDataModule):
         self.download = download
         self.mirrors = mirrors
         self.timeout = timeout
+        self.predict_paths = [predict_paths] if isinstance(predict_paths, str) else predict_paths or []
+        self.photographs: list[Photograph] = []
         self.seed = torch.initial_seed() % 2**31
         self.statistics: tuple[float, float] | None = None
         self.splits: dict[str, ImageDataset] = {}
@@ -109,13 +117,20 @@ class MNISTDataModule(LightningDataModule):
 
     def fetch(self, *stages: str) -> None:
         """Make sure that the files which these stages need are there: training never asks for the test set."""
+        if self.predict_paths and "predict" in stages:
+            from mnist_lit.photographs import find_files
+
+            find_files(self.predict_paths)
+            stages = tuple(stage for stage in stages if stage != "predict")
         splits = {NEEDED_SPLIT[stage] for stage in stages}
         prepare(self.dataset, self.data_dir, splits, mirrors=self.mirrors, download=self.download, timeout=self.timeout)
 
     def setup(self, stage: str) -> None:
         if stage in ("fit", "validate") and "train" not in self.splits:
             self._setup_training()
-        if stage in ("test", "predict") and "test" not in self.splits:
+        if stage == "predict" and self.predict_paths:
+            self._setup_photographs()
+        elif stage in ("test", "predict") and "test" not in self.splits:
             self.splits["test"] = self._place(ImageDataset(*load(self.dataset, self.data_dir, "test")))
 
     def _setup_training(self) -> None:
@@ -124,6 +139,15 @@ class MNISTDataModule(LightningDataModule):
         self.seed = self.trainer.strategy.broadcast(self.seed)  # type: ignore[union-attr]
         self.splits["train"] = self._place(train)
         self.splits["val"] = self._place(val)
+
+    def _setup_photographs(self) -> None:
+        from mnist_lit.photographs import find_files, read_photographs  # image libraries
+
+        self.photographs = read_photographs(find_files(self.predict_paths))
+        digits = [torch.from_numpy(one.digit) for one in self.photographs if one.digit is not None]
+        images = torch.stack(digits) if digits else torch.empty(0, 28, 28, dtype=torch.uint8)
+        unknown = torch.full((len(images),), -1)
+        self.splits["photographs"] = self._place(ImageDataset(images, unknown))
 
     def _place(self, dataset: "ImageDataset") -> "ImageDataset":
         return dataset.to(self.trainer.strategy.root_device) if self.resident else dataset  # type: ignore[union-attr]
@@ -147,7 +171,7 @@ class MNISTDataModule(LightningDataModule):
         return self._eval_loader("test")
 
     def predict_dataloader(self) -> DataLoader[Batch]:
-        return self._eval_loader("test")
+        return self._eval_loader("photographs" if self.predict_paths else "test")
 
     def _eval_loader(self, split: str) -> DataLoader[Batch]:
         dataset = self.splits[split]

@@ -26,7 +26,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 from torch.nn import functional
-from tqdm import tqdm  # type: ignore[import-untyped]  # it has no types
+from tqdm import tqdm
 
 from mnist_lit.errors import MNISTLitError
 

@@ -1,8 +1,10 @@
-"""Anyone's picture of a digit, brought into the form of MNIST's images, which were once photographs, too.
+"""Anyone's picture of a digit, brought into the form of MNIST's images.
 
-MNIST's own making (LeCun, Cortes and Burges, "The MNIST database of handwritten digits"): ink as grey levels in a box of
-20x20 pixels that keeps the proportions, placed in 28x28 by its centre of mass.
+They were made like that (LeCun, Cortes and Burges, "The MNIST database of handwritten digits"): ink as grey levels in a
+box of 20x20 pixels that keeps its proportions, placed in 28x28 by its centre of mass.
 """
+
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +14,9 @@ from skimage.filters import threshold_otsu
 from skimage.measure import label, regionprops
 from skimage.morphology import skeletonize
 
-__all__ = ["SIDE", "digit_in"]
+__all__ = ["digit_in", "grey_of"]
 
-Grey = NDArray[np.float32]
+Grey = NDArray[Any]  # floats, 0 to 1
 Mask = NDArray[np.bool_]
 
 SIDE = 28
@@ -23,7 +25,7 @@ WORKING_SIDE = 280  # pixels of the longer side while the digit is looked for
 SURVEY_SIDE = 140  # the same for the question whether ink is dark or bright
 # Pixels; what is wider is paper. The narrow one can follow a shadow's edge, the wide one sees the thickest brush.
 WIDEST_INK = (75, 145)
-LEAST_CONTRAST = 0.05
+LEAST_CONTRAST = 0.08
 SHARP = 4  # pixels within which ink ends and paper begins
 LEAST_AREA = 30  # pixels of ink
 STROKE = 0.125  # width of MNIST's strokes, as a share of the digit's longer side
@@ -39,7 +41,7 @@ def digit_in(image: Image.Image) -> NDArray[np.uint8] | None:
     Returns:
         The digit as MNIST shows it, of shape (28, 28), bright ink on black; None where there is no ink.
     """
-    grey = _resized(_grey(image), WORKING_SIDE)
+    grey = _resized(grey_of(image), WORKING_SIDE)
     if not _is_dark(grey):
         grey = 1 - grey
     blur = max(SHARP, WORKING_SIDE // max(image.size))
@@ -54,7 +56,7 @@ def digit_in(image: Image.Image) -> NDArray[np.uint8] | None:
 # Ink and paper
 
 
-def _grey(image: Image.Image) -> Grey:
+def grey_of(image: Image.Image) -> Grey:
     """Brightness, 0 to 1, of the image as it is meant to be seen."""
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):  # more than eight bits, of which nobody says how many are used
@@ -66,7 +68,9 @@ def _grey(image: Image.Image) -> Grey:
         visible = np.asarray(image.convert("L"))[np.asarray(alpha) > 127]
         is_dark = visible.size == 0 or visible.mean() < 128
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white" if is_dark else "black"), image)
-    return np.asarray(image.convert("L"), dtype=np.float32) / 255
+    image = image.convert("L")
+    image = image.reduce(max(1, max(image.size) // (4 * WORKING_SIDE)))  # of the largest, numbers would fill the memory
+    return np.asarray(image, dtype=np.float32) / 255
 
 
 def _resized(grey: Grey, longer_side: int) -> Grey:
@@ -85,7 +89,8 @@ def _is_dark(grey: Grey) -> bool:
 
 def _ink(grey: Grey, widest: int) -> Grey:
     """Share, 0 to 1, of the paper's light that each pixel swallows."""
-    ink = 1 - grey / np.maximum(_paper(grey, widest), 0.1)
+    paper = _paper(grey, widest)
+    ink = (paper - grey) / np.maximum(paper, 0.2)  # in the dark, noise would look like ink
     return ndimage.gaussian_filter(np.clip(ink, 0, 1), 0.7)
 
 
@@ -105,7 +110,7 @@ def _stands_out(ink: Grey, mask: Mask) -> bool:
     if not mask.any() or mask.all():
         return False
     contrast = ink[mask].mean() - ink[~mask].mean()
-    return bool(contrast > max(LEAST_CONTRAST, 4 * ink[~mask].std()))
+    return bool(contrast > max(LEAST_CONTRAST, 6 * ink[~mask].std()))
 
 
 def _is_sharp(ink: Grey, digit: Mask, blur: int) -> bool:

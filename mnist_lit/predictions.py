@@ -1,32 +1,83 @@
-"""predictions.csv: what a model reads in each image, and how sure it is."""
+"""What a model reads in images: predictions.csv for programs, a table for people."""
 
 import csv
 import io
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
-from lightning_utilities.core.rank_zero import rank_zero_only
 from torch import Tensor
 
 from mnist_lit.networks import NUM_CLASSES
 from mnist_lit.runs import write_text
 
-__all__ = ["write_predictions"]
+if TYPE_CHECKING:
+    from mnist_lit.photographs import Photograph
+
+__all__ = ["Prediction", "of_photographs", "of_test_set", "table", "write_predictions"]
+
+NO_DIGIT = "no digit"
+MAX_ROWS = 20
 
 
-@rank_zero_only
-def write_predictions(file: Path, probabilities: Tensor, dataset: str) -> None:
-    """Write a row for each image of a data set's test split.
+class Prediction(NamedTuple):
+    """What a model reads in an image.
 
     Args:
-        file: Where to.
-        probabilities: Of shape (n, 10), in the order of the images.
-        dataset: The data set's name.
+        name: The image.
+        probabilities: Those of the ten labels; empty where there is no digit.
     """
+
+    name: str
+    probabilities: list[float]
+
+    @property
+    def label(self) -> str:
+        """The label that is the most probable."""
+        return str(self.probabilities.index(max(self.probabilities))) if self.probabilities else NO_DIGIT
+
+    @property
+    def reading(self) -> str:
+        """The label, and how sure the model is of it."""
+        return f"{self.label}, {max(self.probabilities):.1%}" if self.probabilities else NO_DIGIT
+
+
+def of_test_set(dataset: str, probabilities: Tensor) -> list[Prediction]:
+    """The predictions for a data set's test split.
+
+    Args:
+        dataset: Its name.
+        probabilities: Of shape (n, 10), in the order of the images.
+    """
+    return [Prediction(f"{dataset}/test/{index}", row) for index, row in enumerate(probabilities.tolist())]
+
+
+def of_photographs(photographs: Sequence["Photograph"], probabilities: Tensor) -> list[Prediction]:
+    """The predictions for image files.
+
+    Args:
+        photographs: The files.
+        probabilities: Of shape (n, 10), in the order of the n files in which there is a digit.
+    """
+    rows = iter(probabilities.tolist())
+    return [Prediction(str(one.file), [] if one.digit is None else next(rows)) for one in photographs]
+
+
+def write_predictions(file: Path, predictions: Sequence[Prediction]) -> None:
+    """Write a row for each image."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["path", "label", "confidence", *(f"p{label}" for label in range(NUM_CLASSES))])
-    for index, row in enumerate(probabilities.cpu()):
-        confidence, label = row.max(dim=0)
-        shares = [f"{share:.6f}" for share in row.tolist()]
-        writer.writerow([f"{dataset}/test/{index}", int(label), f"{float(confidence):.6f}", *shares])
+    for name, probabilities in predictions:
+        shares = [f"{share:.6f}" for share in probabilities] or [""] * NUM_CLASSES
+        writer.writerow([name, Prediction(name, probabilities).label, max(shares), *shares])
     write_text(file, text.getvalue())
+
+
+def table(predictions: Sequence[Prediction]) -> str:
+    """The first predictions, for the console."""
+    shown = predictions[:MAX_ROWS]
+    width = max((len(prediction.name) for prediction in shown), default=0)
+    lines = [f"{prediction.name:{width}}  {prediction.reading}" for prediction in shown]
+    more = [f"… and {len(predictions) - MAX_ROWS:,} more"] if len(predictions) > MAX_ROWS else []
+    return "\n".join([*lines, *more])

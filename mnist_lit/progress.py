@@ -2,7 +2,7 @@
 
 from typing import Any, Self
 
-from tqdm import tqdm  # type: ignore[import-untyped]  # it has no types
+from tqdm import tqdm
 
 __all__ = ["Progress"]
 

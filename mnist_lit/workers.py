@@ -14,7 +14,7 @@ from multiprocessing import connection, forkserver
 from pathlib import Path
 from typing import Any, Protocol, Self
 
-from tqdm import tqdm  # type: ignore[import-untyped]  # it has no types
+from tqdm import tqdm
 
 from mnist_lit.errors import MNISTLitError, UsageError
 

@@ -12,53 +12,52 @@ from scipy.interpolate import CubicSpline
 
 __all__ = ["KINDS", "draw"]
 
-Grey = NDArray[np.float64]
-Stroke = list[tuple[float, float]]
+Grey = NDArray[Any]
 
-# Ways to write each digit: strokes through points (x, y) in a box of side 1. A point that stands twice is a corner.
-HANDS: dict[int, list[list[Stroke]]] = {
+# Ways to write each digit: strokes through points x,y in hundredths of a box; a point that stands twice is a corner.
+HANDS = {
     0: [
-        [[(0.5, 0.0), (0.15, 0.2), (0.1, 0.6), (0.35, 1.0), (0.75, 0.85), (0.85, 0.4), (0.5, 0.0)]],
-        [[(0.6, 0.02), (0.2, 0.25), (0.2, 0.75), (0.5, 1.0), (0.8, 0.7), (0.78, 0.25), (0.5, 0.03)]],
+        ["50,0 15,20 10,60 35,100 75,85 85,40 50,0"],
+        ["60,2 20,25 20,75 50,100 80,70 78,25 50,3"],
     ],
     1: [
-        [[(0.5, 0.0), (0.5, 0.5), (0.5, 1.0)]],
-        [[(0.55, 0.0), (0.5, 0.5), (0.42, 1.0)]],
-        [[(0.32, 0.22), (0.43, 0.12), (0.55, 0.0), (0.55, 0.0), (0.54, 0.5), (0.53, 1.0)]],
+        ["50,0 50,50 50,100"],
+        ["55,0 50,50 42,100"],
+        ["32,22 43,12 55,0 55,0 54,50 53,100"],
     ],
     2: [
-        [[(0.15, 0.25), (0.4, 0.0), (0.8, 0.2), (0.55, 0.6), (0.1, 1.0), (0.1, 1.0), (0.5, 0.98), (0.9, 0.98)]],
-        [[(0.2, 0.2), (0.5, 0.02), (0.75, 0.25), (0.5, 0.7), (0.2, 0.95), (0.15, 0.8), (0.45, 0.85), (0.9, 0.95)]],
+        ["15,25 40,0 80,20 55,60 10,100 10,100 50,98 90,98"],
+        ["20,20 50,2 75,25 50,70 20,95 15,80 45,85 90,95"],
     ],
     3: [
-        [[(0.2, 0.1), (0.55, 0.0), (0.8, 0.2), (0.45, 0.45), (0.45, 0.45), (0.85, 0.7), (0.55, 1.0), (0.15, 0.9)]],
-        [[(0.2, 0.0), (0.5, 0.0), (0.8, 0.0), (0.8, 0.0), (0.45, 0.4), (0.45, 0.4), (0.85, 0.65), (0.6, 0.98), (0.15, 0.9)]],
+        ["20,10 55,0 80,20 45,45 45,45 85,70 55,100 15,90"],
+        ["20,0 50,0 80,0 80,0 45,40 45,40 85,65 60,98 15,90"],
     ],
     4: [
-        [[(0.25, 0.0), (0.2, 0.3), (0.15, 0.55), (0.15, 0.55), (0.5, 0.55), (0.9, 0.5)], [(0.7, 0.15), (0.66, 0.6), (0.62, 1.0)]],
-        [[(0.65, 0.0), (0.35, 0.35), (0.05, 0.68), (0.05, 0.68), (0.5, 0.68), (0.92, 0.66)], [(0.65, 0.0), (0.65, 0.5), (0.65, 1.0)]],
+        ["25,0 20,30 15,55 15,55 50,55 90,50", "70,15 66,60 62,100"],
+        ["65,0 35,35 5,68 5,68 50,68 92,66", "65,0 65,50 65,100"],
     ],
     5: [
-        [[(0.25, 0.05), (0.22, 0.25), (0.2, 0.42), (0.2, 0.42), (0.6, 0.4), (0.82, 0.68), (0.5, 1.0), (0.1, 0.9)], [(0.25, 0.05), (0.55, 0.03), (0.85, 0.0)]],
-        [[(0.8, 0.0), (0.5, 0.02), (0.28, 0.04), (0.28, 0.04), (0.22, 0.42), (0.22, 0.42), (0.65, 0.42), (0.78, 0.75), (0.45, 1.0), (0.12, 0.92)]],
+        ["25,5 22,25 20,42 20,42 60,40 82,68 50,100 10,90", "25,5 55,3 85,0"],
+        ["80,0 50,2 28,4 28,4 22,42 22,42 65,42 78,75 45,100 12,92"],
     ],
     6: [
-        [[(0.7, 0.0), (0.35, 0.3), (0.2, 0.7), (0.45, 1.0), (0.78, 0.8), (0.55, 0.52), (0.24, 0.72)]],
-        [[(0.55, 0.0), (0.25, 0.4), (0.22, 0.8), (0.55, 1.0), (0.75, 0.75), (0.5, 0.58), (0.25, 0.78)]],
+        ["70,0 35,30 20,70 45,100 78,80 55,52 24,72"],
+        ["55,0 25,40 22,80 55,100 75,75 50,58 25,78"],
     ],
     7: [
-        [[(0.1, 0.05), (0.5, 0.03), (0.88, 0.0), (0.88, 0.0), (0.6, 0.5), (0.42, 1.0)]],
-        [[(0.12, 0.02), (0.5, 0.02), (0.85, 0.02), (0.85, 0.02), (0.62, 0.45), (0.4, 1.0)], [(0.35, 0.5), (0.55, 0.49), (0.8, 0.48)]],
+        ["10,5 50,3 88,0 88,0 60,50 42,100"],
+        ["12,2 50,2 85,2 85,2 62,45 40,100", "35,50 55,49 80,48"],
     ],
     8: [
-        [[(0.75, 0.12), (0.45, 0.0), (0.22, 0.22), (0.5, 0.46), (0.8, 0.76), (0.5, 1.0), (0.18, 0.78), (0.5, 0.47), (0.78, 0.22), (0.72, 0.1)]],
-        [[(0.5, 0.0), (0.25, 0.22), (0.5, 0.45), (0.75, 0.22), (0.5, 0.0)], [(0.5, 0.45), (0.18, 0.74), (0.5, 1.0), (0.82, 0.74), (0.5, 0.45)]],
+        ["75,12 45,0 22,22 50,46 80,76 50,100 18,78 50,47 78,22 72,10"],
+        ["50,0 25,22 50,45 75,22 50,0", "50,45 18,74 50,100 82,74 50,45"],
     ],
     9: [
-        [[(0.78, 0.2), (0.5, 0.0), (0.2, 0.25), (0.45, 0.5), (0.78, 0.22), (0.78, 0.22), (0.75, 0.6), (0.68, 1.0)]],
-        [[(0.75, 0.15), (0.45, 0.02), (0.22, 0.28), (0.48, 0.5), (0.76, 0.2), (0.76, 0.2), (0.72, 0.7), (0.3, 1.0)]],
+        ["78,20 50,0 20,25 45,50 78,22 78,22 75,60 68,100"],
+        ["75,15 45,2 22,28 48,50 76,20 76,20 72,70 30,100"],
     ],
-}  # fmt: skip
+}
 
 
 def draw(digit: int, kind: str, rng: np.random.Generator) -> Image.Image:
@@ -82,7 +81,7 @@ def _written(digit: int, rng: np.random.Generator, *, side: int, thickness: floa
     scale = 2  # drawn larger, for smooth edges
     picture = Image.new("L", (scale * side, scale * side))
     pen = ImageDraw.Draw(picture)
-    margin = 0.5 - 0.36 * 1
+    margin = 0.14
     for stroke in hand:
         for x, y, pressed in _path(stroke, rng):
             place = 0.5 + 0.72 * (shape @ (np.array([x, y]) - 0.5))
@@ -92,16 +91,17 @@ def _written(digit: int, rng: np.random.Generator, *, side: int, thickness: floa
     return np.asarray(picture.resize((side, side), Image.Resampling.BOX), float) / 255
 
 
-def _path(stroke: Stroke, rng: np.random.Generator) -> Grey:
+def _path(stroke: str, rng: np.random.Generator) -> Grey:
     """Points (x, y, pressure) along a stroke as an unsteady hand draws it."""
-    shaky = {point: np.array(point) + rng.normal(0, 0.02, 2) for point in stroke}
-    corners = [place for place in range(1, len(stroke)) if stroke[place] == stroke[place - 1]]
-    parts = np.split(np.array([shaky[point] for point in stroke]), corners)
+    points = stroke.split()
+    shaky = {point: np.array(point.split(","), float) / 100 + rng.normal(0, 0.02, 2) for point in points}
+    corners = [place for place in range(1, len(points)) if points[place] == points[place - 1]]
+    parts = np.split(np.array([shaky[point] for point in points]), corners)
     curves = [_spline(part) for part in parts if len(part) > 1]
-    points = np.concatenate(curves)
-    pressure = np.cumsum(rng.normal(0, 0.15, len(points)))
+    path = np.concatenate(curves)
+    pressure = np.cumsum(rng.normal(0, 0.15, len(path)))
     pressure = np.clip(ndimage.gaussian_filter1d(pressure, 20), -2, 2)
-    return np.column_stack([points, pressure])
+    return np.column_stack([path, pressure])
 
 
 def _spline(points: Grey) -> Grey:
@@ -254,7 +254,9 @@ def scan(digit: int, rng: np.random.Generator) -> Image.Image:
 def desk(digit: int, rng: np.random.Generator) -> Image.Image:
     """A sheet on a dark desk that is seen on one or two sides of the photograph."""
     grey = _sheet(digit, rng, pen=(0.03, 0.07), ink=(0.5, 0.8))
-    bands = [int(len(grey) * share) for share in rng.uniform(0.05, 0.16, 2) * rng.permutation([1, rng.integers(2)])]
+    bands = [
+        int(len(grey) * share) for share in rng.uniform(0.05, 0.16, 2) * rng.permutation([1, int(rng.integers(2))])
+    ]
     framed = np.pad(grey, ((0, bands[0]), (bands[1], 0)), constant_values=rng.uniform(0.1, 0.3))
     return _image(_shot(framed, rng, blur=1.0))
 
@@ -295,10 +297,73 @@ def creased(digit: int, rng: np.random.Generator) -> Image.Image:
     return _image(grey).filter(ImageFilter.GaussianBlur(len(grey) / 180))
 
 
-KINDS: dict[str, Any] = {
+def whiteboard(digit: int, rng: np.random.Generator) -> Image.Image:
+    """A coloured marker on a board that shines where the lamp is."""
+    grey = np.asarray(_sheet(digit, rng, pen=(0.03, 0.06), ink=(0.5, 0.8), light=0.3))
+    height, width = grey.shape
+    y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
+    glare = 0.5 * np.exp(-30 * ((x - rng.uniform()) ** 2 + (y - rng.uniform()) ** 2))
+    colors = 1 - (1 - grey[..., None]) * np.array([[1, 1, 0.4], [0.5, 1, 1], [1, 0.6, 1]])[rng.integers(3)]
+    return _jpeg(Image.fromarray((np.clip(colors + glare[..., None], 0, 1) * 255).astype(np.uint8)), 80)
+
+
+def cardboard(digit: int, rng: np.random.Generator) -> Image.Image:
+    """Brown and fibrous."""
+    grey = np.asarray(_sheet(digit, rng, pen=(0.04, 0.08), ink=(0.6, 0.8), light=0.15)) * 0.65
+    fibres = ndimage.gaussian_filter(rng.normal(0, 1, grey.shape), (0.7, 5))
+    brown = (grey + 0.04 * fibres)[..., None] * np.array([1.0, 0.8, 0.6])
+    return Image.fromarray((np.clip(brown, 0, 1) * 255).astype(np.uint8))
+
+
+def margin(digit: int, rng: np.random.Generator) -> Image.Image:
+    """Lined paper with a line down its margin."""
+
+    def lines(height: int, width: int, side: int) -> Grey:
+        gap, thickness = int(side * rng.uniform(0.35, 0.7)), max(1, side // 90)
+        rows = (np.arange(height) + rng.integers(gap)) % gap < thickness
+        columns = abs(np.arange(width) - int(width * rng.uniform(0.05, 0.2))) <= thickness
+        return 0.25 * (rows[:, None] | columns[None, :])
+
+    return _image(_sheet(digit, rng, pen=(0.03, 0.05), ink=(0.5, 0.8), ruling=lines))
+
+
+def slanted(digit: int, rng: np.random.Generator) -> Image.Image:
+    """Photographed from the side: what is far is narrow."""
+    image = _image(_sheet(digit, rng, pen=(0.03, 0.07), ink=(0.5, 0.8)))
+    width, height = image.size
+    corners = np.array([[0, 0], [0, height], [width, height], [width, 0]]) + rng.uniform(-0.1, 0.1, (4, 2)) * [
+        width,
+        height,
+    ]
+    return image.transform(
+        image.size, Image.Transform.QUAD, tuple(corners.ravel()), Image.Resampling.BICUBIC, fillcolor=60
+    )
+
+
+def shaken(digit: int, rng: np.random.Generator) -> Image.Image:
+    """The camera moved."""
+    grey = np.asarray(_sheet(digit, rng, pen=(0.04, 0.08), ink=(0.5, 0.8)))
+    length = max(2, len(grey) // 60)
+    return _image(ndimage.uniform_filter1d(grey, length, axis=int(rng.integers(2))))
+
+
+def neighbours(digit: int, rng: np.random.Generator) -> Image.Image:
+    """Cut out of a row of digits, of which the next ones can be seen in part."""
+    side, pen = int(rng.integers(120, 300)), rng.uniform(0.04, 0.07)
+    row = [
+        _written(number, rng, side=side, thickness=pen)
+        for number in (int(rng.integers(10)), digit, int(rng.integers(10)))
+    ]
+    sheet = np.concatenate(row, axis=1)
+    start = int(side * rng.uniform(0.75, 0.85))
+    cut = sheet[:, start : start + int(1.4 * side)]
+    return _image(_shot(0.93 - 0.75 * cut, rng))
+
+
+KINDS: dict[str, Callable[[int, np.random.Generator], Image.Image]] = {
     function.__name__: function
     for function in (
         ballpoint, pencil, marker, brush, ruled, squared, shadow, blackboard, painted, transparent, scan, desk, turned,
-        large, tiny, creased,
+        large, tiny, creased, whiteboard, cardboard, margin, slanted, shaken, neighbours,
     )
 }  # fmt: skip
