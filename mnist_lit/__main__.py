@@ -1,4 +1,4 @@
-"""`python -m mnist_lit {fit,validate,test,predict} [--config FILE]... [--key VALUE]...`."""
+"""`python -m mnist_lit COMMAND [--config FILE]... [--key VALUE]...`."""
 
 from mnist_lit import main
 

@@ -25,7 +25,7 @@ PREFIXES = {
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("clone")
-    for name in ("README.md", "configs", "mnist_lit", "pyproject.toml", "scripts", "tests"):
+    for name in ("README.md", "configs", "docs", "mnist_lit", "pyproject.toml", "scripts", "tests"):
         (folder / name).symlink_to(PROJECT / name)
     return folder
 
@@ -55,7 +55,13 @@ def test_readme_has_its_two_first_commands() -> None:
     assert COMMANDS[1] == "uv run pytest"
 
 
-@pytest.mark.parametrize("command", [command for command in COMMANDS if "tensorboard" not in command])
+# Until Ctrl-C; the page has tests of its own.
+SERVERS = ("tensorboard", "mnist_lit demo")
+
+
+@pytest.mark.parametrize(
+    "command", [command for command in COMMANDS if not any(server in command for server in SERVERS)]
+)
 def test_command_works(command: str, workspace: Path, mnist_dir: Path) -> None:
     done = run(here(command), workspace, mnist_dir)
 
@@ -72,6 +78,13 @@ def test_tensorboard_serves_the_runs(workspace: Path) -> None:
         server.terminate()
 
     assert served
+
+
+def test_pictures_are_there() -> None:
+    pictures = re.findall(r"!\[.+?\]\((.+?)\)", README)
+
+    assert pictures
+    assert all((PROJECT / picture).is_file() for picture in pictures)
 
 
 def test_python_example_works(workspace: Path, mnist_dir: Path) -> None:
