@@ -25,6 +25,7 @@ Completed = subprocess.CompletedProcess[str]
 # Short training: what the command lines leave open may come from the environment, of the project by either name.
 SETTINGS = {"TRAINER__LIMIT_TRAIN_BATCHES": "20", "PICTURES__ENABLED": "false", "REPORT": "false"}
 LIMITS = {prefix + key: value for prefix in ("MNIST_LIT_", "LETTERS_") for key, value in SETTINGS.items()}
+LIMITS["PYTEST_ADDOPTS"] = "-n 0"
 METADATA = "Metadata-Version: 2.1\nName: letters\nVersion: 0.1.0\n"
 
 
@@ -159,6 +160,8 @@ def test_another_network(project: Path) -> None:
 
     outputs = [done(command, project) for command in commands(SECTIONS["Another network"])]
 
+    checkpoint = torch.load(project / "logs" / "squeezed" / "checkpoints" / "best.ckpt", weights_only=True)
+    assert len([name for name in checkpoint["state_dict"] if name.endswith(".weights.1.weight")]) == 3
     assert "test/acc" in outputs[1]
     assert "--model.squeeze {true,false}" in outputs[2]
     assert " passed" in outputs[3]
