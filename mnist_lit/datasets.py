@@ -19,7 +19,7 @@ from functools import lru_cache
 from http.client import HTTPException
 from itertools import count
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, TypeAlias, get_args
+from typing import Any, BinaryIO, Literal, TypeAlias
 from urllib import request
 
 import torch
@@ -30,15 +30,19 @@ from tqdm import tqdm
 
 from mnist_lit.errors import MNISTLitError
 
-__all__ = ["DATASETS", "NUM_TRAINING", "DatasetName", "Split", "load", "prepare", "stratified_split"]
+__all__ = ["NUM_TRAINING", "DatasetName", "Split", "load", "prepare", "stratified_split"]
 
 DatasetName: TypeAlias = Literal["mnist", "fashion_mnist", "kmnist", "digits"]
 Split: TypeAlias = Literal["train", "test"]
-DATASETS: tuple[DatasetName, ...] = get_args(DatasetName)
 
 _SPLIT_SEED = 0
 _NUM_TEST_DIGITS = 360
-NUM_TRAINING: dict[DatasetName, int] = {"mnist": 60_000, "fashion_mnist": 60_000, "kmnist": 60_000, "digits": 1_437}
+NUM_TRAINING: dict[DatasetName, int] = {
+    "mnist": 60_000,
+    "fashion_mnist": 60_000,
+    "kmnist": 60_000,
+    "digits": 1_437,
+}
 _FILES = {  # shape, and the SHA-256 of MNIST's
     "train-images-idx3-ubyte": ((60_000, 28, 28), "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db"),
     "train-labels-idx1-ubyte": ((60_000,), "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5"),

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mnist_lit.datasets import DATASETS, load, prepare, stratified_split
+from mnist_lit.datasets import load, prepare, stratified_split
 from mnist_lit.errors import MNISTLitError
 
 FILES = (
@@ -380,7 +380,3 @@ def test_stratified_split_neither_reads_nor_moves_the_global_generator():
 def test_stratified_split_refuses_what_it_cannot_hold_out(num_held_out):
     with pytest.raises(MNISTLitError, match=f"cannot hold out {num_held_out} of 10"):
         stratified_split(torch.arange(10), num_held_out)
-
-
-def test_names_of_the_datasets():
-    assert DATASETS == ("mnist", "fashion_mnist", "kmnist", "digits")

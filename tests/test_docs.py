@@ -1,0 +1,209 @@
+"""What docs/your_own.md and docs/configs.md tell is done as it stands there, each time in a new copy of the project."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import PROJECT, SMALL
+
+import mnist_lit
+from mnist_lit import main
+from mnist_lit.datasets import Split, load
+
+Completed = subprocess.CompletedProcess[str]
+
+# Short training: what the command lines leave open may come from the environment, of the project by either name.
+SETTINGS = {"TRAINER__LIMIT_TRAIN_BATCHES": "20", "PICTURES__ENABLED": "false", "REPORT": "false"}
+LIMITS = {prefix + key: value for prefix in ("MNIST_LIT_", "LETTERS_") for key, value in SETTINGS.items()}
+LIMITS["PYTEST_ADDOPTS"] = "-n 0"
+METADATA = "Metadata-Version: 2.1\nName: letters\nVersion: 0.1.0\n"
+
+
+def page(name: str) -> str:
+    return (PROJECT / "docs" / name).read_text(encoding="utf-8")
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+def commands(text: str) -> list[str]:
+    return [line for block in blocks(text, "sh") for line in block.splitlines()]
+
+
+SECTIONS = {text.partition("\n")[0]: text for text in page("your_own.md").split("\n## ")[1:]}
+CONFIGS_PAGE = page("configs.md")
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A copy of what is or may become part of the project, in a repository of its own."""
+    listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(listing, cwd=PROJECT, capture_output=True, text=True, check=True).stdout.split("\0")
+    for name in filter(None, names):
+        if (PROJECT / name).is_file():
+            (tmp_path / "project" / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(PROJECT / name, tmp_path / "project" / name)
+    run("git init --quiet && git add .", tmp_path / "project")
+    return tmp_path / "project"
+
+
+def run(command: str, folder: Path, **kwargs: Any) -> Completed:
+    # The tests run inside the environment that `uv run` would make; it has the project's metadata by its old name only.
+    python = f"{shlex.quote(sys.executable)} -m "
+    path = os.pathsep.join([str(folder), str(folder.parent)])
+    return subprocess.run(
+        re.sub(r"(uv run )?\bpython -m |uv run ", lambda _: python, command),
+        shell=True,
+        cwd=folder,
+        env={**os.environ, **LIMITS, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        **kwargs,
+    )
+
+
+def done(command: str, folder: Path, **kwargs: Any) -> str:
+    result = run(command, folder, **kwargs)
+    assert result.returncode == 0, f"{command}\n{result.stdout}{result.stderr}"
+    return result.stdout
+
+
+def apply_diff(section: str, folder: Path) -> None:
+    (diff,) = blocks(SECTIONS[section], "diff")
+    done("git apply -", folder, input=diff)
+    done("uv run ruff check && uv run ruff format --check", folder)
+
+
+def write_letters(data_dir: Path) -> None:
+    data_dir.mkdir(parents=True)
+    splits: list[Split] = ["train", "test"]
+    for split in splits:
+        images, labels = (tensor[:1000].numpy() for tensor in load("digits", data_dir, split))
+        np.savez(data_dir / f"{split}.npz", images=images, labels=labels)
+
+
+def metrics(run_dir: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((run_dir / "metrics.json").read_text(encoding="utf-8"))
+    return content
+
+
+# docs/your_own.md
+
+
+def test_every_section_is_tried_below() -> None:
+    assert list(SECTIONS) == ["Another name", "Another dataset", "Another network"]
+
+
+def test_the_page_is_a_patch(project: Path) -> None:
+    assert "`git apply docs/your_own.md`" in page("your_own.md")
+
+    done("git apply docs/your_own.md", project)
+
+    assert len(done("git diff --name-only", project).split()) == 5
+
+
+@pytest.mark.skipif(mnist_lit.__name__ == "letters", reason="this project has that name by now")
+def test_another_name(project: Path) -> None:
+    info = project.parent / "letters-0.1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(METADATA)
+
+    for command in commands(SECTIONS["Another name"]):
+        done(command, project)
+
+    assert run("git grep -i -e mnist_lit -e MNISTLit", project).stdout == ""
+    assert metrics(project / "logs" / "run_1")["versions"].split(", ")[1] == "letters 0.1.0"
+
+
+def test_another_dataset(project: Path) -> None:
+    apply_diff("Another dataset", project)
+    write_letters(project / "data" / "letters")
+    networks = project / "mnist_lit" / "networks.py"
+    networks.write_text(networks.read_text().replace("NUM_CLASSES = 10\n", "NUM_CLASSES = 26\n"))
+
+    for command in commands(SECTIONS["Another dataset"]):
+        done(command, project)
+
+    assert metrics(project / "logs" / "letters")["test/acc"] > 0.5
+    header, *rows = (project / "logs" / "letters" / "predictions.csv").read_text().splitlines()
+    assert header.endswith(",p25")
+    assert len(rows) == 360
+
+
+def test_the_other_dataset_says_what_is_missing(project: Path) -> None:
+    apply_diff("Another dataset", project)
+    fit = commands(SECTIONS["Another dataset"])[0]
+
+    missing = run(fit, project)
+
+    assert missing.returncode == 1
+    assert missing.stderr.startswith("error: letters: data/letters/test.npz cannot be read")
+    assert "images, uint8 of shape (n, 28, 28)" in missing.stderr.splitlines()[1]
+    assert not (project / "logs").exists()
+
+
+def test_another_network(project: Path) -> None:
+    apply_diff("Another network", project)
+
+    outputs = [done(command, project) for command in commands(SECTIONS["Another network"])]
+
+    checkpoint = torch.load(project / "logs" / "squeezed" / "checkpoints" / "best.ckpt", weights_only=True)
+    assert len([name for name in checkpoint["state_dict"] if name.endswith(".weights.1.weight")]) == 3
+    assert "test/acc" in outputs[1]
+    assert "--model.squeeze {true,false}" in outputs[2]
+    assert " passed" in outputs[3]
+
+
+# docs/configs.md
+
+
+def test_configs_amount_to_what_is_shown(project: Path) -> None:
+    (overlay,) = blocks(CONFIGS_PAGE, "yaml")
+    (project / overlay.removeprefix("# ").partition(":")[0]).write_text(overlay)
+    for command in commands(CONFIGS_PAGE):
+        done(command, project)
+
+    for transcript in blocks(CONFIGS_PAGE, "text"):
+        command, _, shown = transcript.removeprefix("$ ").partition("\n")
+        assert done(command, project) == shown
+
+
+def test_a_class_path_is_imported_before_it_is_refused(
+    tmp_path: Path, fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "refused.py").write_text("class Other: ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    error = fails("fit", *SMALL, "--trainer.callbacks+=refused.Other")
+
+    assert "refused.Other is no Callback" in error
+    assert "refused" in sys.modules
+
+
+def test_a_checkpoint_brings_its_class_paths(
+    tmp_path: Path, fit: Callable[..., Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "stranger.py").write_text(
+        "from lightning.pytorch import Callback\nclass Loud(Callback):\n    def __init__(self): print('called')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    checkpoint = torch.load(fit("--run_dir=run").trainer.checkpoint_callback.best_model_path, weights_only=True)
+    checkpoint["config"]["trainer"]["callbacks"] = [{"class_path": "stranger.Loud"}]
+    torch.save(checkpoint, "stranger.ckpt")
+
+    main(["test", "--ckpt_path=stranger.ckpt"])
+
+    assert "called\n" in capsys.readouterr().out
