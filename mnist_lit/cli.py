@@ -37,6 +37,7 @@ from mnist_lit.precision import native_precision
 from mnist_lit.predictions import of_photographs, of_test_set, table, write_predictions
 from mnist_lit.record import RunRecord
 from mnist_lit.runs import LOGS, claimed, is_first_process, write_text
+from mnist_lit.texts import printable
 from mnist_lit.trainer import DigitTrainer
 from mnist_lit.tuning import tune
 
@@ -175,6 +176,7 @@ class CLI(LightningCLI):
         if self.request.command in USES:
             for name, value in FOR_USE.items():
                 config.trainer[name] = value
+            config.data.predict_paths = None
         if config.trainer.precision is None:
             config.trainer.precision = native_precision(config.trainer.accelerator)
         if self.source is not None and self.source.goes_on:
@@ -302,14 +304,16 @@ class CLI(LightningCLI):
         """Write predictions.csv; of photographs also a picture."""
         if self.trainer.world_size > 1:
             raise UsageError("predict writes one file from one process\nadd --trainer.devices 1")
+        picture = self.run_dir / "pictures" / "predictions.png"
         probabilities = torch.cat([torch.empty(0, NUM_CLASSES), *(self._run("predict") or [])])
+        picture.unlink(missing_ok=True)  # it would be of other images than the table
         if datamodule.predict_paths:
-            self._report_photographs(datamodule.photographs, probabilities)
+            self._report_photographs(datamodule.photographs, probabilities, picture)
         else:
             write_predictions(self.run_dir / "predictions.csv", of_test_set(datamodule.dataset, probabilities))
             print(self.run_dir)
 
-    def _report_photographs(self, photographs: list["Photograph"], probabilities: Tensor) -> None:
+    def _report_photographs(self, photographs: list["Photograph"], probabilities: Tensor, picture: Path) -> None:
         read = [one for one in photographs if not one.problem]
         skipped = [one for one in photographs if one.problem]
         predictions = of_photographs(read, probabilities)
@@ -317,11 +321,10 @@ class CLI(LightningCLI):
         if read:
             from mnist_lit.contact_sheet import draw_predictions  # image libraries
 
-            picture = self.run_dir / "pictures" / "predictions.png"
             draw_predictions(picture, read, predictions)
             print(f"{table(predictions)}\nin pictures: {picture}")
         for one in skipped:
-            print(f"skipped: {one.file}: {one.problem}", file=sys.stderr)
+            print(f"skipped: {printable(f'{one.file}: {one.problem}')}", file=sys.stderr)
         print(self.run_dir)
         if skipped:
             raise MNISTLitError(f"{len(skipped):,} of {len(photographs):,} files cannot be read as images")

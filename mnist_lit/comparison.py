@@ -1,6 +1,7 @@
 """Runs side by side: what differs in their configs, what they reached, their curves in one picture."""
 
 import itertools
+import math
 from argparse import ArgumentParser
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -163,7 +164,8 @@ def _page(runs: Mapping[str, Recorded]) -> str:
 
 
 def _result(runs: Mapping[str, Recorded], name: str, texts: list[str]) -> str:
-    scores = [run.metrics[name] for run in runs.values() if name in run.metrics] if name in METRICS else []
+    scores = [run.metrics.get(name, math.nan) for run in runs.values()] if name in METRICS else []
+    scores = [score for score in scores if math.isfinite(score)]
     best = (min(scores) if name.endswith("loss") else max(scores)) if scores else None
     kinds = ["best" if scores and run.metrics.get(name) == best else "" for run in runs.values()]
     return row([name_cell(name), *(cell(text, kind) for text, kind in zip(texts, kinds, strict=True))])

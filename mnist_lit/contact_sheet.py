@@ -11,11 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from mnist_lit.drawing import own_style
+from mnist_lit.drawing import drawable, own_style
 from mnist_lit.photographs import Photograph, thumbnail
 from mnist_lit.predictions import Prediction
 from mnist_lit.runs import write_bytes
-from mnist_lit.texts import short_text
 
 __all__ = ["draw_predictions"]
 
@@ -36,9 +35,9 @@ def draw_predictions(file: Path, photographs: Sequence[Photograph], predictions:
     Args:
         file: Where the PNG file is written.
         photographs: The images; the first of them are drawn.
-        predictions: What was read in each.
+        predictions: What was read in each, or in the first of them.
     """
-    num_drawn = min(len(photographs), MAX_DRAWN)
+    num_drawn = min(len(predictions), MAX_DRAWN)
     num_columns, num_rows = min(NUM_COLUMNS, max(num_drawn, 2)), -(-num_drawn // NUM_COLUMNS)
     width, height = num_columns * CELL_WIDTH + GAP, num_rows * CELL_HEIGHT + HEADER
     with own_style():
@@ -63,7 +62,7 @@ def draw_predictions(file: Path, photographs: Sequence[Photograph], predictions:
 def _draw(axes: Axes, corner: tuple[int, int], photograph: Photograph, prediction: Prediction) -> None:
     left, top = corner
     axes.text(left, top + 14, prediction.reading, fontsize=11, weight="bold")
-    axes.text(left, top + 30, short_text(photograph.file.name, 34), fontsize=8, color="dimgray")
+    axes.text(left, top + 30, drawable(photograph.file.name, 34), fontsize=8, color="dimgray")
     _show(axes, np.asarray(thumbnail(photograph.file, SIDE)), left, top + 38)
     if photograph.digit is not None:
         seen = Image.fromarray(255 - photograph.digit).resize((SIDE, SIDE), Image.Resampling.NEAREST)

@@ -104,7 +104,7 @@ class MNISTDataModule(LightningDataModule):
         self.download = download
         self.mirrors = mirrors
         self.timeout = timeout
-        self.predict_paths = [predict_paths] if isinstance(predict_paths, str) else predict_paths or []
+        self.predict_paths = [predict_paths] if isinstance(predict_paths, str) else predict_paths
         self.photographs: list[Photograph] = []
         self.seed = torch.initial_seed() % 2**31
         self.statistics: tuple[float, float] | None = None
@@ -117,7 +117,7 @@ class MNISTDataModule(LightningDataModule):
 
     def fetch(self, *stages: str) -> None:
         """Make sure that the files which these stages need are there: training never asks for the test set."""
-        if self.predict_paths and "predict" in stages:
+        if self.predict_paths is not None and "predict" in stages:
             from mnist_lit.photographs import find_files
 
             find_files(self.predict_paths)
@@ -128,8 +128,8 @@ class MNISTDataModule(LightningDataModule):
     def setup(self, stage: str) -> None:
         if stage in ("fit", "validate") and "train" not in self.splits:
             self._setup_training()
-        if stage == "predict" and self.predict_paths:
-            self._setup_photographs()
+        if stage == "predict" and self.predict_paths is not None:
+            self._setup_photographs(self.predict_paths)
         elif stage in ("test", "predict") and "test" not in self.splits:
             self.splits["test"] = self._place(ImageDataset(*load(self.dataset, self.data_dir, "test")))
 
@@ -140,10 +140,10 @@ class MNISTDataModule(LightningDataModule):
         self.splits["train"] = self._place(train)
         self.splits["val"] = self._place(val)
 
-    def _setup_photographs(self) -> None:
+    def _setup_photographs(self, paths: Sequence[str]) -> None:
         from mnist_lit.photographs import find_files, read_photographs  # image libraries
 
-        self.photographs = read_photographs(find_files(self.predict_paths))
+        self.photographs = read_photographs(find_files(paths))
         digits = [torch.from_numpy(one.digit) for one in self.photographs if one.digit is not None]
         images = torch.stack(digits) if digits else torch.empty(0, 28, 28, dtype=torch.uint8)
         unknown = torch.full((len(images),), -1)

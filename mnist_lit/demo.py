@@ -118,7 +118,10 @@ def page(model: ConvNet) -> gradio.Blocks:
 
 def _read(model: ConvNet, url: str) -> tuple[str | dict[str, float], str]:
     """What the label shows for an image, and what the network saw of it."""
-    digit = digit_in(Image.open(io.BytesIO(base64.b64decode(url.removeprefix(PREFIX)))))
+    try:
+        digit = digit_in(Image.open(io.BytesIO(base64.b64decode(str(url).removeprefix(PREFIX)))))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise gradio.Error("it is no image", print_exception=False) from error
     if digit is None:
         return NO_DIGIT, ""
     images = preprocess(torch.from_numpy(digit)[None, None], model.hparams["image_size"])

@@ -12,8 +12,12 @@ from tqdm import tqdm
 
 from mnist_lit.errors import UsageError
 from mnist_lit.images import digit_in, grey_of
+from mnist_lit.texts import short_text
 
 __all__ = ["Photograph", "find_files", "read_photographs", "thumbnail"]
+
+
+HINT = "give files, folders or patterns, for example: --data.predict_paths 'photos/*.jpg'"
 
 
 @dataclass(frozen=True)
@@ -38,16 +42,23 @@ def find_files(paths: Sequence[str]) -> list[Path]:
         paths: Files, folders (all that is in them and below, but hidden files) and patterns like `photos/*.jpg`.
 
     Raises:
-        UsageError: If a path is none of them.
+        UsageError: If a path is none of them, or there is none.
     """
     files: dict[Path, None] = {}
-    for path in paths:
-        found = sorted(_meant(Path(path).expanduser()))
+    for path in paths or [""]:
+        found = _found(path)
         if not found:
-            hint = "give files, folders or patterns, for example: --data.predict_paths 'photos/*.jpg'"
-            raise UsageError(f"data.predict_paths: there is no file {path!r}\n{hint}")
+            raise UsageError(f"data.predict_paths: there is no file {path!r}\n{HINT}")
         files |= dict.fromkeys(found)
     return list(files)
+
+
+def _found(path: str) -> list[Path]:
+    try:
+        return sorted(_meant(Path(path).expanduser())) if path else []
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UsageError(f"data.predict_paths: {short_text(path, 60)!r}: {reason}\n{HINT}") from error
 
 
 def _meant(path: Path) -> Iterator[Path]:
@@ -66,6 +77,8 @@ def read_photographs(files: Sequence[Path]) -> list[Photograph]:
 
 
 def _read(file: Path) -> Photograph:
+    if file.exists() and not file.is_file():
+        return Photograph(file, problem="it is no file")  # a pipe would be waited for
     try:
         # What Pillow warns of, it reads all the same.
         with warnings.catch_warnings(action="ignore"), Image.open(file) as image:
@@ -81,4 +94,5 @@ def thumbnail(file: Path, side: int) -> Image.Image:
         upright = ImageOps.exif_transpose(image)
         if image.has_transparency_data or image.mode.startswith(("I", "F")):
             upright = Image.fromarray((255 * grey_of(image)).astype(np.uint8))
-        return ImageOps.contain(upright.convert("RGB"), (side, side))
+        width, height = (max(1, round(size * side / max(upright.size))) for size in upright.size)
+        return upright.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)

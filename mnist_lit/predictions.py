@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mnist_lit.networks import NUM_CLASSES
 from mnist_lit.runs import write_text
+from mnist_lit.texts import printable
 
 if TYPE_CHECKING:
     from mnist_lit.photographs import Photograph
@@ -57,10 +58,17 @@ def of_photographs(photographs: Sequence["Photograph"], probabilities: Tensor) -
 
     Args:
         photographs: The files.
-        probabilities: Of shape (n, 10), in the order of the n files in which there is a digit.
+        probabilities: Of shape (n, 10), in the order of the first n files in which there is a digit; the files after
+            them have no predictions.
     """
     rows = iter(probabilities.tolist())
-    return [Prediction(str(one.file), [] if one.digit is None else next(rows)) for one in photographs]
+    predictions = []
+    for one in photographs:
+        row = [] if one.digit is None else next(rows, None)
+        if row is None:
+            break
+        predictions.append(Prediction(str(one.file), row))
+    return predictions
 
 
 def write_predictions(file: Path, predictions: Sequence[Prediction]) -> None:
@@ -77,7 +85,8 @@ def write_predictions(file: Path, predictions: Sequence[Prediction]) -> None:
 def table(predictions: Sequence[Prediction]) -> str:
     """The first predictions, for the console."""
     shown = predictions[:MAX_ROWS]
-    width = max((len(prediction.name) for prediction in shown), default=0)
-    lines = [f"{prediction.name:{width}}  {prediction.reading}" for prediction in shown]
+    names = [printable(prediction.name) for prediction in shown]
+    width = max(map(len, names), default=0)
+    lines = [f"{name:{width}}  {prediction.reading}" for name, prediction in zip(names, shown, strict=True)]
     more = [f"… and {len(predictions) - MAX_ROWS:,} more"] if len(predictions) > MAX_ROWS else []
     return "\n".join([*lines, *more])

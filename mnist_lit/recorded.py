@@ -11,8 +11,11 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator, ScalarEvent
 
 from mnist_lit.errors import UsageError
+from mnist_lit.texts import METRICS
 
 __all__ = ["Curve", "Recorded", "flat", "read_run"]
+
+NUMBERS = (*METRICS, "epoch", "seconds", "images_per_second", "parameters")
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ def read_run(run_dir: Path) -> Recorded:
     return Recorded(
         run_dir=run_dir,
         config=_mapping(run_dir / "config.yaml", yaml.safe_load),
-        metrics=_mapping(metrics, json.loads) if metrics.is_file() else {},
+        metrics=_metrics(metrics) if metrics.is_file() else {},
         curves=_curves(run_dir),
     )
 
@@ -80,13 +83,21 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     settings: dict[str, Any] = {}
     for name, value in config.items():
         if isinstance(value, Mapping) and "class_path" in value:
-            settings[prefix + name] = {"class_path": value["class_path"]}
+            settings[f"{prefix}{name}"] = {"class_path": value["class_path"]}
             settings |= flat(value.get("init_args") or {}, f"{prefix}{name}.")
         elif isinstance(value, Mapping):
             settings |= flat(value, f"{prefix}{name}.")
         else:
-            settings[prefix + name] = value
+            settings[f"{prefix}{name}"] = value
     return settings
+
+
+def _metrics(file: Path) -> dict[str, Any]:
+    metrics = _mapping(file, json.loads)
+    for name in NUMBERS:
+        if not isinstance(metrics.get(name, 0), (int, float)):
+            raise UsageError(f"{file} is damaged: {name} is no number, but {metrics[name]!r}")
+    return metrics
 
 
 def _mapping(file: Path, load: Callable[[str], Any]) -> dict[str, Any]:

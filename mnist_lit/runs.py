@@ -79,7 +79,7 @@ def _next_free(folder: Path) -> Path:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file that others may read: it is there as a whole or not at all."""
-    write_bytes(path, text.encode())
+    write_bytes(path, text.encode(errors="backslashreplace"))  # names of files need not be UTF-8
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -4,7 +4,16 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["METRICS", "duration_text", "percent_text", "score_text", "short_names", "short_text", "text_of"]
+__all__ = [
+    "METRICS",
+    "duration_text",
+    "percent_text",
+    "printable",
+    "score_text",
+    "short_names",
+    "short_text",
+    "text_of",
+]
 
 # In the order in which people are told of them.
 METRICS = ("val/acc", "val/loss", "val/f1", "test/acc", "test/loss", "test/f1")
@@ -35,6 +44,11 @@ def _text_of_items(items: dict[str, Any], sign: str, brackets: str) -> str:
 def short_text(text: str, limit: int) -> str:
     """A text of at most so many characters."""
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def printable(text: str) -> str:
+    """A text on one line, with escapes for what a terminal cannot show or would obey."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def duration_text(seconds: float) -> str:

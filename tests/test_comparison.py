@@ -1,5 +1,6 @@
 """Runs side by side: which runs can be compared, and what the table and the page tell of them."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -166,6 +167,22 @@ def test_ten_runs_are_drawn(folder: Path, compare: Compare) -> None:
 
     assert page.tables[0][0] == ["", *(f"run_{number}" for number in range(10))]
     assert len(page.all("img")) == 3
+
+
+def test_best_is_marked_beside_a_run_that_has_diverged(folder: Path, compare: Compare) -> None:
+    metrics = folder / "adam" / "metrics.json"
+    metrics.write_text(json.dumps({**json.loads(metrics.read_text()), "val/loss": float("nan")}))
+
+    text = Path(compare("logs/adam", "logs/sgd")[-1]).read_text()
+
+    assert re.search(r'>val/loss</th><td>nan</td><td class="best">', text)
+
+
+def test_keys_of_a_config_need_not_be_text(folder: Path, compare: Compare) -> None:
+    with (folder / "adam" / "config.yaml").open("a") as config:
+        config.write("1: 2\nnull: 3\n")
+
+    assert table_of(compare("logs/adam", "logs/sgd"))["1"] == ["2", "\N{EN DASH}"]
 
 
 def test_whatever_stands_in_a_config_is_only_text(folder: Path, compare: Compare) -> None:

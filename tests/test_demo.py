@@ -280,6 +280,16 @@ def test_a_telephone_shows_all_in_one_column(visit: Visit) -> None:
         visit.browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
+@pytest.mark.slow
+def test_what_is_no_image_is_answered_without_a_traceback(run_dir: Path, tmp_path: Path) -> None:
+    with served(f"--ckpt_path={run_dir}", cwd=tmp_path) as (url, process):
+        with pytest.raises(urllib.error.HTTPError):
+            ask(url, b"no image")
+        assert ask(url, png(np.full((28, 28), 255, dtype=np.uint8)))[0] == "no digit"
+
+        assert ended(process, signal.SIGINT) == (0, "")
+
+
 def test_an_ensemble_with_images_of_another_size(fit: Callable[..., Any], tmp_path: Path) -> None:
     for seed in (1, 2):
         fit("--data.image_size=20", f"--seed_everything={seed}", f"--run_dir=run_{seed}")

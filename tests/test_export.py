@@ -222,6 +222,12 @@ def test_int8_variant_is_made_without_test_images(run_dir: Path, tmp_path: Path)
     assert written() == written("--trainer.limit_predict_batches=1", "--data.eval_batch_size=10")
 
 
+def test_photographs_of_a_config_do_not_matter(run_dir: Path, tmp_path: Path) -> None:
+    main(["export", f"--ckpt_path={run_dir}", "--output=model.pt2", "--data.predict_paths=nowhere/*.png"])
+
+    assert (tmp_path / "model.pt2").is_file()
+
+
 class Forgetful(Callback):
     """Changes the model once it has read the test images."""
 

@@ -1,6 +1,7 @@
 """`predict` on files of one's own: which are meant, what is written, what is said of those that are no images."""
 
 import csv
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,48 @@ def test_what_is_no_image_is_named_and_skipped(run_dir: Path, photos: Path, caps
     assert len(rows(run_dir)) == 4
 
 
+def test_a_pipe_is_not_waited_for(run_dir: Path, photos: Path, capsys: Capsys) -> None:
+    os.mkfifo(photos / "pipe.png")
+
+    with pytest.raises(SystemExit):
+        predict(run_dir, "photos")
+
+    assert "skipped: photos/pipe.png: it is no file" in capsys.readouterr().err
+    assert len(rows(run_dir)) == 4
+
+
+def test_names_need_not_be_text(run_dir: Path, photos: Path, capsys: Capsys) -> None:
+    (photos / "three.png").rename(photos / os.fsdecode(b"\xe9\n\x1b[31m.png"))
+
+    read = predict(run_dir, "photos/*31m*")
+
+    assert [row["path"] for row in read] == ["photos/\\udce9\n\x1b[31m.png"]
+    assert "photos/\\udce9\\n\\x1b[31m.png  " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("size", [(1, 2000), (2000, 1)])
+def test_a_line_of_pixels_is_an_image(size: tuple[int, int], run_dir: Path, tmp_path: Path) -> None:
+    Image.new("L", size, "white").save(tmp_path / "line.png")
+
+    assert [row["label"] for row in predict(run_dir, "line.png")] == ["no digit"]
+
+
+@pytest.mark.usefixtures("photos")
+def test_a_limit_leaves_the_other_images_out(run_dir: Path) -> None:
+    read = predict(run_dir, "photos", "--trainer.limit_predict_batches=1", "--data.eval_batch_size=2")
+
+    assert [Path(row["path"]).name for row in read] == ["empty.png", "one [1].png", "seven.jpg"]
+
+
+@pytest.mark.usefixtures("photos")
+def test_no_picture_of_other_images_stays_beside_the_table(run_dir: Path) -> None:
+    predict(run_dir, "photos")
+
+    predict(run_dir, "null")
+
+    assert not (run_dir / "pictures" / "predictions.png").exists()
+
+
 def test_only_what_is_no_image_leaves_no_rows(run_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("seven")
 
@@ -139,6 +182,23 @@ def test_a_path_to_nothing_is_an_error_before_anything_is_made(run_dir: Path, tm
 
     assert "there is no file 'photos/*.gif'" in error
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.usefixtures("photos")
+@pytest.mark.parametrize(
+    ("paths", "reason"),
+    [
+        ("", "there is no file ''"),
+        ("[]", "there is no file ''"),
+        ("x" * 300, "File name too long"),
+        ("~nobody_of_that_name/x.png", "Could not determine home directory"),
+    ],
+)
+def test_a_path_that_cannot_be_is_explained(paths: str, reason: str, run_dir: Path, fails: Fails) -> None:
+    error = fails("predict", f"--ckpt_path={run_dir}", f"--data.predict_paths={paths}")
+
+    assert error.startswith("error: data.predict_paths: ")
+    assert reason in error
 
 
 @pytest.mark.usefixtures("photos")

@@ -201,7 +201,14 @@ def test_run_outlives_a_page_that_cannot_be_written(copy: Path, capsys: Capsys) 
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("config.yaml", "a: [1\nb"), ("config.yaml", "- 1"), ("metrics.json", "{"), ("metrics.json", "3")],
+    [
+        ("config.yaml", "a: [1\nb"),
+        ("config.yaml", "- 1"),
+        ("metrics.json", "{"),
+        ("metrics.json", "3"),
+        ("metrics.json", '{"val/acc": null}'),
+        ("metrics.json", '{"val/acc": 0.9, "epoch": "x"}'),
+    ],
 )
 def test_damaged_file_is_named(name: str, content: str, copy: Path) -> None:
     (copy / name).write_text(content)
