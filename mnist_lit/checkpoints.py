@@ -97,7 +97,8 @@ class Source:
         theirs = self.config["model"]
         names = [name for name in SHAPES if name in theirs and theirs[name] != config.get(name)]
         differences = [f"model.{name} is {theirs[name]} in the checkpoint, {config[name]} here" for name in names]
-        raise UsageError("\n".join(["ckpt_path: the checkpoint is of another network", "; ".join(differences)]))
+        reason = "; ".join(differences) or "data.image_size, or another key that shapes it, differs"
+        raise UsageError(f"ckpt_path: the checkpoint is of another network\n{reason}")
 
 
 def _from_hyper_parameters(model: dict[str, Any]) -> dict[str, Any]:

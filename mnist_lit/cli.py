@@ -234,6 +234,8 @@ class CLI(LightningCLI):
             trainer = super().instantiate_trainer(default_root_dir=self.run_dir, **kwargs)
         except (ValueError, TypeError, MisconfigurationException) as error:
             raise UsageError(explain_trainer(str(error), vars(config.trainer), self.request)) from error
+        if self.request.command == "predict" and trainer.world_size > 1:
+            raise UsageError("predict writes one file from one process\nadd --trainer.devices 1")
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         return trainer
 
@@ -302,8 +304,6 @@ class CLI(LightningCLI):
 
     def predict(self, model: ConvNet, datamodule: MNISTDataModule, **kwargs: Any) -> None:
         """Write predictions.csv; of photographs also a picture."""
-        if self.trainer.world_size > 1:
-            raise UsageError("predict writes one file from one process\nadd --trainer.devices 1")
         picture = self.run_dir / "pictures" / "predictions.png"
         probabilities = torch.cat([torch.empty(0, NUM_CLASSES), *(self._run("predict") or [])])
         picture.unlink(missing_ok=True)  # it would be of other images than the table

@@ -14,6 +14,10 @@ from mnist_lit.errors import UsageError
 
 __all__ = ["Parser", "parse"]
 
+# Keys of the trainer that take classes, which are called with what stands beside them. A checkpoint outside of a run's
+# directory may be anybody's; the model's classes have to be optimizers and schedules.
+OBJECTS = ("accelerator", "callbacks", "logger", "plugins", "profiler", "strategy")
+
 
 class ParserError(Exception):
     """What the parser complains about, in its own words."""
@@ -62,7 +66,10 @@ def parse(parser: Parser, request: Request, defaults: Namespace) -> tuple[Namesp
 
 
 def _checkpoint_layer(source: Source, defaults: Namespace) -> str:
-    config = {**_known(source.config, defaults.as_dict(), []), "ckpt_path": None}
+    known = _known(source.config, defaults.as_dict(), [])
+    if source.run_dir is None:
+        known["trainer"] = {key: value for key, value in known.get("trainer", {}).items() if key not in OBJECTS}
+    config = {**known, "ckpt_path": None}
     return f"--config={yaml.safe_dump(config, default_flow_style=True, width=10**9)}"
 
 

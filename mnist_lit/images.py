@@ -58,6 +58,7 @@ def digit_in(image: Image.Image) -> NDArray[np.uint8] | None:
 
 def grey_of(image: Image.Image) -> Grey:
     """Brightness, 0 to 1, of the image as it is meant to be seen."""
+    image.draft("L", (4 * WORKING_SIDE, 4 * WORKING_SIDE))  # a JPEG can be decoded small
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):  # more than eight bits, of which nobody says how many are used
         values = np.nan_to_num(np.asarray(image, dtype=np.float32))

@@ -91,6 +91,7 @@ def _read(file: Path) -> Photograph:
 def thumbnail(file: Path, side: int) -> Image.Image:
     """An image as people see it, in colours, not larger than `side` pixels."""
     with warnings.catch_warnings(action="ignore"), Image.open(file) as image:
+        image.draft("RGB", (2 * side, 2 * side))
         upright = ImageOps.exif_transpose(image)
         if image.has_transparency_data or image.mode.startswith(("I", "F")):
             upright = Image.fromarray((255 * grey_of(image)).astype(np.uint8))

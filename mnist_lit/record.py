@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning_utilities.core.rank_zero import rank_zero_only
 
+from mnist_lit.errors import MNISTLitError
 from mnist_lit.runs import write_text
 
 __all__ = ["RunRecord"]
@@ -50,6 +51,10 @@ class RunRecord(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["config"] = self.config
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage in ("validate", "test") and self.file.is_file():
+            self._read()  # before anything is computed that it could not take in
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for logger in trainer.loggers:
@@ -105,9 +110,18 @@ class RunRecord(Callback):
 
     @rank_zero_only
     def _merge(self, trainer: Trainer) -> None:
-        before = json.loads(self.file.read_text()) if self.file.is_file() else self._facts(trainer)
+        before = self._read() if self.file.is_file() else self._facts(trainer)
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if "/" in name}
         write_text(self.file, json.dumps({**before, **metrics}, indent=2) + "\n")
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            metrics: dict[str, Any] = json.loads(self.file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise MNISTLitError(
+                f"{self.file} is damaged: {error}\nrename it, and this command makes a new one"
+            ) from error
+        return metrics
 
     @rank_zero_only
     def _write_fit(self, trainer: Trainer) -> None:

@@ -100,6 +100,13 @@ def metrics(run_dir: Path) -> dict[str, Any]:
     return content
 
 
+def change(file: Path, section: str, **settings: Any) -> None:
+    """Make a checkpoint say something else of how it was made."""
+    checkpoint = torch.load(file, weights_only=True)
+    checkpoint["config"][section] |= settings
+    torch.save(checkpoint, file)
+
+
 # docs/your_own.md
 
 
@@ -193,17 +200,46 @@ def test_a_class_path_is_imported_before_it_is_refused(
     assert "refused" in sys.modules
 
 
-def test_a_checkpoint_brings_its_class_paths(
-    tmp_path: Path, fit: Callable[..., Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("is_in_a_run_directory", [False, True])
+def test_only_a_run_directory_brings_callbacks(
+    is_in_a_run_directory: bool,
+    tmp_path: Path,
+    fit: Callable[..., Any],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (tmp_path / "stranger.py").write_text(
         "from lightning.pytorch import Callback\nclass Loud(Callback):\n    def __init__(self): print('called')\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    checkpoint = torch.load(fit("--run_dir=run").trainer.checkpoint_callback.best_model_path, weights_only=True)
-    checkpoint["config"]["trainer"]["callbacks"] = [{"class_path": "stranger.Loud"}]
-    torch.save(checkpoint, "stranger.ckpt")
+    file = Path(fit("--run_dir=run").trainer.checkpoint_callback.best_model_path)
+    change(file, "trainer", callbacks=[{"class_path": "stranger.Loud"}])
 
-    main(["test", "--ckpt_path=stranger.ckpt"])
+    main(["test", f"--ckpt_path={file if is_in_a_run_directory else file.rename('stranger.ckpt')}"])
 
-    assert "called\n" in capsys.readouterr().out
+    assert ("called\n" in capsys.readouterr().out) == is_in_a_run_directory
+
+
+@pytest.mark.parametrize("key", ["accelerator", "callbacks", "logger", "plugins", "profiler", "strategy"])
+def test_no_other_checkpoint_names_a_class_of_the_trainer(
+    key: str, fit: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = Path(fit("--run_dir=run").trainer.checkpoint_callback.best_model_path).rename("stranger.ckpt")
+    change(file, "trainer", **{key: "stranger.Any"})
+
+    with pytest.raises(SystemExit) as stop:
+        main(["test", "--ckpt_path=stranger.ckpt", "--print_config"])
+
+    assert stop.value.code == 0
+    assert "stranger.Any" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("key", ["optimizer", "schedule"])
+def test_the_model_takes_no_other_classes(key: str, fit: Callable[..., Any], fails: Callable[..., str]) -> None:
+    file = Path(fit("--run_dir=run").trainer.checkpoint_callback.best_model_path)
+    change(file, "model", **{key: {"class_path": "subprocess.Popen", "init_args": {"args": "touch called"}}})
+
+    error = fails("test", f"--ckpt_path={file}")
+
+    assert "subprocess.Popen" in error
+    assert not Path("called").exists()

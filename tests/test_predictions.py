@@ -231,3 +231,23 @@ def test_an_ensemble_with_shifts_reads_photographs_too(run_dir: Path, fit: Calla
 
     both = rows(Path("logs/run_1"))[0]
     assert float(both["p3"]) == pytest.approx((float(one["p3"]) + float(other["p3"])) / 2, abs=1e-2)
+
+
+def test_several_processes_are_refused_before_anything_is_made(run_dir: Path, tmp_path: Path, fails: Fails) -> None:
+    flags = ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp", "--run_dir=new"]
+
+    error = fails("predict", f"--ckpt_path={run_dir}", *flags)
+
+    assert "one process" in error
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_large_jpeg_is_read_as_a_small_one(tmp_path: Path, run_dir: Path) -> None:
+    image = draw(7, "marker", np.random.default_rng(3))
+    image.resize((4000, 4000 * image.height // image.width)).save(tmp_path / "large.jpg")
+    image.save(tmp_path / "small.jpg")
+
+    large, small = predict(run_dir, "[large.jpg, small.jpg]")
+
+    assert large["label"] == small["label"]
+    assert float(large["confidence"]) == pytest.approx(float(small["confidence"]), abs=0.1)

@@ -257,3 +257,16 @@ def test_profile_leaves_a_trace_and_a_table(tmp_path: Path) -> None:
     trace = next(file for file in traces if file.name != "metrics.json")
     assert len(json.loads(trace.read_text())["traceEvents"]) > 100
     assert "Self CPU" in next((tmp_path / "run").glob("*profile*.txt")).read_text()
+
+
+@pytest.mark.parametrize("command", ["validate", "test"])
+def test_damaged_metrics_are_named_before_anything_is_computed(
+    command: str, fit: Callable[..., Any], fails: Callable[..., str]
+) -> None:
+    fit("--run_dir=run")
+    Path("run/metrics.json").write_text("{")
+
+    error = fails(command, "--ckpt_path=run", code=1)
+
+    assert error.startswith("error: run/metrics.json is damaged")
+    assert Path("run/metrics.json").read_text() == "{"
