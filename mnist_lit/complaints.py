@@ -18,6 +18,8 @@ KEY = re.compile(r"Parser key \"(?P<key>[\w.]+)\"|argument --(?P<flag>[\w.]+)|ar
 # What a class is not given right: an argument that it does not have, or one of the wrong type.
 ARGUMENT = re.compile(r"Option '([^']+)' is not accepted|\sParser key \"(\w+)\"")
 UNKNOWN_IN_GROUP = re.compile(r"(?P<kind>Subcommand|Group) '(?P<group>[^']+)' does not accept option '(?P<name>[^']+)'")
+# The patterns below take the square of a word's length; no name of a file may be longer than 255 either.
+LONG_WORD = re.compile(r"([^\s'\"]{200})[^\s'\"]+")
 # In the replies, `name` is the word that was mistyped.
 REASONS = [
     (r"(?s)Not of type \w+: does not conform to restriction ([^\n]+).*Given value: ([^\n]*)", r"must be \1, got \2"),
@@ -75,6 +77,7 @@ def explain(message: str, keys: Iterable[str], request: CommandLine) -> str:
         keys: All keys of the command.
         request: What was typed.
     """
+    message = LONG_WORD.sub(r"\1…", message)
     if unknown := UNKNOWN_IN_GROUP.search(message):
         prefix = "" if unknown["kind"] == "Subcommand" else f"{unknown['group']}."
         return unknown_key(prefix + unknown["name"], keys, request)
