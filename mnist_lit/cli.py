@@ -234,7 +234,7 @@ class CLI(LightningCLI):
         kwargs["logger"] = self._loggers(config.trainer.logger)
         try:
             trainer = super().instantiate_trainer(default_root_dir=self.run_dir, **kwargs)
-        except (ValueError, TypeError, MisconfigurationException) as error:
+        except (ValueError, TypeError, OverflowError, MisconfigurationException) as error:
             raise UsageError(explain_trainer(str(error), vars(config.trainer), self.request)) from error
         if self.request.command == "predict" and trainer.world_size > 1:
             raise UsageError("predict writes one file from one process\nadd --trainer.devices 1")

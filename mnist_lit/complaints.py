@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from mnist_lit.entry import CommandLine, did_you_mean
+from mnist_lit.entry import CommandLine, did_you_mean, exists
 
 __all__ = ["SEARCH", "explain", "explain_object", "explain_trainer", "given_at", "unknown_key"]
 
@@ -131,7 +131,7 @@ def unknown_key(key: str, keys: Iterable[str], request: CommandLine) -> str:
     """Say that there is no such key, where it stands, and which ones are near."""
     if key.startswith("space.") and request.program != SEARCH:
         return f"{_place('space', request)}: there is no such key\na config with a space is for {SEARCH}"
-    if Path(key).exists():
+    if key and exists(Path(key)):
         return f"{key}: belongs to no key\nput patterns in quotes, for example: --data.predict_paths 'photos/*.jpg'"
     known = set(keys)
     groups = {".".join(name.split(".")[:end]) for name in known for end in range(1, name.count(".") + 1)}

@@ -66,8 +66,7 @@ def parse(parser: Parser, request: Request, defaults: Namespace) -> tuple[Namesp
         if unchecked:
             parser.parse_args([request.command, *unchecked])
         config = parser.parse_args(args)
-        _check_numbers(config[request.command].as_dict(), [], request)
-        _check_ranges(config[request.command], request)
+        _check_numbers(config[request.command], request)
         if printing:
             parser.parse_args([*args, *printing])
     except ParserError as error:
@@ -88,27 +87,30 @@ def _unchecked(content: dict[str, Any], defaults: Namespace, prefix: str = "") -
             yield f"--{key}={json.dumps(value, default=str)}"
 
 
-def _check_numbers(value: Any, path: list[str], request: Request) -> None:
-    if isinstance(value, dict):
-        for name, part in value.items():
-            _check_numbers(part, [*path, str(name)], request)
-    elif isinstance(value, (list, tuple)):
-        for part in value:
-            _check_numbers(part, path, request)
-    elif isinstance(value, (int, float)) and not abs(value) < LARGEST:
-        key = ".".join(path)
-        raise UsageError(f"{given_at(key, request) or key}: must be a finite number below 2^63, got {value}")
-
-
-def _check_ranges(config: Namespace, request: Request) -> None:
-    """What Lightning would stumble over when the run has begun already."""
+def _check_numbers(config: Namespace, request: Request) -> None:
+    """What torch or Lightning would stumble over when the run has begun already."""
     wrong = [(key, ">0") for key in ABOVE_ZERO if isinstance(config.get(key), (int, float)) and config[key] <= 0]
     if not 0 <= (config.seed_everything or 0) < 2**32:
         wrong.append(("seed_everything", ">=0 and <2^32"))
     if config.run_dir == "":
         wrong.append(("run_dir", "a folder"))
-    for key, wanted in wrong:
-        raise UsageError(f"{given_at(key, request) or key}: must be {wanted}, got {config[key]}")
+    wrong += [(key, "a finite number below 2^63") for key in _boundless(config.as_dict(), [])]
+    # A key that is filled in from another one stands nowhere.
+    places = [(given_at(key, request), key, wanted) for key, wanted in wrong]
+    for place, key, wanted in sorted(places, key=lambda found: found[0] is None)[:1]:
+        raise UsageError(f"{place or key}: must be {wanted}, got {config.get(key)}")
+
+
+def _boundless(value: Any, path: list[str]) -> Iterator[str]:
+    """The keys of numbers that are NaN, infinite or too large, also of those in lists."""
+    if isinstance(value, dict):
+        for name, part in value.items():
+            yield from _boundless(part, [*path, str(name)])
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            yield from _boundless(part, path)
+    elif isinstance(value, (int, float)) and not abs(value) < LARGEST:
+        yield ".".join(path)
 
 
 def _checkpoint_layer(source: Source, defaults: Namespace) -> dict[str, Any]:

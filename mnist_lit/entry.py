@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from mnist_lit.cli import CLI
 
-__all__ = ["COMMANDS", "CommandLine", "Request", "did_you_mean", "main", "read_config", "short_errors"]
+__all__ = ["COMMANDS", "CommandLine", "Request", "did_you_mean", "exists", "main", "read_config", "short_errors"]
 
 COMMANDS = {
     "fit": "train a model, keep its best and its last checkpoint",
@@ -121,7 +121,7 @@ class Request(CommandLine):
             return None
         if path == "":
             raise UsageError("ckpt_path: is empty\ngive a checkpoint file, a URL or a run directory")
-        if "://" not in str(path) and not Path(str(path)).exists():
+        if "://" not in str(path) and not exists(Path(str(path))):
             raise UsageError(f"ckpt_path: {path!r} does not exist\ngive a checkpoint file, a URL or a run directory")
         return str(path)
 
@@ -206,6 +206,14 @@ def _answer_at_once(args: Sequence[str]) -> None:
     raise SystemExit(0)
 
 
+def exists(path: Path) -> bool:
+    """Whether there is such a file or folder; of a name that is too long there is none."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """The content of a YAML file of keys.
 
@@ -224,7 +232,8 @@ def read_config(path: Path) -> dict[str, Any]:
         mark = error.problem_mark
         place = f"{path}, line {mark.line + 1}, column {mark.column + 1}" if mark else str(path)
         raise UsageError(f"{place}: {error.problem}\nthe file is no valid YAML") from None
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+    # Of a date that is none, PyYAML says AttributeError.
+    except (AttributeError, OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         raise UsageError(f"--config: {path} cannot be read: {str(error).splitlines()[0]}") from None
     if not isinstance(content, dict):
         raise UsageError(f"--config: {path} holds no keys\nit needs lines like 'model:' and '  lr: 0.01'")

@@ -280,7 +280,7 @@ FLAGS = [
     (f"--data.batch_size={HUGE}", "--data.batch_size: must be a finite number below 2^63"),
     (f"--data.eval_batch_size={HUGE}", "--data.eval_batch_size: must be a finite number below 2^63"),
     (f"--data.image_size={HUGE}", "--data.image_size: must be a finite number below 2^63"),
-    (f"--trainer.devices={HUGE}", "--trainer.devices: must be a finite number below 2^63"),
+    (f"--trainer.devices={HUGE}", "trainer: cannot fit"),
     (f"--num_threads={HUGE}", "--num_threads: must be >=1 and <=1024"),
     ("--num_threads=1000000", "--num_threads: must be >=1 and <=1024"),
     (f"--seed_everything={HUGE}", "--seed_everything: must be >=0 and <2^32"),
@@ -343,6 +343,8 @@ FLAGS = [
     ("--ckpt_path=loop", "ckpt_path: 'loop' does not exist"),
     ("--ckpt_path=/dev/zero", "ckpt_path: '/dev/zero'"),
     ("--ckpt_path=folder", "ckpt_path: folder holds no checkpoint"),
+    ("--ckpt_path=" + "x" * 300, "does not exist"),
+    ("--" + "x" * 300 + "=3", "there is no such key"),
     ("--ckpt_path=ftp://localhost/a.ckpt", "ckpt_path: 'ftp://localhost/a.ckpt' does not exist"),
 ]
 
@@ -400,7 +402,7 @@ SEARCHES = [
     (bomb(9), "more than 10,000 values"),
     ("space: &s\n  model.lr: *s", "more than 10,000 values"),
     (SPACE + "timeout: .nan", "timeout: must be >0"),
-    (SPACE + "timeout: .inf", "timeout: must be"),
+    (SPACE + "timeout: .inf", "timeout: must be finite"),
     (SPACE + "n_trials: .inf", "n_trials: must be a whole number"),
     (SPACE + "n_trials: [3]", "n_trials: must be"),
     (SPACE + "workers: -1", "workers: must be >0"),
