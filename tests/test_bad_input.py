@@ -1,6 +1,7 @@
 """Bad input of every kind: a short error that names it, and a folder that is as it was."""
 
 import os
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -489,3 +490,79 @@ def test_bad_config_of_a_run_that_has_not_begun(text: str, part: str, tmp_path: 
     tmp_path.joinpath("run", "config.yaml").write_text(text)
 
     assert part in refused("fit", "--ckpt_path=run")
+
+
+# Files of data
+
+LABELS = "t10k-labels-idx1-ubyte"
+NUM_TEST = 10_000
+
+
+def idx(shape: tuple[int, ...], *, magic: int = 0x0801, body: bytes = bytes(NUM_TEST)) -> bytes:
+    return struct.pack(f">I{len(shape)}I", magic, *shape) + body
+
+
+DATA_FILES = [
+    ("empty", b""),
+    ("one byte", b"\0"),
+    ("header alone", idx((NUM_TEST,), body=b"")),
+    ("wrong magic", idx((NUM_TEST,), magic=0x0802)),
+    ("magic of floats", idx((NUM_TEST,), magic=0x0D01)),
+    ("little-endian", struct.pack("<II", 0x0801, NUM_TEST) + bytes(NUM_TEST)),
+    ("count too small", idx((NUM_TEST - 1,))),
+    ("count too large", idx((2**32 - 1,))),
+    ("two dimensions", idx((NUM_TEST, 1), magic=0x0802)),
+    ("one label short", idx((NUM_TEST,), body=bytes(NUM_TEST - 1))),
+    ("one label over", idx((NUM_TEST,), body=bytes(NUM_TEST + 1))),
+    ("label 10", idx((NUM_TEST,), body=bytes(NUM_TEST - 1) + b"\x0a")),
+    ("label 255", idx((NUM_TEST,), body=b"\xff" * NUM_TEST)),
+    ("page of a login", b"<html>Please log in</html>"),
+    ("gzip without its ending", b"\x1f\x8b\x08\0" + bytes(100)),
+]
+
+
+@pytest.fixture
+def labels(tmp_path: Path, checkpoint: dict[str, Any]) -> Path:
+    """Where the labels of Fashion-MNIST belong, beside good images, and a checkpoint to test."""
+    raw = tmp_path / "data" / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    with (raw / "t10k-images-idx3-ubyte").open("wb") as file:
+        file.write(struct.pack(">4I", 0x0803, NUM_TEST, 28, 28))
+        file.truncate(16 + NUM_TEST * 28 * 28)  # a hole, which costs nothing
+    torch.save(checkpoint, tmp_path / "good.ckpt")
+    return raw / LABELS
+
+
+TEST = [
+    "test",
+    "--ckpt_path=good.ckpt",
+    "--data.dataset=fashion_mnist",
+    "--data.download=false",
+    "--data.data_dir=data",
+]
+
+
+@pytest.mark.parametrize("ending", ["", ".gz"])
+@pytest.mark.parametrize("content", [row[1] for row in DATA_FILES], ids=[row[0] for row in DATA_FILES])
+def test_bad_file_of_data(content: bytes, ending: str, labels: Path, refused: Fails) -> None:
+    labels.with_name(LABELS + ending).write_bytes(content)
+
+    assert f"missing or damaged in data/FashionMNIST/raw: {LABELS}\n" in refused(*TEST, code=1)
+
+
+@pytest.mark.parametrize("kind", ["folder", "loop", "dangling", "pipe"])
+def test_data_that_is_no_file(kind: str, labels: Path, tmp_path: Path, refused: Fails) -> None:
+    odd_files(tmp_path)
+    labels.symlink_to(tmp_path / kind)
+
+    assert "data/FashionMNIST/raw" in refused(*TEST, code=1)
+
+
+@pytest.mark.parametrize("folder", ["good.ckpt", "loop", "/dev/null", "x" * 300])
+@pytest.mark.usefixtures("labels")
+def test_data_dir_that_is_none(folder: str, tmp_path: Path, refused: Fails) -> None:
+    odd_files(tmp_path)
+
+    error = refused(*TEST, f"--data.data_dir={folder}", code=1)
+
+    assert f"missing or damaged in {folder}/" in error or f"{folder}/FashionMNIST/raw cannot be used" in error
