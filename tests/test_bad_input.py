@@ -1,5 +1,7 @@
 """Bad input of every kind: a short error that names it, and a folder that is as it was."""
 
+import contextlib
+import io
 import os
 import struct
 from collections.abc import Callable
@@ -8,7 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from conftest import SMALL
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from mnist_lit import main
 from mnist_lit.search import main as search
@@ -566,3 +571,35 @@ def test_data_dir_that_is_none(folder: str, tmp_path: Path, refused: Fails) -> N
     error = refused(*TEST, f"--data.data_dir={folder}", code=1)
 
     assert f"missing or damaged in {folder}/" in error or f"{folder}/FashionMNIST/raw cannot be used" in error
+
+
+# Anything
+
+KEYS = ["model", "data", "trainer", "lr", "channels", "optimizer", "class_path", "init_args", "batch_size", "augment"]
+VALUES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9) | st.dates() | st.binary()
+KEY = st.sampled_from(KEYS) | st.text(max_size=9) | st.integers()
+ANYTHING = st.recursive(VALUES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEY, inner, max_size=3))
+
+
+@given(config=st.dictionaries(KEY, ANYTHING, max_size=3))
+@settings(
+    max_examples=100,
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],  # all examples share a folder, and leave nothing in it
+)
+def test_any_config_is_a_configuration_or_a_short_error(config: dict[Any, Any], tmp_path: Path) -> None:
+    file = tmp_path / "any.yaml"
+    file.write_text(yaml.safe_dump(config, allow_unicode=True))
+
+    with (
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()) as errors,
+        pytest.raises(SystemExit) as stop,
+    ):
+        main(["fit", f"--config={file}", "--print_config"])
+
+    assert stop.value.code in (0, 2), errors.getvalue()
+    assert len(errors.getvalue().splitlines()) <= 5
+    assert list(tmp_path.iterdir()) == [file]
