@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
+from mnist_lit.entry import read_config
 from mnist_lit.errors import MNISTLitError, UsageError
 
 __all__ = ["BEST", "LAST", "AtomicCheckpointIO", "Source", "read_checkpoint"]
@@ -73,12 +73,14 @@ class Source:
     def _read(self) -> None:
         if self.file is None:
             assert self.run_dir is not None
-            self.config: dict[str, Any] = yaml.safe_load((self.run_dir / "config.yaml").read_text(encoding="utf-8"))
+            self.config = _recorded(self.run_dir / "config.yaml")
             self.step = 0
             self.shapes: dict[str, torch.Size] | None = None
             return
         checkpoint = read_checkpoint(self.file)
-        self.config = checkpoint.get("config") or _from_hyper_parameters(checkpoint.get("hyper_parameters", {}))
+        self.config = checkpoint.get("config") or _from_hyper_parameters(checkpoint.get("hyper_parameters"))
+        if not isinstance(self.config, dict):
+            raise UsageError(f"ckpt_path: {self.file} is no checkpoint of mnist_lit: its config holds no keys")
         self.step = checkpoint.get("global_step", 0)
         self.shapes = _shapes(checkpoint["state_dict"])
 
@@ -101,8 +103,17 @@ class Source:
         raise UsageError(f"ckpt_path: the checkpoint is of another network\n{reason}")
 
 
-def _from_hyper_parameters(model: dict[str, Any]) -> dict[str, Any]:
+def _recorded(file: Path) -> dict[str, Any]:
+    try:
+        return read_config(file)
+    except UsageError as error:
+        raise UsageError(str(error).replace("--config", "ckpt_path", 1)) from error
+
+
+def _from_hyper_parameters(model: Any) -> dict[str, Any]:
     """The configuration that a checkpoint stands for which was made without the command line."""
+    if not isinstance(model, dict):
+        return {}
     names = [name for name in model if name not in ("image_size", "_instantiator")]
     data = {"image_size": model["image_size"]} if "image_size" in model else {}
     return {"model": {name: model[name] for name in names}, "data": data}
@@ -145,9 +156,10 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
         is_whole = zipfile.is_zipfile(file) and "weights_only" in str(error)
         reason = "it holds more than plain data" if is_whole else "it is damaged or something else"
         raise UsageError(f"ckpt_path: {file} is no checkpoint of mnist_lit: {reason}") from error
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+    state_dict = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
+    if not isinstance(state_dict, dict) or not all(isinstance(value, Tensor) for value in state_dict.values()):
         raise UsageError(f"ckpt_path: {file} is no checkpoint of mnist_lit: it has no state_dict")
-    return checkpoint
+    return dict(checkpoint)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import yaml
 from jsonargparse import Namespace
-from jsonargparse.typing import PositiveInt
+from jsonargparse.typing import restricted_number_type
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, ProgressBar
@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 
 __all__ = ["CLI", "rehearse", "run"]
 
+# Without a name jsonargparse makes one of the range.
+Threads: Any = restricted_number_type(None, int, [(">=", 1), ("<=", 1024)])
 GROUPS = {"checkpoint": BestCheckpoint, "early_stopping": EarlyStop, "ema": EMA, "pictures": Pictures}
 TRAINER_DEFAULTS = {"max_epochs": 10, "num_sanity_val_steps": 0, "enable_model_summary": False}
 # The commands that have no run: they use a model, on the CPU and in full precision, wherever it was trained.
@@ -140,9 +142,9 @@ class CLI(LightningCLI):
         )
         parser.add_argument(
             "--num_threads",
-            type=PositiveInt | None,
+            type=Threads | None,
             default=None,
-            help="Threads of torch on the CPU, 1 or more; default one for each core. The last bits depend on it.",
+            help="Threads of torch on the CPU, 1 to 1024; default one for each core. The last bits depend on it.",
         )
         if self.request.command != "fit":
             parser.add_argument(
@@ -232,7 +234,7 @@ class CLI(LightningCLI):
         kwargs["logger"] = self._loggers(config.trainer.logger)
         try:
             trainer = super().instantiate_trainer(default_root_dir=self.run_dir, **kwargs)
-        except (ValueError, TypeError, MisconfigurationException) as error:
+        except (ValueError, TypeError, OverflowError, MisconfigurationException) as error:
             raise UsageError(explain_trainer(str(error), vars(config.trainer), self.request)) from error
         if self.request.command == "predict" and trainer.world_size > 1:
             raise UsageError("predict writes one file from one process\nadd --trainer.devices 1")

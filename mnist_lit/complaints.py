@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from mnist_lit.entry import CommandLine, did_you_mean
+from mnist_lit.entry import CommandLine, did_you_mean, exists
 
 __all__ = ["SEARCH", "explain", "explain_object", "explain_trainer", "given_at", "unknown_key"]
 
@@ -18,6 +18,8 @@ KEY = re.compile(r"Parser key \"(?P<key>[\w.]+)\"|argument --(?P<flag>[\w.]+)|ar
 # What a class is not given right: an argument that it does not have, or one of the wrong type.
 ARGUMENT = re.compile(r"Option '([^']+)' is not accepted|\sParser key \"(\w+)\"")
 UNKNOWN_IN_GROUP = re.compile(r"(?P<kind>Subcommand|Group) '(?P<group>[^']+)' does not accept option '(?P<name>[^']+)'")
+# The patterns below take the square of a word's length; no name of a file may be longer than 255 either.
+LONG_WORD = re.compile(r"([^\s'\"]{200})[^\s'\"]+")
 # In the replies, `name` is the word that was mistyped.
 REASONS = [
     (r"(?s)Not of type \w+: does not conform to restriction ([^\n]+).*Given value: ([^\n]*)", r"must be \1, got \2"),
@@ -75,6 +77,7 @@ def explain(message: str, keys: Iterable[str], request: CommandLine) -> str:
         keys: All keys of the command.
         request: What was typed.
     """
+    message = LONG_WORD.sub(r"\1…", message)
     if unknown := UNKNOWN_IN_GROUP.search(message):
         prefix = "" if unknown["kind"] == "Subcommand" else f"{unknown['group']}."
         return unknown_key(prefix + unknown["name"], keys, request)
@@ -128,7 +131,7 @@ def unknown_key(key: str, keys: Iterable[str], request: CommandLine) -> str:
     """Say that there is no such key, where it stands, and which ones are near."""
     if key.startswith("space.") and request.program != SEARCH:
         return f"{_place('space', request)}: there is no such key\na config with a space is for {SEARCH}"
-    if Path(key).exists():
+    if key and exists(Path(key)):
         return f"{key}: belongs to no key\nput patterns in quotes, for example: --data.predict_paths 'photos/*.jpg'"
     known = set(keys)
     groups = {".".join(name.split(".")[:end]) for name in known for end in range(1, name.count(".") + 1)}

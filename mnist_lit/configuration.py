@@ -1,6 +1,8 @@
 """The layers of configuration and their merge: command line over config over environment over checkpoint."""
 
+import json
 import sys
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import yaml
@@ -8,7 +10,7 @@ from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
 from mnist_lit.checkpoints import Source
-from mnist_lit.complaints import explain
+from mnist_lit.complaints import explain, given_at
 from mnist_lit.entry import Request
 from mnist_lit.errors import UsageError
 
@@ -17,6 +19,9 @@ __all__ = ["Parser", "parse"]
 # Keys of the trainer that take classes, which are called with what stands beside them. A checkpoint outside of a run's
 # directory may be anybody's; the model's classes have to be optimizers and schedules.
 OBJECTS = ("accelerator", "callbacks", "logger", "plugins", "profiler", "strategy")
+
+ABOVE_ZERO = ("trainer.accumulate_grad_batches", "trainer.check_val_every_n_epoch", "trainer.val_check_interval")
+LARGEST = 2**63  # where the integers of torch end; NaN and the infinities are not below it either
 
 
 class ParserError(Exception):
@@ -52,10 +57,16 @@ def parse(parser: Parser, request: Request, defaults: Namespace) -> tuple[Namesp
     printing = [flag for flag in layers if flag.startswith("--print_config")]
     args = [request.command, *(flag for flag in layers if flag not in printing)]
     source = Source(request.ckpt_path, for_fit=request.command == "fit") if request.ckpt_path else None
+    contents = list(request.contents)
     if source is not None:
-        args.insert(1, _checkpoint_layer(source, defaults))
+        contents.insert(0, _checkpoint_layer(source, defaults))
+        args.insert(1, f"--config={yaml.safe_dump(contents[0], default_flow_style=True, width=10**9)}")
+    unchecked = [flag for content in contents for flag in _unchecked(content, defaults)]
     try:
+        if unchecked:
+            parser.parse_args([request.command, *unchecked])
         config = parser.parse_args(args)
+        _check_numbers(config[request.command], request)
         if printing:
             parser.parse_args([*args, *printing])
     except ParserError as error:
@@ -65,12 +76,48 @@ def parse(parser: Parser, request: Request, defaults: Namespace) -> tuple[Namesp
     return config, source
 
 
-def _checkpoint_layer(source: Source, defaults: Namespace) -> str:
+def _unchecked(content: dict[str, Any], defaults: Namespace, prefix: str = "") -> Iterator[str]:
+    """What the parser takes from a file whether or not it has the right type, as flags, which it checks."""
+    for name, value in content.items():
+        key = f"{prefix}{name}"
+        is_group = isinstance(defaults.get(key), Namespace)
+        if is_group and isinstance(value, dict):
+            yield from _unchecked(value, defaults, f"{key}.")
+        elif key in defaults and (value is None or (is_group and not isinstance(value, str))):
+            yield f"--{key}={json.dumps(value, default=str)}"
+
+
+def _check_numbers(config: Namespace, request: Request) -> None:
+    """What torch or Lightning would stumble over when the run has begun already."""
+    wrong = [(key, ">0") for key in ABOVE_ZERO if isinstance(config.get(key), (int, float)) and config[key] <= 0]
+    if not 0 <= (config.seed_everything or 0) < 2**32:
+        wrong.append(("seed_everything", ">=0 and <2^32"))
+    if config.run_dir == "":
+        wrong.append(("run_dir", "a folder"))
+    wrong += [(key, "a finite number below 2^63") for key in _boundless(config.as_dict(), [])]
+    # A key that is filled in from another one stands nowhere.
+    places = [(given_at(key, request), key, wanted) for key, wanted in wrong]
+    for place, key, wanted in sorted(places, key=lambda found: found[0] is None)[:1]:
+        raise UsageError(f"{place or key}: must be {wanted}, got {config.get(key)}")
+
+
+def _boundless(value: Any, path: list[str]) -> Iterator[str]:
+    """The keys of numbers that are NaN, infinite or too large, also of those in lists."""
+    if isinstance(value, dict):
+        for name, part in value.items():
+            yield from _boundless(part, [*path, str(name)])
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            yield from _boundless(part, path)
+    elif isinstance(value, (int, float)) and not abs(value) < LARGEST:
+        yield ".".join(path)
+
+
+def _checkpoint_layer(source: Source, defaults: Namespace) -> dict[str, Any]:
     known = _known(source.config, defaults.as_dict(), [])
     if source.run_dir is None:
         known["trainer"] = {key: value for key, value in known.get("trainer", {}).items() if key not in OBJECTS}
-    config = {**known, "ckpt_path": None}
-    return f"--config={yaml.safe_dump(config, default_flow_style=True, width=10**9)}"
+    return {**known, "ckpt_path": None}
 
 
 def _known(config: dict[str, Any], defaults: dict[str, Any], path: list[str]) -> dict[str, Any]:
@@ -78,7 +125,7 @@ def _known(config: dict[str, Any], defaults: dict[str, Any], path: list[str]) ->
     known = {}
     for name, value in config.items():
         if name not in defaults:
-            key = ".".join([*path, name])
+            key = ".".join([*path, str(name)])
             print(f"note: {key} of the checkpoint is no option any more and is left out", file=sys.stderr)
         elif isinstance(value, dict) and isinstance(defaults[name], dict):
             known[name] = _known(value, defaults[name], [*path, name])

@@ -171,10 +171,9 @@ def _find(dataset: str, folder: Path, file_name: str) -> bytearray | None:
 
 def _read(dataset: str, file_name: str, path: Path) -> bytearray | None:
     """Returns the decoded content of a raw or `.gz` file, or None where it is absent or not good."""
-    try:
-        stat = path.stat()
-    except FileNotFoundError:
+    if not path.is_file():  # a pipe would be waited for
         return None
+    stat = path.stat()
     return _read_unchanged(dataset, file_name, path.resolve(), (stat.st_ino, stat.st_mtime_ns, stat.st_size))
 
 

@@ -16,13 +16,14 @@ import yaml
 
 from mnist_lit.environment import DEBUG_VARIABLE, Setting, read_environment
 from mnist_lit.errors import MNISTLitError, Stopped, UsageError
+from mnist_lit.texts import printable, short_text
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback
 
     from mnist_lit.cli import CLI
 
-__all__ = ["COMMANDS", "CommandLine", "Request", "did_you_mean", "main", "read_config", "short_errors"]
+__all__ = ["COMMANDS", "CommandLine", "Request", "did_you_mean", "exists", "main", "read_config", "short_errors"]
 
 COMMANDS = {
     "fit": "train a model, keep its best and its last checkpoint",
@@ -41,7 +42,10 @@ commands:
 python -m mnist_lit COMMAND --help       every key of a command: type, default, unit and range
 python -m mnist_lit COMMAND --print_config    the configuration that a command line amounts to
 python -m mnist_lit --version"""
-MAX_ERROR_LINES = 5
+MAX_ERROR_LINES, MAX_LINE = 5, 1000
+# Far more than any config needs; the parser's time grows with both.
+MAX_CONFIG_BYTES = 1_000_000
+MAX_CONFIG_NODES = 10_000
 
 
 class CommandLine:
@@ -109,13 +113,15 @@ class Request(CommandLine):
         path = setting.value if setting else None
         for content in self.contents:
             path = content.get("ckpt_path", path)
-        for flag, following in zip(self.flags, [*self.flags[1:], ""], strict=False):
-            name, _, value = flag.partition("=")
+        for flag, following in zip(self.flags, [*self.flags[1:], None], strict=False):
+            name, has_value, value = flag.partition("=")
             if name == "--ckpt_path":
-                path = value or following
-        if path in (None, "", "null"):
+                path = value if has_value else following
+        if path in (None, "null"):
             return None
-        if "://" not in str(path) and not Path(str(path)).exists():
+        if path == "":
+            raise UsageError("ckpt_path: is empty\ngive a checkpoint file, a URL or a run directory")
+        if "://" not in str(path) and not exists(Path(str(path))):
             raise UsageError(f"ckpt_path: {path!r} does not exist\ngive a checkpoint file, a URL or a run directory")
         return str(path)
 
@@ -200,6 +206,14 @@ def _answer_at_once(args: Sequence[str]) -> None:
     raise SystemExit(0)
 
 
+def exists(path: Path) -> bool:
+    """Whether there is such a file or folder; of a name that is too long there is none."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """The content of a YAML file of keys.
 
@@ -207,7 +221,9 @@ def read_config(path: Path) -> dict[str, Any]:
         UsageError: If there is no such file, or something else in it.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = _text(path)
+        _check(yaml.compose(text, Loader=yaml.SafeLoader), path)
+        content = yaml.safe_load(text)
     except FileNotFoundError:
         neighbours = {str(file) for file in path.parent.glob("*.yaml")} if path.parent.is_dir() else set()
         hint = did_you_mean(str(path), neighbours) or "give the path of a YAML file, for example configs/base.yaml"
@@ -216,16 +232,55 @@ def read_config(path: Path) -> dict[str, Any]:
         mark = error.problem_mark
         place = f"{path}, line {mark.line + 1}, column {mark.column + 1}" if mark else str(path)
         raise UsageError(f"{place}: {error.problem}\nthe file is no valid YAML") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+    # Of a date that is none, PyYAML says AttributeError.
+    except (AttributeError, OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         raise UsageError(f"--config: {path} cannot be read: {str(error).splitlines()[0]}") from None
     if not isinstance(content, dict):
         raise UsageError(f"--config: {path} holds no keys\nit needs lines like 'model:' and '  lr: 0.01'")
     return content
 
 
+def _text(path: Path) -> str:
+    if path.exists() and not path.is_file():
+        raise ValueError("it is no file but a directory, a pipe or a device")
+    if path.exists() and path.stat().st_size > MAX_CONFIG_BYTES:
+        raise ValueError(f"it has more than {MAX_CONFIG_BYTES:,} bytes")
+    return path.read_text(encoding="utf-8")
+
+
+def _check(root: yaml.Node | None, path: Path) -> None:
+    """Make sure that no key is given twice, and that aliases do not blow a few lines up to a full memory."""
+    nodes = [("", root)]
+    num_nodes = 1
+    while nodes:
+        prefix, node = nodes.pop()
+        children = _children(node, prefix, path)
+        nodes += children
+        num_nodes += len(children)
+        if num_nodes > MAX_CONFIG_NODES:
+            raise ValueError(f"with its aliases written out, it holds more than {MAX_CONFIG_NODES:,} values")
+
+
+def _children(node: yaml.Node | None, prefix: str, path: Path) -> list[tuple[str, yaml.Node | None]]:
+    if isinstance(node, yaml.SequenceNode):
+        return [(prefix, item) for item in node.value]
+    if not isinstance(node, yaml.MappingNode):
+        return []
+    lines: dict[str, int] = {}
+    for name, _ in node.value:
+        key, line = f"{prefix}{name.value}", name.start_mark.line + 1
+        if key in lines:
+            raise UsageError(
+                f"{path}, line {line}: {key}: is given already in line {lines[key]}\nleave one of them out"
+            )
+        lines[key] = line
+    return [(f"{prefix}{name.value}.", value) for name, value in node.value]
+
+
 def _fail(error: BaseException, message: str, exit_code: int, hint: str = "") -> NoReturn:
     if os.environ.get(DEBUG_VARIABLE):
         raise error
-    lines = [line for line in message.splitlines() if line.strip()][: MAX_ERROR_LINES - bool(hint)] or ["unknown"]
+    lines = [printable(short_text(line, MAX_LINE)) for line in message.splitlines() if line.strip()] or ["unknown"]
+    del lines[MAX_ERROR_LINES - bool(hint) :]
     print("\n".join([f"error: {lines[0]}", *lines[1:], *[hint] * bool(hint)]), file=sys.stderr)
     raise SystemExit(exit_code) from error

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lightning_utilities.core.rank_zero import rank_zero_only
 
+from mnist_lit.entry import exists
 from mnist_lit.errors import UsageError
 
 __all__ = ["LOGS", "claimed", "is_first_process", "write_bytes", "write_text"]
@@ -38,7 +39,7 @@ def claimed(run_dir: Path | None, *, existing: Path | None) -> Iterator[Path]:
         yield existing
         return
     wanted = run_dir or LOGS
-    new = [folder for folder in (wanted, *wanted.parents) if not folder.exists()]
+    new = [folder for folder in (wanted, *wanted.parents) if not exists(folder)]
     run_dir = _make(run_dir)
     try:
         yield run_dir

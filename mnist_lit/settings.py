@@ -1,6 +1,7 @@
 """What a search is asked to do: YAML and flags as typed settings."""
 
 import json
+import math
 import re
 import shlex
 import warnings
@@ -26,7 +27,9 @@ __all__ = ["Confirm", "Objective", "SamplerFactory", "Settings", "Typed", "parse
 DEFAULT_CONFIG = "configs/search.yaml"
 DESCRIPTION = f"Search for the best configuration of `fit`. Without --config it is {DEFAULT_CONFIG}."
 SEARCHES = Path("logs") / "search"
-StudyName = restricted_string_type("StudyName", r"^[A-Za-z0-9][\w.-]*$", docstring="A name that a folder can have.")
+StudyName = restricted_string_type(
+    "StudyName", r"^[A-Za-z0-9][\w.-]{0,99}$", docstring="A name that a folder can have."
+)
 
 
 class SamplerFactory(Protocol):
@@ -76,7 +79,7 @@ class Settings:
             `{length: {low: 1, high: 3}, items: {choices: [16, 32]}}` a list (without `length`, `items` is a list with
             the values of each place). With `when: {other.key: value}` a key
             varies only where another one has that value, or one of a list of values.
-        study_name: Name of the study, of letters, digits, dots, dashes and underscores; its directory is
+        study_name: Name of the study, of up to 100 letters, digits, dots, dashes and underscores; its directory is
             logs/search/STUDY_NAME.
         objective: The metric and its direction; or a list of them.
         n_trials: Trials in all, 1 or more, also after the search has been stopped and started again.
@@ -108,6 +111,8 @@ class Settings:
     confirm: Confirm | None = None
 
     def __post_init__(self) -> None:
+        if self.timeout == math.inf:
+            raise ValueError("timeout: must be finite; null is no limit")
         if not self.objectives:
             raise ValueError("objective: needs a metric")
         for name, part in [*(("objective", objective) for objective in self.objectives), ("confirm", self.confirm)]:

@@ -56,7 +56,7 @@ def rehearsed(pool: Pool, tmp_path: Path) -> Rehearse:
         ({"trainer.devices": {"choices": [1, 2]}}, {}, "a trial has one device, got 2"),
         ({"model.lr": INTERVAL}, {"model.dropot": 0}, r"^overrides\.model\.dropot: .*\ndid you mean model\.dropout"),
         ({"model.lr": INTERVAL}, {"trainer": {"max_epochs": "two"}}, r"^overrides\.trainer\.max_epochs: must be"),
-        ({"model.lr": INTERVAL}, {"model": 3}, r"^overrides\.model: is a group of keys"),
+        ({"model.lr": INTERVAL}, {"model": 3}, r"^overrides\.model: takes keys below it"),
         ({"model.lr": INTERVAL}, {"data.val_size": 0}, "0 leaves nothing to compare trials by"),
     ],
 )
