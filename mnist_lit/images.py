@@ -29,7 +29,6 @@ LEAST_CONTRAST = 0.08
 SHARP = 4  # pixels within which ink ends and paper begins
 LEAST_AREA = 30  # pixels of ink
 STROKE = 0.125  # width of MNIST's strokes, as a share of the digit's longer side
-EVERY_NEIGHBOUR = np.ones((3, 3), dtype=bool)
 
 
 def digit_in(image: Image.Image) -> NDArray[np.uint8] | None:

@@ -16,7 +16,6 @@ from mnist_lit.texts import short_text
 
 __all__ = ["Photograph", "find_files", "read_photographs", "thumbnail"]
 
-
 HINT = "give files, folders or patterns, for example: --data.predict_paths 'photos/*.jpg'"
 
 
