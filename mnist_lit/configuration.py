@@ -1,6 +1,7 @@
 """The layers of configuration and their merge: command line over config over environment over checkpoint."""
 
 import json
+import math
 import sys
 from collections.abc import Iterator
 from typing import Any, NoReturn
@@ -21,7 +22,7 @@ __all__ = ["Parser", "parse"]
 OBJECTS = ("accelerator", "callbacks", "logger", "plugins", "profiler", "strategy")
 
 ABOVE_ZERO = ("trainer.accumulate_grad_batches", "trainer.check_val_every_n_epoch", "trainer.val_check_interval")
-LARGEST = 2**63  # where the integers of torch end; NaN and the infinities are not below it either
+LARGEST = 2**63  # where the integers of torch end
 
 
 class ParserError(Exception):
@@ -102,14 +103,14 @@ def _check_numbers(config: Namespace, request: Request) -> None:
 
 
 def _boundless(value: Any, path: list[str]) -> Iterator[str]:
-    """The keys of numbers that are NaN, infinite or too large, also of those in lists."""
+    """The keys of numbers that are NaN, infinite or, if whole, too large; also of those in lists."""
     if isinstance(value, dict):
         for name, part in value.items():
             yield from _boundless(part, [*path, str(name)])
     elif isinstance(value, (list, tuple)):
         for part in value:
             yield from _boundless(part, path)
-    elif isinstance(value, (int, float)) and not abs(value) < LARGEST:
+    elif (isinstance(value, int) and abs(value) >= LARGEST) or (isinstance(value, float) and not math.isfinite(value)):
         yield ".".join(path)
 
 
