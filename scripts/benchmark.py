@@ -254,8 +254,12 @@ def start(recipe: str = "base", repeats: PositiveInt = 5, flags: list[str] = [])
 
 def _seconds(command: list[str]) -> float:
     begin = time.monotonic()
-    subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
-    return time.monotonic() - begin
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    seconds = time.monotonic() - begin
+    # What is typed wrong on purpose ends with 2; a run that fails must not be taken for one that begins.
+    if done.returncode not in (0, 2):
+        raise SystemExit(done.stderr)
+    return seconds
 
 
 class Enlarged(Callback):
