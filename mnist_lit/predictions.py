@@ -76,9 +76,9 @@ def write_predictions(file: Path, predictions: Sequence[Prediction]) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["path", "label", "confidence", *(f"p{label}" for label in range(NUM_CLASSES))])
-    for name, probabilities in predictions:
-        shares = [f"{share:.6f}" for share in probabilities] or [""] * NUM_CLASSES
-        writer.writerow([name, Prediction(name, probabilities).label, max(shares), *shares])
+    for one in predictions:
+        shares = [f"{share:.6f}" for share in one.probabilities] or [""] * NUM_CLASSES
+        writer.writerow([one.name, one.label, max(shares), *shares])
     write_text(file, text.getvalue())
 
 
