@@ -258,7 +258,7 @@ def test_a_file_that_reads_differently_is_refused_and_the_earlier_one_stays(
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_export_leaves_nothing(signum: int, run_dir: Path, tmp_path: Path) -> None:
     def stop_when_begun() -> None:
-        while not any(tmp_path.glob(".model.onnx.*/*")):
+        while not any(file.stat().st_size for file in tmp_path.glob(".model.onnx.*/*")):
             time.sleep(0.001)
         os.kill(os.getpid(), signum)
 
