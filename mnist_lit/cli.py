@@ -376,7 +376,7 @@ class CLI(LightningCLI):
         is_run = (self.run_dir / "config.yaml").is_file()
         if not self.config[self.request.command].report or not is_run:
             return None
-        from mnist_lit.run_report import write_run_report  # TensorBoard
+        from mnist_lit.pages.run_report import write_run_report  # TensorBoard
 
         try:
             return write_run_report(self.run_dir, self._defaults())

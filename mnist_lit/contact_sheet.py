@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from mnist_lit.drawing import drawable, own_style
+from mnist_lit.pages.drawing import drawable, own_style
 from mnist_lit.photographs import Photograph, thumbnail
 from mnist_lit.predictions import Prediction
 from mnist_lit.runs import write_bytes

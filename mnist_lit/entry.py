@@ -198,7 +198,7 @@ def _answer_at_once(args: Sequence[str]) -> None:
     elif args[0].startswith("-"):
         raise UsageError(f"the command comes first, got {args[0]!r}\nfor example: python -m mnist_lit fit {args[0]} …")
     elif args[0] == "compare":
-        from mnist_lit.comparison import compare
+        from mnist_lit.pages.comparison import compare
 
         compare(args[1:])
     else:

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mnist_lit import main
-from mnist_lit.search import main as search
+from mnist_lit.search.command import main as search
 
 Fails = Callable[..., str]
 HUGE = "99999999999999999999"

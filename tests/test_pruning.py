@@ -9,8 +9,8 @@ from conftest import SMALL
 from test_search import search
 
 from mnist_lit import main
-from mnist_lit.pruning import Pruning, UnknownMetricError
-from mnist_lit.settings import Objective
+from mnist_lit.search.pruning import Pruning, UnknownMetricError
+from mnist_lit.search.settings import Objective
 
 LIMITED = [*SMALL, "--trainer.limit_train_batches=4", "--trainer.limit_val_batches=1", "--checkpoint.enabled=false"]
 LAST = {"data.batch_size": 64, "trainer.max_epochs": 3}

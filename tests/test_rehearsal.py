@@ -8,10 +8,10 @@ import pytest
 from conftest import CONFIGS
 
 from mnist_lit.errors import UsageError
-from mnist_lit.rehearsal import rehearse
-from mnist_lit.settings import Settings
-from mnist_lit.space import Interval, ListOf, Range, Space
-from mnist_lit.workers import Pool
+from mnist_lit.search.rehearsal import rehearse
+from mnist_lit.search.settings import Settings
+from mnist_lit.search.space import Interval, ListOf, Range, Space
+from mnist_lit.search.workers import Pool
 
 Rehearse = Callable[..., Space]
 INTERVAL = {"low": 0.1, "high": 0.2}

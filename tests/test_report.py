@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mnist_lit.report import write_report
-from mnist_lit.results import Confirmation, Entry, Summary
+from mnist_lit.search.report import write_report
+from mnist_lit.search.results import Confirmation, Entry, Summary
 
 START = datetime(2026, 11, 21, 9, tzinfo=UTC)
 LR = "model.optimizer.init_args.lr"

@@ -13,10 +13,10 @@ import yaml
 from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState, create_trial
 
-from mnist_lit.results import ranked, shown_score, summarize, table, write_results
-from mnist_lit.settings import Objective, Settings
-from mnist_lit.space import Space
-from mnist_lit.study import COPY_OF, ERROR, LOST, NUM_LOSSES, OVERLAY, PARAMS, RETRY_OF, SECONDS, VOID, Study
+from mnist_lit.search.results import ranked, shown_score, summarize, table, write_results
+from mnist_lit.search.settings import Objective, Settings
+from mnist_lit.search.space import Space
+from mnist_lit.search.study import COPY_OF, ERROR, LOST, NUM_LOSSES, OVERLAY, PARAMS, RETRY_OF, SECONDS, VOID, Study
 
 SPACE: dict[str, Any] = {
     "model.lr": {"low": 0.001, "high": 0.1, "log": True},

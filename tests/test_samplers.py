@@ -12,10 +12,10 @@ import yaml
 from conftest import CONFIGS
 from optuna.trial import TrialState
 
-from mnist_lit.search import main
-from mnist_lit.settings import parse
-from mnist_lit.space import Space
-from mnist_lit.study import COPY_OF, PARAMS, Study, open_study
+from mnist_lit.search.command import main
+from mnist_lit.search.settings import parse
+from mnist_lit.search.space import Space
+from mnist_lit.search.study import COPY_OF, PARAMS, Study, open_study
 
 # The search itself is as quiet about classes that the user has named.
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")

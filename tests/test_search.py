@@ -30,8 +30,8 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from mnist_lit import main as fit
-from mnist_lit.search import main
-from mnist_lit.workers import print_to
+from mnist_lit.search.command import main
+from mnist_lit.search.workers import print_to
 
 # Searches of a few tiny trials on the digits, in any folder.
 TINY = {

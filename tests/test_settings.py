@@ -12,8 +12,8 @@ import yaml
 from conftest import CONFIGS
 
 from mnist_lit.errors import UsageError
-from mnist_lit.search import main
-from mnist_lit.settings import parse, without_password
+from mnist_lit.search.command import main
+from mnist_lit.search.settings import parse, without_password
 
 SPACE = "space: {model.lr: {low: 0.1, high: 0.2}}\n"
 
@@ -138,9 +138,9 @@ def test_mistake_in_a_config(text: str, start: str, part: str, capsys: pytest.Ca
 
 def test_mistakes_cost_no_import_of_torch() -> None:
     code = """
-import sys, mnist_lit.search
+import sys, mnist_lit.search.command
 try:
-    mnist_lit.search.main(["--n_trails=3"])
+    mnist_lit.search.command.main(["--n_trails=3"])
 except SystemExit as stop:
     assert stop.code == 2
 assert "torch" not in sys.modules

@@ -8,7 +8,7 @@ import pytest
 from optuna.samplers import GridSampler, RandomSampler
 
 from mnist_lit.errors import UsageError
-from mnist_lit.space import Space, flat, nested
+from mnist_lit.search.space import Space, flat, nested
 
 Declared = dict[str, Any]
 

@@ -24,9 +24,9 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from sqlalchemy import NullPool, create_engine, text
 
-from mnist_lit.search import main
-from mnist_lit.settings import without_password
-from mnist_lit.study import OWNER, RETRY_OF, VOID
+from mnist_lit.search.command import main
+from mnist_lit.search.settings import without_password
+from mnist_lit.search.study import OWNER, RETRY_OF, VOID
 
 SCRIPT = str(PROJECT / "scripts" / "optuna_search.py")
 

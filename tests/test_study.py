@@ -12,9 +12,9 @@ from optuna.samplers import TPESampler
 from optuna.trial import Trial, TrialState
 
 from mnist_lit.errors import UsageError
-from mnist_lit.settings import Settings
-from mnist_lit.space import Space
-from mnist_lit.study import PARAMS, Study, open_study, set_aside
+from mnist_lit.search.settings import Settings
+from mnist_lit.search.space import Space
+from mnist_lit.search.study import PARAMS, Study, open_study, set_aside
 
 # The search itself keeps quiet about them.
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")

@@ -14,7 +14,7 @@ import pytest
 from test_search import group, wait_for_the_end_of
 
 from mnist_lit.errors import MNISTLitError, Stopped, UsageError
-from mnist_lit.workers import Died, Pool, Report, print_to
+from mnist_lit.search.workers import Died, Pool, Report, print_to
 
 
 class Awkward(Exception):

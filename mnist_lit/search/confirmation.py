@@ -4,12 +4,12 @@ import shutil
 
 from optuna.trial import FrozenTrial
 
-from mnist_lit.progress import Progress
-from mnist_lit.results import ranked, shown_score
-from mnist_lit.settings import Settings
-from mnist_lit.study import OVERLAY, Study
-from mnist_lit.trial import Outcome, Rehearsed, training
-from mnist_lit.workers import Pool, Report, Worker
+from mnist_lit.search.progress import Progress
+from mnist_lit.search.results import ranked, shown_score
+from mnist_lit.search.settings import Settings
+from mnist_lit.search.study import OVERLAY, Study
+from mnist_lit.search.trial import Outcome, Rehearsed, training
+from mnist_lit.search.workers import Pool, Report, Worker
 
 __all__ = ["confirm"]
 

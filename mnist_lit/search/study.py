@@ -23,8 +23,8 @@ from sqlalchemy.exc import ArgumentError, IntegrityError, NoSuchModuleError, Pro
 
 from mnist_lit.errors import MNISTLitError, UsageError
 from mnist_lit.factories import arguments, made
-from mnist_lit.settings import Settings, without_password
-from mnist_lit.space import Space, flat
+from mnist_lit.search.settings import Settings, without_password
+from mnist_lit.search.space import Space, flat
 
 __all__ = ["Study", "open_study", "set_aside"]
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mnist_lit.curves import SHOWN, draw_run
-from mnist_lit.page import cell, figure, keys, name_cell, page, pair, row, section, table, tile, tiles
-from mnist_lit.recorded import Recorded, flat, read_run
+from mnist_lit.pages.curves import SHOWN, draw_run
+from mnist_lit.pages.page import cell, figure, keys, name_cell, page, pair, row, section, table, tile, tiles
+from mnist_lit.pages.recorded import Recorded, flat, read_run
 from mnist_lit.runs import write_text
 from mnist_lit.texts import duration_text, percent_text, score_text, text_of
 

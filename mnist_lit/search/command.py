@@ -1,4 +1,4 @@
-"""The search: Optuna proposes trials, workers train them through the one door, a study remembers them."""
+"""The search from its command line to its report."""
 
 import sys
 import warnings
@@ -9,18 +9,18 @@ from typing import Any
 import optuna
 from optuna.exceptions import ExperimentalWarning
 
-from mnist_lit.confirmation import confirm
-from mnist_lit.driver import Driver
 from mnist_lit.entry import short_errors
 from mnist_lit.errors import MNISTLitError, Stopped
 from mnist_lit.interruption import signals_raise
-from mnist_lit.rehearsal import rehearse
-from mnist_lit.results import confirmations, ranked, summarize, table
 from mnist_lit.runs import write_text
-from mnist_lit.settings import Settings, Typed, parse
-from mnist_lit.space import Space
-from mnist_lit.study import Study, open_study, set_aside
-from mnist_lit.workers import Pool
+from mnist_lit.search.confirmation import confirm
+from mnist_lit.search.driver import Driver
+from mnist_lit.search.rehearsal import rehearse
+from mnist_lit.search.results import confirmations, ranked, summarize, table
+from mnist_lit.search.settings import Settings, Typed, parse
+from mnist_lit.search.space import Space
+from mnist_lit.search.study import Study, open_study, set_aside
+from mnist_lit.search.workers import Pool
 
 __all__ = ["main", "search"]
 
@@ -78,7 +78,7 @@ def _about(settings: Settings, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _tell(study: Study, settings: Settings, space: Space) -> None:
-    from mnist_lit.report import write_report  # matplotlib
+    from mnist_lit.search.report import write_report  # matplotlib
 
     page = write_report(settings.folder / "report", summarize(study, settings, space))
     if not (best := ranked(study)[:1]):

@@ -7,7 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from mnist_lit.entry import did_you_mean
 from mnist_lit.errors import UsageError
-from mnist_lit.settings import Objective
+from mnist_lit.search.settings import Objective
 
 __all__ = ["FACTS", "Pruning", "UnknownMetricError"]
 

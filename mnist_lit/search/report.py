@@ -3,12 +3,12 @@
 from html import escape
 from pathlib import Path
 
-from mnist_lit.charts import CHARTS, draw_charts
-from mnist_lit.metric import Metric
-from mnist_lit.page import cell, figure, keys, page, row, section, table, tile, tiles
-from mnist_lit.results import Confirmation, Entry, Summary
+from mnist_lit.pages.metric import Metric
+from mnist_lit.pages.page import cell, figure, keys, page, row, section, table, tile, tiles
 from mnist_lit.runs import write_bytes, write_text
-from mnist_lit.scales import busy_seconds, mean_and_spread, metrics_of, score_of
+from mnist_lit.search.charts import CHARTS, draw_charts
+from mnist_lit.search.results import Confirmation, Entry, Summary
+from mnist_lit.search.scales import busy_seconds, mean_and_spread, metrics_of, score_of
 from mnist_lit.texts import duration_text, short_text, text_of
 
 __all__ = ["write_report"]

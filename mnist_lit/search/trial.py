@@ -14,9 +14,9 @@ import yaml
 from mnist_lit.entry import Request, main
 from mnist_lit.errors import MNISTLitError, Stopped
 from mnist_lit.runs import write_text
-from mnist_lit.settings import Objective, Settings
-from mnist_lit.space import Params, nested
-from mnist_lit.workers import print_to
+from mnist_lit.search.settings import Objective, Settings
+from mnist_lit.search.space import Params, nested
+from mnist_lit.search.workers import print_to
 
 __all__ = ["Ask", "Outcome", "Rehearsal", "Rehearsed", "Training", "training", "trial_args"]
 
@@ -109,7 +109,7 @@ class Training:
         Raises:
             Stopped: If this process is asked to end.
         """
-        from mnist_lit.pruning import Pruning
+        from mnist_lit.search.pruning import Pruning
 
         print_to(self.log)
         pruning = Pruning(self.objectives, ask)
@@ -161,7 +161,7 @@ def _outcome(objectives: list[Objective], scores: list[float], seconds: float, *
 
 
 def _failure(error: BaseException) -> Outcome:
-    from mnist_lit.pruning import UnknownMetricError
+    from mnist_lit.search.pruning import UnknownMetricError
 
     cause = error.__cause__ if isinstance(error, SystemExit) and error.__cause__ else error
     if isinstance(cause, Stopped):

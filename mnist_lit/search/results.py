@@ -18,9 +18,9 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from mnist_lit.runs import write_text
-from mnist_lit.settings import Settings
-from mnist_lit.space import Space, nested
-from mnist_lit.study import COPY_OF, ERROR, LOST, OVERLAY, PARAMS, SECONDS, Study
+from mnist_lit.search.settings import Settings
+from mnist_lit.search.space import Space, nested
+from mnist_lit.search.study import COPY_OF, ERROR, LOST, OVERLAY, PARAMS, SECONDS, Study
 
 __all__ = [
     "Confirmation",

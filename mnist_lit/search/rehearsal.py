@@ -9,10 +9,10 @@ from typing import Any
 import yaml
 
 from mnist_lit.errors import UsageError
-from mnist_lit.settings import Settings
-from mnist_lit.space import Params, Space, flat, is_key, lookup, nested
-from mnist_lit.trial import Rehearsal, Rehearsed, trial_args
-from mnist_lit.workers import Pool
+from mnist_lit.search.settings import Settings
+from mnist_lit.search.space import Params, Space, flat, is_key, lookup, nested
+from mnist_lit.search.trial import Rehearsal, Rehearsed, trial_args
+from mnist_lit.search.workers import Pool
 
 __all__ = ["rehearse"]
 

@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mnist_lit.drawing import (
+from mnist_lit.pages.drawing import (
     BLACK,
     BLUE,
     OTHERS,
@@ -19,8 +19,8 @@ from mnist_lit.drawing import (
     png,
     whole_numbers,
 )
-from mnist_lit.metric import metric_of
-from mnist_lit.recorded import Curve, Recorded
+from mnist_lit.pages.metric import metric_of
+from mnist_lit.pages.recorded import Curve, Recorded
 
 __all__ = ["COMPARED", "SHOWN", "draw_comparison", "draw_run"]
 

@@ -20,7 +20,7 @@ from mnist_lit.errors import MNISTLitError, UsageError
 
 __all__ = ["Died", "Job", "Pool", "Report", "Worker", "print_to"]
 
-PRELOADED = ["mnist_lit.cli", "mnist_lit.pruning"]
+PRELOADED = ["mnist_lit.cli", "mnist_lit.search.pruning"]
 
 
 class Job(Protocol):

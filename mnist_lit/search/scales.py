@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from mnist_lit.drawing import drawable
-from mnist_lit.metric import Metric, metric_of
-from mnist_lit.results import Confirmation, Entry, Summary
+from mnist_lit.pages.drawing import drawable
+from mnist_lit.pages.metric import Metric, metric_of
+from mnist_lit.search.results import Confirmation, Entry, Summary
 from mnist_lit.texts import short_names, text_of
 
 __all__ = [

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from mnist_lit.console import be_quiet
-from mnist_lit.curves import COMPARED, draw_comparison
 from mnist_lit.errors import UsageError
-from mnist_lit.page import cell, figure, name_cell, page, pair, row, section, table
-from mnist_lit.recorded import Recorded, flat, read_run
+from mnist_lit.pages.curves import COMPARED, draw_comparison
+from mnist_lit.pages.page import cell, figure, name_cell, page, pair, row, section, table
+from mnist_lit.pages.recorded import Recorded, flat, read_run
 from mnist_lit.runs import LOGS, write_text
 from mnist_lit.texts import METRICS, score_text, short_names, short_text, text_of
 

@@ -11,13 +11,13 @@ from optuna.trial import FrozenTrial, TrialState
 
 from mnist_lit.errors import MNISTLitError, UsageError
 from mnist_lit.interruption import raise_if_stopped, uninterrupted
-from mnist_lit.progress import Progress
-from mnist_lit.results import ranked, shown_score, write_results
-from mnist_lit.settings import Settings
-from mnist_lit.space import Space
-from mnist_lit.study import COPY_OF, ERROR, LOST, OVERLAY, PARAMS, SECONDS, TRACEBACK, Study
-from mnist_lit.trial import Outcome, Rehearsed, training
-from mnist_lit.workers import Died, Pool, Report, Worker
+from mnist_lit.search.progress import Progress
+from mnist_lit.search.results import ranked, shown_score, write_results
+from mnist_lit.search.settings import Settings
+from mnist_lit.search.space import Space
+from mnist_lit.search.study import COPY_OF, ERROR, LOST, OVERLAY, PARAMS, SECONDS, TRACEBACK, Study
+from mnist_lit.search.trial import Outcome, Rehearsed, training
+from mnist_lit.search.workers import Died, Pool, Report, Worker
 
 __all__ = ["Driver"]
 

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axis import Axis
 from matplotlib.ticker import MaxNLocator
 
-from mnist_lit.drawing import drawable
+from mnist_lit.pages.drawing import drawable
 from mnist_lit.texts import percent_text, text_of
 
 __all__ = ["Metric", "metric_of"]

@@ -11,7 +11,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import Colormap, ListedColormap
 from matplotlib.figure import Figure
 
-from mnist_lit.drawing import (
+from mnist_lit.pages.drawing import (
     BLACK,
     BLUE,
     GREY,
@@ -25,9 +25,9 @@ from mnist_lit.drawing import (
     png,
     whole_numbers,
 )
-from mnist_lit.metric import Metric, metric_of
-from mnist_lit.results import Confirmation, Entry, Summary
-from mnist_lit.scales import (
+from mnist_lit.pages.metric import Metric, metric_of
+from mnist_lit.search.results import Confirmation, Entry, Summary
+from mnist_lit.search.scales import (
     ABSENT,
     MAX_KEYS,
     Scale,

@@ -1,0 +1,1 @@
+"""Pages that tell of runs, and what all pages are made of."""
