@@ -24,6 +24,9 @@ OBJECTS = ("accelerator", "callbacks", "logger", "plugins", "profiler", "strateg
 ABOVE_ZERO = ("trainer.accumulate_grad_batches", "trainer.check_val_every_n_epoch", "trainer.val_check_interval")
 LARGEST = 2**63  # where the integers of torch end
 
+# Some defaults of Lightning are strings of a class of their own: Timer's interval, for one.
+yaml.SafeDumper.add_multi_representer(str, yaml.SafeDumper.represent_str)
+
 
 class ParserError(Exception):
     """What the parser complains about, in its own words."""

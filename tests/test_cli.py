@@ -271,6 +271,11 @@ def test_mistake_in_the_environment_names_the_variable(
     assert all(part in error for part in parts), error
 
 
+@pytest.mark.parametrize("name", ["DeviceStatsMonitor", "RichProgressBar", "Timer"])
+def test_callbacks_of_lightning_are_printed_with_their_defaults(name: str, printed: Callable[..., Any]) -> None:
+    assert printed("fit", f"--trainer.callbacks+={name}")["trainer"]["callbacks"][0]["class_path"].endswith(name)
+
+
 # Mistakes
 
 DIGITS = ["--data.dataset=digits", "--data.val_size=200"]
