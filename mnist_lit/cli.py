@@ -36,6 +36,7 @@ from mnist_lit.pictures import Pictures
 from mnist_lit.precision import native_precision
 from mnist_lit.predictions import of_photographs, of_test_set, table, write_predictions
 from mnist_lit.record import RunRecord
+from mnist_lit.refusals import refusal
 from mnist_lit.runs import LOGS, claimed, is_first_process, write_text
 from mnist_lit.texts import printable
 from mnist_lit.trainer import DigitTrainer
@@ -358,11 +359,11 @@ class CLI(LightningCLI):
         except MNISTLitError:
             raise
         except Exception as error:
-            reason = " ".join(str(error).split())[:500]
-            raise MNISTLitError(f"{type(error).__name__}: {reason}\n{self._how_to_go_on()}") from error
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+            raise MNISTLitError(f"{refusal(error) or reason}\n{self._how_to_go_on()}") from error
 
     def _how_to_go_on(self) -> str:
-        if self.request.command != "fit":
+        if self.request.command != "fit" or not self.run_dir.is_dir():
             return ""
         return f"what was done is kept; go on with: python -m mnist_lit fit --ckpt_path {self.run_dir}"
 

@@ -99,7 +99,7 @@ def _alone(run_dir: Path) -> Iterator[None]:
 
 
 def _refuse_occupied(run_dir: Path) -> None:
-    if any(file.name != LOCK and file.suffix != PART for file in run_dir.iterdir()):
+    if any(file.name != LOCK and not file.match(f".*{PART}") for file in run_dir.iterdir()):
         raise UsageError(
             f"run_dir: {run_dir} is not empty, and nothing is overwritten\n"
             f"go on with `fit --ckpt_path {run_dir}` if it holds a run, or give another --run_dir"
