@@ -363,8 +363,10 @@ class CLI(LightningCLI):
             raise MNISTLitError(f"{refusal(error) or reason}\n{self._how_to_go_on()}") from error
 
     def _how_to_go_on(self) -> str:
-        if self.request.command != "fit" or not self.run_dir.is_dir():
+        if self.request.command != "fit":
             return ""
+        if not self.run_dir.is_dir():
+            return f"{self.run_dir} is gone, and with it what was done"
         return f"what was done is kept; go on with: python -m mnist_lit fit --ckpt_path {self.run_dir}"
 
     @rank_zero_only

@@ -16,7 +16,8 @@ def refusal(error: BaseException) -> str:
     if not isinstance(error, OSError) or error.strerror is None:
         return ""
     what = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return f"{what}\nmake room on that disk" if error.errno in FULL else what
+    advice = {errno.EROFS: "give another place", errno.EACCES: "give another place, or change who may use this one"}
+    return f"{what}\n{'make room on that disk' if error.errno in FULL else advice.get(error.errno, '')}".strip()
 
 
 def has_no_room(error: BaseException | None) -> bool:

@@ -63,7 +63,7 @@ def _make(run_dir: Path | None) -> Path:
             return _next_free(LOGS)
         run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _unusable(run_dir or LOGS, error) from error
+        raise _unusable(error.filename or run_dir, error) from error
     return run_dir
 
 
@@ -106,8 +106,8 @@ def _refuse_occupied(run_dir: Path) -> None:
         )
 
 
-def _unusable(run_dir: Path, error: OSError) -> UsageError:
-    return UsageError(f"run_dir: {error.filename or run_dir}: {error.strerror}\ngive another --run_dir")
+def _unusable(folder: Path | str, error: OSError) -> UsageError:
+    return UsageError(f"run_dir: {folder}: {error.strerror}\ngive another --run_dir")
 
 
 def write_text(path: Path, text: str) -> None:
