@@ -95,7 +95,7 @@ class LastCheckpoint(ModelCheckpoint):
             trainer.save_checkpoint(Path(str(self.dirpath)) / LAST)
             raise Stopped(self.received)
 
-    # The end of an epoch has saved the checkpoint already, but its metrics are logged only after that.
+    # The end of an epoch has saved the checkpoint already.
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.received is not None:
             raise Stopped(self.received)

@@ -179,7 +179,6 @@ def test_full_disk_ends_a_search_which_goes_on_when_there_is_room(
     assert ended.code == 1
     assert NO_SPACE in ended.errors
     assert "Traceback" not in ended.errors
-    print(ended.errors)
     (disk / "filler").unlink()
     subprocess.run(["mount", "-o", "remount,size=2m", disk], check=True)
     assert search(n_trials=4).code == 0
@@ -283,12 +282,13 @@ def test_batch_that_is_far_too_large(shell: Callable[..., Any]) -> None:
 
 @pytest.mark.parametrize("is_buffered", [True, False])
 @pytest.mark.parametrize(
-    "command", [["--help"], ["compare", "whole"], ["test", "--ckpt_path=whole"]], ids=lambda c: c[0]
+    "command", [["--help"], ["compare", "whole", "copy"], ["test", "--ckpt_path=whole"]], ids=lambda c: c[0]
 )
 def test_reader_that_has_had_enough_is_no_error(
     command: list[str], is_buffered: bool, whole: Path, tmp_path: Path
 ) -> None:
-    shutil.copytree(whole, tmp_path / "whole")
+    for name in ("whole", "copy"):
+        shutil.copytree(whole, tmp_path / name)
     reader, output = os.pipe()
     os.close(reader)
     environment = {**os.environ, "PYTHONUNBUFFERED": "" if is_buffered else "1"}
@@ -300,8 +300,9 @@ def test_reader_that_has_had_enough_is_no_error(
     assert done.returncode == 128 + signal.SIGPIPE
 
 
-def test_outputs_that_are_closed_or_full(whole: Path) -> None:
-    command = f"{sys.executable} -m mnist_lit compare {whole}"
+def test_outputs_that_are_closed_or_full(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "copy")
+    command = f"{sys.executable} -m mnist_lit compare {whole} copy"
 
     full = subprocess.run(["sh", "-c", f"{command} > /dev/full"], capture_output=True, text=True, check=False)
     closed = subprocess.run(["sh", "-c", f"{command} >&- 2>&-"], check=False)
