@@ -76,6 +76,10 @@ def callback(name: str, **init_args: Any) -> str:
     return "--trainer.callbacks=" + json.dumps([{"class_path": f"test_machine.{name}", "init_args": init_args}])
 
 
+def slow(*values: Any) -> Any:
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 def fill(disk: Path, leave: int = 0) -> None:
     free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_bsize
     (disk / "filler").write_bytes(bytes(max(free - leave, 0)))
@@ -114,7 +118,7 @@ def names(folder: Path) -> set[str]:
 # A disk that is full
 
 
-@pytest.mark.parametrize("leave", [0, 5_000, 20_000, 60_000])
+@pytest.mark.parametrize("leave", [0, slow(5_000), 20_000, slow(60_000)])
 def test_full_disk_ends_a_run_which_goes_on_when_there_is_room(
     leave: int, disk: Path, whole: Path, fails: Callable[..., str]
 ) -> None:
@@ -145,7 +149,7 @@ def test_run_does_not_begin_on_a_full_disk(disk: Path, fails: Callable[..., str]
         (["predict"], 8192),
         (["test"], 0),
         (["validate"], 0),
-        (["export", "--output=disk/model.onnx"], 20_000),
+        slow(["export", "--output=disk/model.onnx"], 20_000),
         (["export", "--output=disk/model.pt2"], 20_000),
     ],
     ids=lambda value: "".join(value[-1:]) if isinstance(value, list) else "",
@@ -167,7 +171,7 @@ def test_full_disk_leaves_nothing_half_written(
     main([*command, "--ckpt_path=disk/run", "--report=false"])
 
 
-@pytest.mark.parametrize("leave", [10_000, 30_000, 150_000, 300_000])
+@pytest.mark.parametrize("leave", [slow(10_000), 30_000, slow(150_000), slow(300_000)])
 def test_full_disk_ends_a_search_which_goes_on_when_there_is_room(
     leave: int, disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -228,8 +232,16 @@ def test_read_only_disk_is_said_before_anything_is_computed(
     assert "give another" in error
 
 
-@pytest.mark.parametrize("batch", [2, STEPS_PER_EPOCH, STEPS_PER_EPOCH + 2])
-@pytest.mark.parametrize("flag", ["--pictures.enabled=true", "--data.val_size=0"])
+@pytest.mark.parametrize(
+    ("batch", "flag"),
+    [
+        (2, "--pictures.enabled=true"),
+        (STEPS_PER_EPOCH + 2, "--pictures.enabled=true"),
+        (STEPS_PER_EPOCH, "--data.val_size=0"),
+        slow(2, "--csv=true"),
+        slow(STEPS_PER_EPOCH, "--csv=true"),
+    ],
+)
 def test_run_directory_that_is_deleted_ends_the_run(
     batch: int, flag: str, fails: Callable[..., str], tmp_path: Path
 ) -> None:
@@ -266,6 +278,7 @@ def test_network_that_is_far_too_large(flag: str, fails: Callable[..., str], tmp
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_batch_that_is_far_too_large(shell: Callable[..., Any]) -> None:
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (6 * GIGABYTE, 6 * GIGABYTE))
@@ -281,9 +294,7 @@ def test_batch_that_is_far_too_large(shell: Callable[..., Any]) -> None:
 
 
 @pytest.mark.parametrize("is_buffered", [True, False])
-@pytest.mark.parametrize(
-    "command", [["--help"], ["compare", "whole", "copy"], ["test", "--ckpt_path=whole"]], ids=lambda c: c[0]
-)
+@pytest.mark.parametrize("command", [["--help"], ["compare", "whole", "copy"], slow(["test", "--ckpt_path=whole"])])
 def test_reader_that_has_had_enough_is_no_error(
     command: list[str], is_buffered: bool, whole: Path, tmp_path: Path
 ) -> None:
@@ -333,6 +344,7 @@ def test_nohup_is_meant(whole: Path, tmp_path: Path) -> None:
     assert_as_whole(tmp_path / "run", whole)
 
 
+@pytest.mark.slow
 def test_closed_terminal_loses_nothing(tmp_path: Path) -> None:
     flags = [*SMALL, "--trainer.max_epochs=2000", "--num_threads=1", f"--run_dir={tmp_path / 'run'}"]
     process, terminal = pty.fork()
