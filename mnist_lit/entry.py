@@ -139,8 +139,8 @@ def main(args: Sequence[str] | None = None, callbacks: Sequence["Callback"] = ()
 
     Raises:
         SystemExit: With 0 after `compare`, `--help`, `--version` and `--print_config`, 2 if what was typed cannot
-            work, 1 if something went wrong later, 130 after Ctrl-C, 143 after SIGTERM. The error is printed and is its
-            cause.
+            work, 1 if something went wrong later, 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP, 141 if nobody
+            reads the output any more. The error is printed and is its cause.
     """
     args = sys.argv[1:] if args is None else args
     with short_errors():

@@ -17,7 +17,7 @@ def refusal(error: BaseException) -> str:
         return ""
     what = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     advice = {errno.EROFS: "give another place", errno.EACCES: "give another place, or change who may use this one"}
-    return f"{what}\n{'make room on that disk' if error.errno in FULL else advice.get(error.errno, '')}".strip()
+    return f"{what}\n{'make room on that disk' if error.errno in FULL else advice.get(error.errno or 0, '')}".strip()
 
 
 def has_no_room(error: BaseException | None) -> bool:

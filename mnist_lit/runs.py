@@ -63,7 +63,7 @@ def _make(run_dir: Path | None) -> Path:
             return _next_free(LOGS)
         run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _unusable(error.filename or run_dir, error) from error
+        raise _unusable(error.filename or run_dir or LOGS, error) from error
     return run_dir
 
 

@@ -133,7 +133,7 @@ def test_run_that_is_interrupted_at_fifteen_moments_ends_as_if_it_had_not_been(w
             _, errors = process.communicate(timeout=120)
         # Python itself ends by the signal when it came while a module was imported; a shell calls both 130.
         assert process.returncode in (128 + signal.SIGINT, -signal.SIGINT), errors
-        assert "Traceback" not in errors or not goes_on  # before there is anything to catch it
+        assert "in main" not in errors  # no traceback, but for one of Python itself from the first tenth of a second
         assert_sound(run_dir)
     assert 0 < read(run_dir)["global_step"] < read(whole)["global_step"]
 
