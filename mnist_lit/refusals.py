@@ -7,6 +7,11 @@ __all__ = ["has_no_room", "refusal"]
 
 NO_MEMORY = re.compile(r"can't allocate memory|out of memory|could not create a (primitive|memory)")
 FULL = (errno.ENOSPC, errno.EDQUOT)
+ADVICE = {
+    **dict.fromkeys(FULL, "make room on that disk"),
+    errno.EROFS: "give another place",
+    errno.EACCES: "give another place, or change who may use this one",
+}
 
 
 def refusal(error: BaseException) -> str:
@@ -16,8 +21,7 @@ def refusal(error: BaseException) -> str:
     if not isinstance(error, OSError) or error.strerror is None:
         return ""
     what = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    advice = {errno.EROFS: "give another place", errno.EACCES: "give another place, or change who may use this one"}
-    return f"{what}\n{'make room on that disk' if error.errno in FULL else advice.get(error.errno or 0, '')}".strip()
+    return f"{what}\n{ADVICE.get(error.errno or 0, '')}".strip()
 
 
 def has_no_room(error: BaseException | None) -> bool:
