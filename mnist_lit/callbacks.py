@@ -52,8 +52,8 @@ class BestCheckpoint(ModelCheckpoint):
 class LastCheckpoint(ModelCheckpoint):
     """Keep `checkpoints/last.ckpt`: at the end of each epoch, and when the run is asked to stop.
 
-    Ctrl-C and SIGTERM take effect between two batches, where the weights, the optimizer and the loops agree, so that
-    a resumed run ends as if it had not been stopped. A second signal does not wait.
+    Ctrl-C, SIGTERM and SIGHUP take effect between two batches, where the weights, the optimizer and the loops agree,
+    so that a resumed run ends as if it had not been stopped. A second signal does not wait.
     """
 
     def __init__(self) -> None:
@@ -75,8 +75,9 @@ class LastCheckpoint(ModelCheckpoint):
                 self.handlers[signal.SIGINT] = signal.signal(signal.SIGINT, signal.SIG_IGN)
             return
         # In place of Lightning's own handler of SIGTERM, which ends an epoch before its checkpoint.
-        for signum in (signal.SIGINT, signal.SIGTERM):
-            self.handlers[signum] = signal.signal(signum, self._note)
+        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signum != signal.SIGHUP or signal.getsignal(signum) != signal.SIG_IGN:  # nohup means it
+                self.handlers[signum] = signal.signal(signum, self._note)
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
         if self.received is not None:
@@ -94,7 +95,7 @@ class LastCheckpoint(ModelCheckpoint):
             trainer.save_checkpoint(Path(str(self.dirpath)) / LAST)
             raise Stopped(self.received)
 
-    # The end of an epoch has saved the checkpoint already, but its metrics are logged only after that.
+    # The end of an epoch has saved the checkpoint already.
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.received is not None:
             raise Stopped(self.received)

@@ -3,7 +3,7 @@
 import signal
 import sys
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,7 @@ from mnist_lit.pictures import Pictures
 from mnist_lit.precision import native_precision
 from mnist_lit.predictions import of_photographs, of_test_set, table, write_predictions
 from mnist_lit.record import RunRecord
+from mnist_lit.refusals import refusal
 from mnist_lit.runs import LOGS, claimed, is_first_process, write_text
 from mnist_lit.texts import printable
 from mnist_lit.trainer import DigitTrainer
@@ -98,17 +99,18 @@ class CLI(LightningCLI):
         self.source: Source | None = None
         self.members: list[Source] = []
         self.run_dir = LOGS
-        super().__init__(
-            ConvNet,
-            MNISTDataModule,
-            trainer_class=DigitTrainer,
-            save_config_callback=None,
-            trainer_defaults=TRAINER_DEFAULTS,
-            seed_everything_default=42,
-            parser_class=Parser,
-            parser_kwargs={"prog": "python -m mnist_lit"},
-            auto_configure_optimizers=False,
-        )
+        with ExitStack() as self.until_the_end:
+            super().__init__(
+                ConvNet,
+                MNISTDataModule,
+                trainer_class=DigitTrainer,
+                save_config_callback=None,
+                trainer_defaults=TRAINER_DEFAULTS,
+                seed_everything_default=42,
+                parser_class=Parser,
+                parser_kwargs={"prog": "python -m mnist_lit"},
+                auto_configure_optimizers=False,
+            )
 
     # Configuration
 
@@ -206,8 +208,8 @@ class CLI(LightningCLI):
             self.source.check_network(self.model.state_dict(), self.plain_config["model"])
             if self.members:
                 self._assemble([self.source, *self.members])
-        with self._place(config) as self.run_dir:
-            return self._make_trainer(config, **kwargs)
+        self.run_dir = self.until_the_end.enter_context(self._place(config))
+        return self._make_trainer(config, **kwargs)
 
     def _assemble(self, sources: Sequence[Source]) -> None:
         models = [ConvNet.load_from_checkpoint(str(source.file), map_location="cpu") for source in sources]
@@ -225,7 +227,9 @@ class CLI(LightningCLI):
             self.datamodule.fetch(command, *["test"] * tests_too)
         if command in USES:
             return nullcontext(self.run_dir)
-        return claimed(self.wanted_run_dir, existing=self.source.run_dir if self.source is not None else None)
+        if self.source is None:
+            return claimed(self.wanted_run_dir, existing=None)
+        return claimed(self.wanted_run_dir, existing=self.source.run_dir, goes_on=self.source.goes_on)
 
     def _make_trainer(self, config: Namespace, **kwargs: Any) -> Trainer:
         config.pictures.folder = self.run_dir / "pictures"
@@ -355,12 +359,14 @@ class CLI(LightningCLI):
         except MNISTLitError:
             raise
         except Exception as error:
-            reason = " ".join(str(error).split())[:500]
-            raise MNISTLitError(f"{type(error).__name__}: {reason}\n{self._how_to_go_on()}") from error
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+            raise MNISTLitError(f"{refusal(error) or reason}\n{self._how_to_go_on()}") from error
 
     def _how_to_go_on(self) -> str:
         if self.request.command != "fit":
             return ""
+        if not self.run_dir.is_dir():
+            return f"{self.run_dir} is gone, and with it what was done"
         return f"what was done is kept; go on with: python -m mnist_lit fit --ckpt_path {self.run_dir}"
 
     @rank_zero_only

@@ -1,6 +1,7 @@
 """A quiet console: what nobody can act on is not said."""
 
 import logging
+import threading
 import warnings
 
 __all__ = ["be_quiet"]
@@ -35,3 +36,10 @@ def be_quiet() -> None:
         logging.getLogger(name).setLevel(level)
     for message in NEEDLESS_WARNINGS:
         warnings.filterwarnings("ignore", f".*{message}")
+    threading.excepthook = _report_unless_told_later
+
+
+def _report_unless_told_later(died: threading.ExceptHookArgs) -> None:
+    # The thread that writes TensorBoard's events lets the next one who has an event raise what the disk has said.
+    if not issubclass(died.exc_type, OSError):
+        threading.__excepthook__(died)

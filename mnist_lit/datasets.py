@@ -29,6 +29,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from mnist_lit.errors import MNISTLitError
+from mnist_lit.refusals import has_no_room
 
 __all__ = ["NUM_TRAINING", "DatasetName", "Split", "load", "prepare", "stratified_split"]
 
@@ -223,6 +224,8 @@ def _fetch(dataset: str, folder: Path, file_name: str, mirrors: Sequence[str], t
         try:
             _fetch_from(url, dataset, folder, file_name, timeout)
         except (OSError, HTTPException, ValueError) as error:
+            if has_no_room(error):
+                raise
             failures.append(f"{url} ({' '.join(str(error).split())})")
         else:
             return

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
@@ -16,6 +16,7 @@ import yaml
 
 from mnist_lit.environment import DEBUG_VARIABLE, Setting, read_environment
 from mnist_lit.errors import MNISTLitError, Stopped, UsageError
+from mnist_lit.refusals import refusal
 from mnist_lit.texts import printable, short_text
 
 if TYPE_CHECKING:
@@ -138,8 +139,8 @@ def main(args: Sequence[str] | None = None, callbacks: Sequence["Callback"] = ()
 
     Raises:
         SystemExit: With 0 after `compare`, `--help`, `--version` and `--print_config`, 2 if what was typed cannot
-            work, 1 if something went wrong later, 130 after Ctrl-C, 143 after SIGTERM. The error is printed and is its
-            cause.
+            work, 1 if something went wrong later, 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP, 141 if nobody
+            reads the output any more. The error is printed and is its cause.
     """
     args = sys.argv[1:] if args is None else args
     with short_errors():
@@ -159,17 +160,49 @@ def short_errors() -> Iterator[None]:
     Raises:
         SystemExit: In place of any error, which is its cause.
     """
+    _open_closed_outputs()
+    try:
+        with _exit_codes():
+            yield
+    finally:
+        _flush()
+
+
+@contextmanager
+def _exit_codes() -> Iterator[None]:
     try:
         yield
     except Stopped as stop:
-        print(stop, file=sys.stderr)
+        _say(str(stop))
         raise SystemExit(stop.exit_code) from stop
     except MNISTLitError as error:
         _fail(error, str(error), error.exit_code)
     except KeyboardInterrupt as error:
         _fail(error, "interrupted", 128 + signal.SIGINT)
+    except BrokenPipeError as error:
+        raise SystemExit(128 + signal.SIGPIPE) from error  # who was reading the output has had enough
     except Exception as error:
+        if words := refusal(error):
+            _fail(error, words, 1)
         _fail(error, f"{type(error).__name__}: {error}", 1, hint=f"for the whole story: {DEBUG_VARIABLE}=1")
+
+
+def _open_closed_outputs() -> None:
+    """Let what is printed go nowhere when a shell has closed the output, and not into the next file that is opened."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115
+
+
+def _flush() -> None:
+    """Write out what was printed, here, where it can still be said that it cannot be."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python tries again when it ends
+        if isinstance(error, BrokenPipeError):
+            raise SystemExit(128 + signal.SIGPIPE) from error
+        _fail(error, f"standard output: {error.strerror}", 1)
 
 
 def did_you_mean(word: str, names: Iterable[str]) -> str:
@@ -282,5 +315,10 @@ def _fail(error: BaseException, message: str, exit_code: int, hint: str = "") ->
         raise error
     lines = [printable(short_text(line, MAX_LINE)) for line in message.splitlines() if line.strip()] or ["unknown"]
     del lines[MAX_ERROR_LINES - bool(hint) :]
-    print("\n".join([f"error: {lines[0]}", *lines[1:], *[hint] * bool(hint)]), file=sys.stderr)
+    _say("\n".join([f"error: {lines[0]}", *lines[1:], *[hint] * bool(hint)]))
     raise SystemExit(exit_code) from error
+
+
+def _say(text: str) -> None:
+    with suppress(OSError):  # the terminal may have been closed
+        print(text, file=sys.stderr)

@@ -2,6 +2,7 @@
 
 import copy
 import importlib
+import io
 import json
 import os
 from collections.abc import Sequence
@@ -145,7 +146,9 @@ def _write(reader: Reader, file: Path, description: dict[str, str]) -> None:
     if file.suffix == ".onnx":
         _write_onnx(program, file, description)
     else:
-        torch.export.save(program, file, extra_files={"description.json": json.dumps(description)})
+        content = io.BytesIO()  # when the disk is full, torch's own writing ends the process
+        torch.export.save(program, content, extra_files={"description.json": json.dumps(description)})
+        file.write_bytes(content.getvalue())
 
 
 def _write_onnx(program: torch.export.ExportedProgram, file: Path, description: dict[str, str]) -> None:

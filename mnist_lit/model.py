@@ -172,8 +172,13 @@ class ConvNet(LightningModule):
                 logger.log_metrics({"lr": lr}, step=self.global_step)
 
     def on_train_epoch_end(self) -> None:
-        self.log("train/loss", self.train_loss)
-        self.log("train/acc", self.train_acc, prog_bar=True)
+        self.log("train/loss", self.train_loss, logger=False)
+        self.log("train/acc", self.train_acc, logger=False, prog_bar=True)
+        # Lightning would log them after the epoch's checkpoint: a run that is killed between the two would lose them.
+        metrics = {"train/loss": float(self.train_loss.compute()), "train/acc": float(self.train_acc.compute())}
+        for logger in self.loggers:
+            logger.log_metrics({**metrics, "epoch": self.current_epoch}, step=self.global_step - 1)
+            logger.save()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
         return self._evaluate(batch, self.val_loss, self.val_metrics)

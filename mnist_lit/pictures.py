@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from mnist_lit.networks import NUM_CLASSES
+from mnist_lit.runs import replacing
 
 __all__ = ["Pictures", "draw_confusion", "draw_digits"]
 
@@ -151,7 +152,8 @@ class Pictures(Callback):
     def _publish(self, trainer: Trainer, name: str, figure: Figure, step: int) -> None:
         self.folder.mkdir(exist_ok=True)
         file = self.folder / f"{name}.png"
-        figure.savefig(file)
+        with replacing(file) as temporary:
+            figure.savefig(temporary, format="png")
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_image(name, np.asarray(Image.open(file)), step, dataformats="HWC")

@@ -3,17 +3,20 @@
 import itertools
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from lightning_utilities.core.rank_zero import rank_zero_only
 
 from mnist_lit.entry import exists
 from mnist_lit.errors import UsageError
 
-__all__ = ["LOGS", "claimed", "is_first_process", "write_bytes", "write_text"]
+__all__ = ["LOGS", "claimed", "is_first_process", "replacing", "write_bytes", "write_text"]
 
 LOGS = Path("logs")
+LOCK = ".fit.lock"
+PART = ".part"
 
 
 def is_first_process() -> bool:
@@ -22,27 +25,31 @@ def is_first_process() -> bool:
 
 
 @contextmanager
-def claimed(run_dir: Path | None, *, existing: Path | None) -> Iterator[Path]:
-    """Make a run's directory; at most one process gets a new one. After an error, what was made and is empty goes.
+def claimed(run_dir: Path | None, *, existing: Path | None, goes_on: bool = False) -> Iterator[Path]:
+    """Have a run's directory, alone where it is trained in. After an error, what was made and is empty goes.
 
     Args:
         run_dir: The directory that the user wants; None for the next free `logs/run_N`.
         existing: The directory of the run that the command belongs to, which may hold files already.
+        goes_on: Whether the run itself goes on in `existing`.
 
     Raises:
-        UsageError: If the directory holds another run or cannot be made.
+        UsageError: If the directory holds another run, is trained in by another process, or cannot be made.
     """
     if not is_first_process():
         yield run_dir or existing or LOGS
         return
     if existing is not None and (run_dir is None or run_dir.resolve() == existing.resolve()):
-        yield existing
+        with _alone(existing) if goes_on else nullcontext():
+            yield existing
         return
     wanted = run_dir or LOGS
     new = [folder for folder in (wanted, *wanted.parents) if not exists(folder)]
     run_dir = _make(run_dir)
     try:
-        yield run_dir
+        with _alone(run_dir):
+            _refuse_occupied(run_dir)
+            yield run_dir
     except BaseException:
         for folder in new if run_dir == wanted else [run_dir, *new]:
             if folder.is_dir() and not any(folder.iterdir()):
@@ -55,14 +62,8 @@ def _make(run_dir: Path | None) -> Path:
         if run_dir is None:
             return _next_free(LOGS)
         run_dir.mkdir(parents=True, exist_ok=True)
-        occupied = any(run_dir.iterdir())
     except OSError as error:
-        raise UsageError(f"run_dir: {error.filename or run_dir}: {error.strerror}\ngive another --run_dir") from error
-    if occupied:
-        raise UsageError(
-            f"run_dir: {run_dir} is not empty, and nothing is overwritten\n"
-            f"go on with `fit --ckpt_path {run_dir}` if it holds a run, or give another --run_dir"
-        )
+        raise _unusable(error.filename or run_dir or LOGS, error) from error
     return run_dir
 
 
@@ -78,6 +79,37 @@ def _next_free(folder: Path) -> Path:
     raise AssertionError
 
 
+@contextmanager
+def _alone(run_dir: Path) -> Iterator[None]:
+    """Keep other processes from training in the same directory, and clear away what a killed one was writing."""
+    lock = FileLock(run_dir / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UsageError(f"run_dir: {run_dir} is trained in by another process\ngive another --run_dir") from None
+    except OSError as error:
+        raise _unusable(run_dir, error) from error
+    try:
+        for leftover in run_dir.glob(f"checkpoints/.*{PART}"):
+            leftover.unlink()
+        yield
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
+
+
+def _refuse_occupied(run_dir: Path) -> None:
+    if any(file.name != LOCK and not file.match(f".*{PART}") for file in run_dir.iterdir()):
+        raise UsageError(
+            f"run_dir: {run_dir} is not empty, and nothing is overwritten\n"
+            f"go on with `fit --ckpt_path {run_dir}` if it holds a run, or give another --run_dir"
+        )
+
+
+def _unusable(folder: Path | str, error: OSError) -> UsageError:
+    return UsageError(f"run_dir: {folder}: {error.strerror}\ngive another --run_dir")
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file that others may read: it is there as a whole or not at all."""
     write_bytes(path, text.encode(errors="backslashreplace"))  # names of files need not be UTF-8
@@ -85,9 +117,27 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """As `write_text`, for what is no text."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with replacing(path) as temporary:
         temporary.write_bytes(content)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A name to write to; what is there when the block ends gets the name of the file at once.
+
+    Raises:
+        OSError: If the disk is full or the like.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{PART}")
+    try:
+        yield temporary
         temporary.replace(path)
+    except Exception as error:
+        # torch says something else when the disk is full; what the system has said is the context of that.
+        reason = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(reason, OSError):
+            raise
+        raise OSError(reason.errno, reason.strerror, str(path)) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)

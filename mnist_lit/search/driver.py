@@ -179,6 +179,8 @@ class Driver:
         return trial.should_prune()
 
     def _finish(self, trial: optuna.Trial, outcome: Outcome) -> None:
+        if outcome.has_no_room:
+            raise MNISTLitError(outcome.error)  # the trial runs again when the search goes on
         self.study.note(trial.number, SECONDS, outcome.seconds)
         state, scores = TrialState.FAIL, None
         if outcome.error:

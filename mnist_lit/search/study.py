@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import json
+import os
 import time
 from collections.abc import Collection, Iterator, Mapping
 from importlib.util import find_spec
@@ -317,12 +318,37 @@ class JournalLock(JournalFileOpenLock):
         self.lock.release()
 
 
+class Journal(JournalFileBackend):
+    """A journal on a disk that may be full: what cannot be written as a whole is taken back.
+
+    The next line would be joined to a part of one, and could not be read any more.
+
+    Args:
+        path: The file.
+        lock: Its lock.
+    """
+
+    def __init__(self, path: Path, lock: JournalLock) -> None:
+        super().__init__(str(path), lock_obj=lock)
+        self.path = path
+        self.lock = lock.lock
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        with self.lock:
+            size = self.path.stat().st_size
+            try:
+                super().append_logs(logs)
+            except OSError as error:
+                os.truncate(self.path, size)
+                raise OSError(error.errno, error.strerror, str(self.path)) from error
+
+
 def _storage(settings: Settings) -> BaseStorage:
     if settings.storage is None:
         journal, lock = settings.folder / "study.journal", JournalLock(settings.folder / ".journal.lock")
         settings.folder.mkdir(parents=True, exist_ok=True)
         _mend_journal(journal, lock)
-        return JournalStorage(JournalFileBackend(str(journal), lock_obj=lock))
+        return JournalStorage(Journal(journal, lock))
     place = without_password(settings.storage)
     try:
         return _database(settings.storage)
@@ -347,7 +373,7 @@ def _database(url: str) -> RDBStorage:
 
 
 def _mend_journal(journal: Path, lock: JournalLock) -> None:
-    """Drop a last line that was cut off by a full disk or a power failure: the next one would be joined to it."""
+    """Drop a last line that was cut off by a power failure or a kill: the next one would be joined to it."""
     if not journal.exists():
         return
     with lock.lock, journal.open("r+b") as file:

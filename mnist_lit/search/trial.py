@@ -13,6 +13,7 @@ import yaml
 
 from mnist_lit.entry import Request, main
 from mnist_lit.errors import MNISTLitError, Stopped
+from mnist_lit.refusals import has_no_room
 from mnist_lit.runs import write_text
 from mnist_lit.search.settings import Objective, Settings
 from mnist_lit.search.space import Params, nested
@@ -79,6 +80,7 @@ class Outcome:
         error: Why it failed, in one line; empty if it did not.
         traceback: The whole story of that.
         is_hopeless: Whether every other trial would fail for the same reason.
+        has_no_room: Whether it failed as the disk is full, which says nothing about its parameters.
     """
 
     scores: list[float] | None = None
@@ -87,6 +89,7 @@ class Outcome:
     error: str = ""
     traceback: str = ""
     is_hopeless: bool = False
+    has_no_room: bool = False
 
 
 @dataclass(frozen=True)
@@ -171,4 +174,5 @@ def _failure(error: BaseException) -> Outcome:
         error=summary.strip(),
         traceback="".join(traceback.format_exception(cause)),
         is_hopeless=isinstance(cause, UnknownMetricError),
+        has_no_room=has_no_room(cause),
     )

@@ -1,0 +1,220 @@
+"""Processes that are killed, stopped or started at any moment: nothing is lost, mixed or half-written."""
+
+import csv
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from conftest import SMALL
+from test_datasets import FILES, Mirror, mirror, zipped
+from test_runs import CHANCE, CHILDREN, assert_as_whole, child, files, learned, metrics, read, resume, rows, saved
+
+from mnist_lit import main
+from mnist_lit.datasets import prepare
+
+__all__ = ["mirror", "zipped"]
+
+NUM_KILLS = 30
+NUM_INTERRUPTS = 15
+LONG = [*SMALL, *CHANCE, "--trainer.max_epochs=200"]
+TEMPORARY = "checkpoints/.*.part"
+
+
+def assert_sound(run_dir: Path) -> None:
+    """Each file that has its final name is whole."""
+    for checkpoint in run_dir.glob("checkpoints/*.ckpt"):
+        assert torch.load(checkpoint, weights_only=True)["state_dict"]
+    for record in run_dir.glob("*.json"):
+        assert json.loads(record.read_text())
+    for config in run_dir.glob("*.yaml"):
+        assert yaml.safe_load(config.read_text())["model"]
+    for table in run_dir.glob("*.csv"):
+        *lines, _ = table.read_text().split("\n")
+        assert all(len(row) == len(lines[0].split(",")) for row in csv.reader(lines))
+
+
+def wait_for_a_checkpoint(run_dir: Path, process: Any) -> None:
+    earlier = saved(run_dir)
+    deadline = time.monotonic() + 120
+    while saved(run_dir) == earlier:
+        assert time.monotonic() < deadline, process
+
+
+def wait_for_a_checkpoint_being_written(run_dir: Path, process: Any) -> None:
+    earlier = set(run_dir.glob(TEMPORARY))
+    while not set(run_dir.glob(TEMPORARY)) - earlier:
+        assert process.is_alive()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing has stopped."""
+    run_dir = tmp_path_factory.mktemp("whole") / "run"
+    main(["fit", *LONG, f"--run_dir={run_dir}"])
+    return run_dir
+
+
+@pytest.mark.slow
+def test_run_that_is_killed_at_thirty_moments_ends_as_if_it_had_not_been(whole: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    moments = random.Random(1)
+    half_written = 0
+    for number in range(NUM_KILLS):
+        goes_on = (run_dir / "config.yaml").exists()
+        process = child("fit", *([f"--ckpt_path={run_dir}"] if goes_on else [*LONG, f"--run_dir={run_dir}"]))
+        if number % 3 == 0:
+            time.sleep(moments.uniform(0, 1))
+        elif number % 3 == 1:
+            wait_for_a_checkpoint(run_dir, process)
+            time.sleep(moments.uniform(0, 0.2))
+        else:
+            wait_for_a_checkpoint_being_written(run_dir, process)
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        assert_sound(run_dir)
+        half_written += any(run_dir.glob(TEMPORARY))
+    assert half_written > 2
+    assert read(run_dir)["global_step"] < read(whole)["global_step"]
+
+    resume(run_dir)
+
+    assert_as_whole(run_dir, whole)
+    assert rows(run_dir) == rows(whole)
+    assert files(run_dir) == files(whole)
+
+
+@pytest.mark.slow
+def test_run_that_is_killed_at_its_end_only_needs_its_end(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    flags = ["--test_after_fit=true", "--report=true", "--pictures.enabled=true"]
+    main(["fit", *SMALL, f"--run_dir={run_dir}"])
+    before = learned(run_dir)
+    moments = random.Random(2)
+    for _ in range(8):
+        process = child("fit", f"--ckpt_path={run_dir}", *flags)
+        time.sleep(moments.uniform(0, 3))
+        process.kill()
+        process.join()
+        assert_sound(run_dir)
+
+    resume(run_dir, *flags)
+
+    assert learned(run_dir).keys() == before.keys()
+    assert 0 < metrics(run_dir)["test/acc"] <= 1
+    assert {"report.html", "pictures/test_confusion.png"} <= files(run_dir)
+    assert not [name for name in files(run_dir) if name.startswith("checkpoints/.")]
+
+
+@pytest.mark.slow
+def test_run_that_is_interrupted_at_fifteen_moments_ends_as_if_it_had_not_been(whole: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    moments = random.Random(3)
+    for number in range(NUM_INTERRUPTS):
+        goes_on = (run_dir / "config.yaml").exists()
+        args = [f"--ckpt_path={run_dir}"] if goes_on else [*LONG, f"--run_dir={run_dir}"]
+        command = [sys.executable, "-m", "mnist_lit", "fit", *args, "--num_threads=1"]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+            if number % 2:
+                wait_for_a_checkpoint(run_dir, process)
+                time.sleep(moments.uniform(0, 0.3))
+            else:
+                time.sleep(moments.uniform(0.5, 3))
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=120)
+        # Python itself ends by the signal when it came while a module was imported; a shell calls both 130.
+        assert process.returncode in (128 + signal.SIGINT, -signal.SIGINT), errors
+        assert "in main" not in errors  # no traceback, but for one of Python itself from the first tenth of a second
+        assert_sound(run_dir)
+    assert 0 < read(run_dir)["global_step"] < read(whole)["global_step"]
+
+    resume(run_dir, "--num_threads=1")
+
+    assert_as_whole(run_dir, whole)
+    assert rows(run_dir) == rows(whole)
+
+
+# Started together
+
+
+@pytest.mark.slow
+def test_runs_that_are_started_together_have_directories_of_their_own(tmp_path: Path) -> None:
+    processes = [child("fit", *SMALL) for _ in range(8)]
+    for process in processes:
+        process.join(300)
+
+    assert [process.exitcode for process in processes] == [0] * 8
+    run_dirs = sorted((tmp_path / "logs").iterdir())
+    assert [run_dir.name for run_dir in run_dirs] == [f"run_{number}" for number in range(1, 9)]
+    for run_dir in run_dirs:
+        assert files(run_dir) == files(run_dirs[0])
+        assert read(run_dir)["global_step"] == 20
+
+
+def test_of_runs_that_want_the_same_directory_one_gets_it(tmp_path: Path) -> None:
+    processes = [child("fit", *SMALL, "--run_dir=run") for _ in range(4)]
+    for process in processes:
+        process.join(300)
+
+    assert sorted(process.exitcode or 0 for process in processes) == [0, 2, 2, 2]
+    assert read(tmp_path / "run")["global_step"] == 20
+    assert len(list((tmp_path / "run").glob("events.*"))) == 1
+
+
+def test_run_goes_on_in_one_process_at_a_time(tmp_path: Path, fails: Callable[..., str]) -> None:
+    run_dir = tmp_path / "run"
+    process = child("fit", *SMALL, "--trainer.max_epochs=10000", f"--run_dir={run_dir}")
+    while not (run_dir / "checkpoints" / "last.ckpt").exists():
+        assert process.is_alive()
+    before = (run_dir / "config.yaml").read_bytes()
+
+    error = fails("fit", f"--ckpt_path={run_dir}", "--model.lr=0.5")
+
+    assert "is trained in by another process" in error
+    assert (run_dir / "config.yaml").read_bytes() == before
+    main(["test", f"--ckpt_path={run_dir}"])  # looking is free
+    assert process.is_alive()
+    process.kill()
+    process.join()
+    resume(run_dir, "--trainer.max_steps=1")
+
+
+# Downloads
+
+
+def fetch(folder: Path, url: str) -> None:
+    prepare("mnist", folder, mirrors=[url], download=True, timeout=60)
+
+
+def test_downloads_into_the_same_folder_at_once(tmp_path: Path, mirror: Mirror) -> None:
+    processes = [CHILDREN.Process(target=fetch, args=(tmp_path, mirror.url("slow"))) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+
+    assert [process.exitcode for process in processes] == [0] * 4
+    assert sorted(mirror.requests) == sorted(f"/slow/{name}.gz" for name in FILES)
+
+
+def test_download_that_is_killed_is_in_nobodys_way(tmp_path: Path, mirror: Mirror) -> None:
+    process = CHILDREN.Process(target=fetch, args=(tmp_path, mirror.url("hanging")))
+    process.start()
+    raw = tmp_path / "MNIST" / "raw"
+    while not any(file.stat().st_size for file in raw.glob(".part-*")):
+        assert process.is_alive()
+    process.kill()
+    process.join()
+
+    fetch(tmp_path, mirror.url("good"))
+
+    assert {file.name for file in raw.iterdir()} - {".lock"} == {f"{name}.gz" for name in FILES}
