@@ -50,7 +50,12 @@ __all__ = ["CLI", "rehearse", "run"]
 # Without a name jsonargparse makes one of the range.
 Threads: Any = restricted_number_type(None, int, [(">=", 1), ("<=", 1024)])
 GROUPS = {"checkpoint": BestCheckpoint, "early_stopping": EarlyStop, "ema": EMA, "pictures": Pictures}
-TRAINER_DEFAULTS = {"max_epochs": 10, "num_sanity_val_steps": 0, "enable_model_summary": False}
+TRAINER_DEFAULTS = {
+    "max_epochs": 10,
+    "num_sanity_val_steps": 0,
+    "enable_model_summary": False,
+    "use_distributed_sampler": False,  # the data module shares the images out, and repeats none
+}
 # The commands that have no run: they use a model, on the CPU and in full precision, wherever it was trained.
 USES = ("export", "demo")
 FOR_USE = {

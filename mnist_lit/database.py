@@ -10,7 +10,7 @@ from typing import Any
 from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from sqlalchemy import make_url
-from sqlalchemy.exc import IntegrityError, InterfaceError, OperationalError, ProgrammingError, SQLAlchemyError
+from sqlalchemy.exc import IntegrityError, InterfaceError, OperationalError, PendingRollbackError, ProgrammingError
 from tqdm import tqdm
 
 from mnist_lit.errors import MNISTLitError
@@ -21,6 +21,7 @@ __all__ = ["Database", "open_database", "reason"]
 # Seconds that a database may be away, and seconds between two tries.
 PATIENCE = 600.0
 PAUSE = 2.0
+AWAY = (InterfaceError, OperationalError, PendingRollbackError)
 # A cut network says nothing. Without these, a client waits a quarter of an hour for each answer, and what a client that
 # is gone had locked stays locked for two hours. The first three are the client's, the others the server's.
 POSTGRESQL = {
@@ -78,10 +79,11 @@ def _patient(method: Callable[..., Any]) -> Callable[..., Any]:
         while True:
             try:
                 result = method(self, *args, **kwargs)
-            except (StorageInternalError, SQLAlchemyError) as error:
-                cause = error.__cause__ or error
-                if not isinstance(cause, InterfaceError | OperationalError):
+            except StorageInternalError as error:
+                cause = error.__cause__
+                if not isinstance(cause, AWAY):
                     raise
+                self.remove_session()  # with what is left of its transaction
                 away_since = away_since or _announced(cause)
                 raise_if_stopped()
                 if time.monotonic() - away_since > self.patience:
