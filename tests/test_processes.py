@@ -200,7 +200,7 @@ def test_stopped_run_goes_on_as_if_it_had_not_been(kind: str, rank: int, run: Ca
     if (kind, rank) == ("SIGINT", 1):
         pytest.skip("a terminal's Ctrl-C comes to all; the first process obeys")
     assert run("--run_dir=whole").end()[0] == 0
-    code, _, errors = run(trouble((rank, 13, kind))).end()
+    code, _, errors = run(trouble((rank, 7, kind))).end()
     assert code == 128 + getattr(signal, kind)
     assert errors.startswith(f"stopped by {kind}\nwhat was done is kept; go on with: ")
     assert len(errors.splitlines()) == 2
