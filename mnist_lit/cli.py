@@ -387,7 +387,7 @@ class CLI(LightningCLI):
         if self.trainer.world_size > 1 and is_loss_of_another(error):
             lost = others.loss(SECONDS_TO_DIE)
             if others.are_led:
-                return SystemExit(1)
+                return SystemExit(0)  # not this process has failed
             reason = lost or f"another of the {self.trainer.world_size} processes is gone or silent: {reason}"
         return MNISTLitError(f"{reason}\n{self._how_to_go_on()}")
 

@@ -141,10 +141,19 @@ def last(run_dir: str = "run") -> Path:
 
 def assert_goes_on(errors: str) -> None:
     """What the message advises works, on one process."""
-    advice = errors.splitlines()[-1].partition("go on with: python -m mnist_lit ")[2].split()
+    advice = errors.partition("go on with: python -m mnist_lit ")[2].splitlines()[0].split()
     num_steps = read(Path("run"))["global_step"]
     epochs = read(Path("run"))["epoch"] + 2
-    cli = main([*advice, "--trainer.devices=1", f"--trainer.max_epochs={epochs}", "--trainer.callbacks=null"])
+    cli = main(
+        [
+            *advice,
+            "--trainer.devices=1",
+            "--trainer.num_nodes=1",
+            "--trainer.strategy=auto",
+            f"--trainer.max_epochs={epochs}",
+            "--trainer.callbacks=null",
+        ]
+    )
     assert cli.trainer.global_step > num_steps
     assert cli.run_dir.resolve() == Path("run").resolve()
 
