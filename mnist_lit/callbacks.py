@@ -7,6 +7,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
+import torch
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, PositiveInt
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint, TQDMProgressBar
@@ -53,7 +54,8 @@ class LastCheckpoint(ModelCheckpoint):
     """Keep `checkpoints/last.ckpt`: at the end of each epoch, and when the run is asked to stop.
 
     Ctrl-C, SIGTERM and SIGHUP take effect between two batches, where the weights, the optimizer and the loops agree,
-    so that a resumed run ends as if it had not been stopped. A second signal does not wait.
+    so that a resumed run ends as if it had not been stopped; if there are several processes, then in all of them after
+    the same batch, whichever got the signal. A second signal does not wait.
     """
 
     def __init__(self) -> None:
@@ -68,16 +70,14 @@ class LastCheckpoint(ModelCheckpoint):
         super().on_train_start(trainer, pl_module)
         if threading.current_thread() is not threading.main_thread():
             return
-        if trainer.world_size > 1:
-            # The processes of a run stop at different batches and would wait for each other. The first one is
-            # interrupted where it is and ends the others; the run goes on from its last epoch.
-            if trainer.global_rank > 0:
-                self.handlers[signal.SIGINT] = signal.signal(signal.SIGINT, signal.SIG_IGN)
-            return
-        # In place of Lightning's own handler of SIGTERM, which ends an epoch before its checkpoint.
+        # In place of Lightning's own handler of SIGTERM, which ends an epoch before its checkpoint, and which makes
+        # several processes wait for each other for ever.
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if signum != signal.SIGHUP or signal.getsignal(signum) != signal.SIG_IGN:  # nohup means it
                 self.handlers[signum] = signal.signal(signum, self._note)
+        if not trainer.is_global_zero:
+            # A terminal's Ctrl-C comes to all processes; the second one is for the first of them to obey.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
         if self.received is not None:
@@ -91,20 +91,28 @@ class LastCheckpoint(ModelCheckpoint):
         # After an epoch's last batch there is its validation to wait for; gradients that are being accumulated are in
         # no checkpoint.
         is_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if self.received is not None and is_step and not trainer.is_last_batch:
+        if is_step and not trainer.is_last_batch and (received := self._agreed(trainer)):
             trainer.save_checkpoint(Path(str(self.dirpath)) / LAST)
-            raise Stopped(self.received)
+            raise Stopped(received)
 
     # The end of an epoch has saved the checkpoint already.
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.received is not None:
-            raise Stopped(self.received)
+        if received := self._agreed(trainer):
+            raise Stopped(received)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_end(trainer, pl_module)
         self._restore_handlers()
-        if self.received is not None:
-            raise Stopped(self.received)
+        if received := self._agreed(trainer):
+            raise Stopped(received)
+
+    def _agreed(self, trainer: Trainer) -> int:
+        """The signal that any process of the run has received, 0 if none has: the same in all of them."""
+        received = self.received or 0
+        if trainer.world_size == 1:
+            return received
+        device = trainer.strategy.root_device
+        return int(trainer.strategy.reduce(torch.tensor(received, device=device), reduce_op="max"))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._restore_handlers()

@@ -2,8 +2,8 @@
 
 import signal
 import sys
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mnist_lit.averaging import Ensemble
 from mnist_lit.callbacks import EMA, BestCheckpoint, EarlyStop, LastCheckpoint, Progress
-from mnist_lit.checkpoints import AtomicCheckpointIO, Source
+from mnist_lit.checkpoints import LAST, AtomicCheckpointIO, Source
 from mnist_lit.complaints import explain_object, explain_trainer
 from mnist_lit.configuration import Parser, parse
 from mnist_lit.console import be_quiet
@@ -35,6 +35,7 @@ from mnist_lit.networks import NUM_CLASSES
 from mnist_lit.pictures import Pictures
 from mnist_lit.precision import native_precision
 from mnist_lit.predictions import of_photographs, of_test_set, table, write_predictions
+from mnist_lit.processes import Companions, companions, is_loss_of_another
 from mnist_lit.record import RunRecord
 from mnist_lit.refusals import refusal
 from mnist_lit.runs import LOGS, claimed, is_first_process, write_text
@@ -50,7 +51,12 @@ __all__ = ["CLI", "rehearse", "run"]
 # Without a name jsonargparse makes one of the range.
 Threads: Any = restricted_number_type(None, int, [(">=", 1), ("<=", 1024)])
 GROUPS = {"checkpoint": BestCheckpoint, "early_stopping": EarlyStop, "ema": EMA, "pictures": Pictures}
-TRAINER_DEFAULTS = {"max_epochs": 10, "num_sanity_val_steps": 0, "enable_model_summary": False}
+TRAINER_DEFAULTS = {
+    "max_epochs": 10,
+    "num_sanity_val_steps": 0,
+    "enable_model_summary": False,
+    "use_distributed_sampler": False,  # the data module shares the images out, and repeats none
+}
 # The commands that have no run: they use a model, on the CPU and in full precision, wherever it was trained.
 USES = ("export", "demo")
 FOR_USE = {
@@ -64,6 +70,8 @@ FOR_USE = {
 }
 
 
+# Between the moment in which a process is missed and the one in which it is known how it ended.
+SECONDS_TO_DIE = 5.0
 # What LightningCLI keeps of the parser of each command: making one takes a quarter of a second, and a search runs `fit`
 # many times in a process.
 PARSERS: dict[str, dict[str, Any]] = {}
@@ -290,28 +298,33 @@ class CLI(LightningCLI):
 
     def fit(self, model: ConvNet, datamodule: MNISTDataModule, **kwargs: Any) -> None:
         """Train; then test the best checkpoint, where that is wanted."""
-        self._run("fit")
-        metrics = dict(self.trainer.callback_metrics)
-        if self.config.fit.test_after_fit:
-            best = getattr(self.trainer.checkpoint_callback, "best_model_path", None)
-            self.trainer.test(self.model, self.datamodule, ckpt_path=best or None, verbose=False)
-            self.trainer.callback_metrics.update(metrics)
+        with self._together():
+            self._run("fit")
+            metrics = dict(self.trainer.callback_metrics)
+            if self.config.fit.test_after_fit:
+                best = getattr(self.trainer.checkpoint_callback, "best_model_path", None)
+                self.trainer.test(self.model, self.datamodule, ckpt_path=best or None, verbose=False)
+                self.trainer.callback_metrics.update(metrics)
         self._report()
 
     def validate(self, model: ConvNet, datamodule: MNISTDataModule, **kwargs: Any) -> None:
         """Evaluate on the validation split."""
-        self._run("validate", verbose=False)
+        with self._together():
+            self._run("validate", verbose=False)
         self._report()
 
     def test(self, model: ConvNet, datamodule: MNISTDataModule, **kwargs: Any) -> None:
         """Evaluate on the official test set."""
-        self._run("test", verbose=False)
+        with self._together():
+            self._run("test", verbose=False)
         self._report()
 
     def predict(self, model: ConvNet, datamodule: MNISTDataModule, **kwargs: Any) -> None:
         """Write predictions.csv; of photographs also a picture."""
         picture = self.run_dir / "pictures" / "predictions.png"
-        probabilities = torch.cat([torch.empty(0, NUM_CLASSES), *(self._run("predict") or [])])
+        with self._together():
+            batches = self._run("predict")
+        probabilities = torch.cat([torch.empty(0, NUM_CLASSES), *(batches or [])])
         picture.unlink(missing_ok=True)  # it would be of other images than the table
         if datamodule.predict_paths:
             self._report_photographs(datamodule.photographs, probabilities, picture)
@@ -337,37 +350,61 @@ class CLI(LightningCLI):
 
     def export(self, model: ConvNet, datamodule: MNISTDataModule, output: str, int8: bool, **kwargs: Any) -> None:
         """Write the model for other programs."""
-        self._run("export", output=output, int8=int8)
+        with self._together():
+            self._run("export", output=output, int8=int8)
 
     def demo(self, model: ConvNet, datamodule: MNISTDataModule, host: str, port: int, **kwargs: Any) -> None:
         """Serve the page."""
-        self._run("demo", host=host, port=port)
+        with self._together():
+            self._run("demo", host=host, port=port)
 
     def _run(self, command: str, **kwargs: Any) -> Any:
         # An ensemble has been loaded already.
         file = self.source.file if self.source is not None and not self.members else None
-        try:
-            return getattr(self.trainer, command)(self.model, self.datamodule, ckpt_path=file, **kwargs)
-        except Stopped as stop:
-            raise Stopped(stop.signum, self._how_to_go_on()) from stop
-        except SystemExit as stop:
-            # Where it is not between two batches, Lightning answers Ctrl-C with exit code 1 and stays deaf to it.
-            if not isinstance(stop.__context__, KeyboardInterrupt):
+        return getattr(self.trainer, command)(self.model, self.datamodule, ckpt_path=file, **kwargs)
+
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        """Run with the other processes, if there are any; what goes wrong is said in few words."""
+        with companions(self.trainer, self.request.args) as others:
+            try:
+                yield
+            except Stopped as stop:
+                raise self._stopped(stop.signum) from stop
+            except SystemExit as stop:
+                # Where it is not between two batches, Lightning answers Ctrl-C with exit code 1 and stays deaf to it.
+                if not isinstance(stop.__context__, KeyboardInterrupt):
+                    raise
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+                raise self._stopped(signal.SIGINT) from stop
+            except MNISTLitError:
                 raise
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            raise Stopped(signal.SIGINT, self._how_to_go_on()) from stop
-        except MNISTLitError:
-            raise
-        except Exception as error:
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
-            raise MNISTLitError(f"{refusal(error) or reason}\n{self._how_to_go_on()}") from error
+            except Exception as error:
+                raise self._failed(error, others) from error
+
+    def _stopped(self, signum: int) -> BaseException:
+        # Of several processes the first one speaks for all.
+        return Stopped(signum, self._how_to_go_on()) if is_first_process() else SystemExit(0)
+
+    def _failed(self, error: Exception, others: Companions) -> BaseException:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+        if self.trainer.world_size > 1 and is_loss_of_another(error):
+            lost = others.loss(SECONDS_TO_DIE)
+            if others.are_led:
+                return SystemExit(0)  # not this process has failed
+            reason = lost or f"another of the {self.trainer.world_size} processes is gone or silent: {reason}"
+        return MNISTLitError(f"{refusal(error) or reason}\n{self._how_to_go_on()}")
 
     def _how_to_go_on(self) -> str:
         if self.request.command != "fit":
             return ""
-        if not self.run_dir.is_dir():
+        checkpoints = Path(getattr(self.trainer.checkpoint_callback, "dirpath", None) or self.run_dir / "checkpoints")
+        if not checkpoints.parent.is_dir():
             return f"{self.run_dir} is gone, and with it what was done"
-        return f"what was done is kept; go on with: python -m mnist_lit fit --ckpt_path {self.run_dir}"
+        if not (checkpoints / LAST).is_file():
+            return ""
+        run_dir = self.run_dir if is_first_process() else checkpoints.parent
+        return f"what was done is kept; go on with: python -m mnist_lit fit --ckpt_path {run_dir}"
 
     @rank_zero_only
     def _report(self) -> None:

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
@@ -160,7 +159,7 @@ class MNISTDataModule(LightningDataModule):
         )
         # Normalisation over a batch has no value for a single image, should just one be left over.
         drop_last = len(dataset) // world_size % self.batch_size == 1
-        loader = self._loader(dataset, sampler, self.batch_size, drop_last=drop_last)
+        loader = self._loader(dataset, sampler=sampler, batch_size=self.batch_size, drop_last=drop_last)
         loader.load_state_dict(self.resume_from)
         return loader
 
@@ -175,32 +174,16 @@ class MNISTDataModule(LightningDataModule):
 
     def _eval_loader(self, split: str) -> DataLoader[Batch]:
         dataset = self.splits[split]
-        world_size, rank = self._world()
-        if world_size == 1:
-            return self._loader(dataset, None, self.eval_batch_size)
-        if len(dataset) < world_size:
-            raise UsageError(
-                f"the {split} split has {len(dataset)} images for {world_size} processes\nuse fewer --trainer.devices"
-            )
-        batch_size = self.eval_batch_size
-        while len(dataset) % world_size and len(dataset) // world_size % batch_size == 0:
-            # One process would have one batch more than another and wait for it for ever.
-            batch_size += 1
-        sampler = UnrepeatedDistributedSampler(dataset, num_replicas=world_size, rank=rank, shuffle=False)
-        return self._loader(dataset, sampler, batch_size)
+        return self._loader(dataset, batch_sampler=Shares(len(dataset), self.eval_batch_size, *self._world()))
 
-    def _loader(
-        self, dataset: "ImageDataset", sampler: Sampler[int] | None, batch_size: int, *, drop_last: bool = False
-    ) -> "ResumableLoader":
+    def _loader(self, dataset: "ImageDataset", **kwargs: Any) -> "ResumableLoader":
         return ResumableLoader(
             dataset,
-            batch_size=batch_size,
-            sampler=sampler,
-            drop_last=drop_last,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=self.pin_memory and torch.cuda.is_available(),
             collate_fn=_as_it_is,
+            **kwargs,
         )
 
     def _world(self) -> tuple[int, int]:
@@ -275,11 +258,35 @@ class ImageDataset(Dataset[Batch]):
         return images[0], labels[0]
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
-        chosen = self.indices[torch.tensor(indices, device=self.indices.device)]
+        chosen = self.indices[torch.tensor(indices, dtype=torch.long, device=self.indices.device)]
         return self.images[chosen].unsqueeze(1), self.labels[chosen]
 
     def to(self, device: torch.device) -> "ImageDataset":
         return ImageDataset(self.images.to(device), self.labels.to(device), self.indices.to(device))
+
+
+class Shares(Sampler[list[int]]):
+    """Batches of one of several processes: together they have each image once, and each has as many batches.
+
+    One that has no image for its last batch has an empty one; without it the others would wait for it for ever.
+
+    Args:
+        num_images: Images in all.
+        batch_size: Images in a batch of one process.
+        world_size: Processes.
+        rank: Which of them this is, from 0.
+    """
+
+    def __init__(self, num_images: int, batch_size: int, world_size: int, rank: int) -> None:
+        self.share = range(rank, num_images, world_size)
+        self.starts = range(0, -(-num_images // world_size), batch_size)
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return (list(self.share[start : start + self.batch_size]) for start in self.starts)
 
 
 class ResumableLoader(DataLoader[Batch]):

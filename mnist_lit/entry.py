@@ -100,6 +100,7 @@ class Request(CommandLine):
     """
 
     def __init__(self, args: Sequence[str]) -> None:
+        self.args = list(args)
         self.command = args[0]
         if self.command not in COMMANDS:
             hint = did_you_mean(self.command, COMMANDS) or f"commands: {', '.join(COMMANDS)}"

@@ -1,14 +1,17 @@
-"""Settings from the environment: any key as a variable, and two variables that are no keys."""
+"""Settings from the environment: any key as a variable, and three variables that are no keys."""
 
 import os
 from collections.abc import Container
 from typing import NamedTuple
 
-__all__ = ["DATA_DIR_VARIABLE", "DEBUG_VARIABLE", "Setting", "read_environment"]
+__all__ = ["DATA_DIR_VARIABLE", "DEBUG_VARIABLE", "FIRST_PROCESS_VARIABLE", "Setting", "read_environment"]
 
 PREFIX = "MNIST_LIT_"
 DATA_DIR_VARIABLE = "MNIST_LIT_DATA"
 DEBUG_VARIABLE = "MNIST_LIT_DEBUG"
+# The id of the process that has started this one for a run on several devices; set by that process.
+FIRST_PROCESS_VARIABLE = "MNIST_LIT_FIRST_PROCESS"
+NO_KEYS = (DATA_DIR_VARIABLE, DEBUG_VARIABLE, FIRST_PROCESS_VARIABLE)
 
 
 class Setting(NamedTuple):
@@ -27,7 +30,7 @@ def read_environment(command: str, commands: Container[str]) -> dict[str, Settin
     """
     settings: dict[str, Setting] = {}
     for variable, value in sorted(os.environ.items()):
-        if variable.startswith(PREFIX) and variable not in (DATA_DIR_VARIABLE, DEBUG_VARIABLE):
+        if variable.startswith(PREFIX) and variable not in NO_KEYS:
             key = variable.removeprefix(PREFIX).lower().replace("__", ".")
             first, _, rest = key.partition(".")
             if first not in commands:

@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from mnist_lit.errors import Stopped
 
-__all__ = ["raise_if_stopped", "signals_raise", "uninterrupted"]
+__all__ = ["deaf_to_interrupts", "raise_if_stopped", "signals_raise", "uninterrupted"]
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 RECEIVED: list[int] = []
@@ -24,7 +24,11 @@ def signals_raise() -> Iterator[None]:
 
 
 def raise_if_stopped() -> None:
-    """Raise `Stopped` again: Python drops what is raised in a destructor, should the signal have come during one."""
+    """Raise `Stopped` again, or at last.
+
+    Python drops what is raised in a destructor, should the signal have come during one; and what waits for long in an
+    `uninterrupted` block looks here.
+    """
     if RECEIVED:
         raise Stopped(RECEIVED[0])
 
@@ -32,11 +36,24 @@ def raise_if_stopped() -> None:
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
     """Let a signal that comes now take effect when the block is done."""
-    received: list[int] = []
-    with _handled(lambda signum, _frame: received.append(signum)):
+    num_before = len(RECEIVED)
+    with _handled(lambda signum, _frame: RECEIVED.append(signum)):
         yield
-    for signum in received[:1]:
+    for signum in RECEIVED[num_before : num_before + 1]:
         signal.raise_signal(signum)
+
+
+@contextlib.contextmanager
+def deaf_to_interrupts() -> Iterator[None]:
+    """Let a process that is started now ignore Ctrl-C, which it would answer with a traceback while it imports."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextlib.contextmanager

@@ -205,8 +205,9 @@ class ConvNet(LightningModule):
     def _evaluate(self, batch: Batch, mean_loss: MeanMetric, metrics: MetricCollection) -> Tensor:
         images, labels = batch
         logits: Tensor = self(images).float()
-        mean_loss.update(F.cross_entropy(logits, labels, reduction="none"))
-        metrics.update(logits, labels)
+        if len(labels):  # of several processes one may have no image for its last batch
+            mean_loss.update(F.cross_entropy(logits, labels, reduction="none"))
+            metrics.update(logits, labels)
         return logits
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

@@ -21,7 +21,8 @@ PART = ".part"
 
 def is_first_process() -> bool:
     """Whether this process is the one of its run that writes; known before the processes find each other."""
-    return getattr(rank_zero_only, "rank", 0) == 0
+    # Where Lightning's own variables name the machines, its rank is 0 on each of them until there is a trainer.
+    return getattr(rank_zero_only, "rank", 0) == 0 and os.environ.get("NODE_RANK", "0") == "0"
 
 
 @contextmanager

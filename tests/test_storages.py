@@ -1,14 +1,10 @@
 """Where a study is: a journal, SQLite, and PostgreSQL for searches that share nothing else."""
 
 import csv
-import os
-import pwd
 import shutil
-import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -22,7 +18,8 @@ from conftest import CONFIGS, PROJECT
 from optuna.storages import JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
-from sqlalchemy import NullPool, create_engine, text
+from postgresql import Server, serving
+from sqlalchemy import NullPool
 
 from mnist_lit.search.command import main
 from mnist_lit.search.settings import without_password
@@ -31,61 +28,17 @@ from mnist_lit.search.study import OWNER, RETRY_OF, VOID
 SCRIPT = str(PROJECT / "scripts" / "optuna_search.py")
 
 
-def postgresql_program(name: str) -> str:
-    """Debian keeps the server's programs out of the path."""
-    found = shutil.which(name) or next(map(str, Path("/usr/lib/postgresql").glob(f"*/bin/{name}")), None)
-    if found is None:
-        pytest.skip(f"needs PostgreSQL's {name}: apt-get install postgresql")
-    return found
-
-
 @pytest.fixture(scope="session")
-def postgresql_server() -> Iterator[str]:
-    """The URL of a real server on this machine, without a database."""
-    initdb, server = postgresql_program("initdb"), postgresql_program("postgres")
-    as_user: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, socket.socket() as probe:
-        if os.geteuid() == 0:  # the server refuses to be root
-            user = pwd.getpwnam("nobody")
-            os.chown(folder, user.pw_uid, user.pw_gid)
-            as_user |= {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
-        as_user["cwd"] = folder
-        subprocess.run([initdb, "-D", f"{folder}/data", "-U", "mnist", "-A", "trust", "-N"], check=True, **as_user)
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-        probe.close()
-        flags = ["-p", str(port), "-k", folder, "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"]
-        process = subprocess.Popen([server, "-D", f"{folder}/data", *flags], **as_user)
-        try:
-            _wait_until_it_answers(port)
-            yield f"postgresql://mnist:secret@127.0.0.1:{port}"
-        finally:
-            process.send_signal(signal.SIGINT)  # "fast shutdown": it does not wait for its clients
-            process.wait(timeout=30)
-
-
-def _wait_until_it_answers(port: int) -> None:
-    engine = create_engine(f"postgresql://mnist@127.0.0.1:{port}/postgres")
-    for _ in range(100):
-        try:
-            engine.connect().close()
-        except Exception:
-            time.sleep(0.1)
-        else:
-            engine.dispose()
-            return
-    pytest.fail("PostgreSQL's server does not answer")
+def postgresql_server() -> Iterator[Server]:
+    """A real server on this machine."""
+    with serving() as server:
+        yield server
 
 
 @pytest.fixture
-def postgresql(postgresql_server: str, request: pytest.FixtureRequest) -> str:
+def postgresql(postgresql_server: Server, request: pytest.FixtureRequest) -> str:
     """The URL of a new, empty database."""
-    name = f"test_{abs(hash(request.node.name))}"
-    engine = create_engine(f"{postgresql_server}/postgres", isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {name}"))
-    engine.dispose()
-    return f"{postgresql_server}/{name}"
+    return postgresql_server.database(f"test_{abs(hash(request.node.name))}")
 
 
 def config(folder: Path = Path(), **changes: Any) -> str:
@@ -186,8 +139,8 @@ def test_a_server_that_does_not_answer(refused: Callable[..., str]) -> None:
     assert "refused" in error
 
 
-def test_a_database_that_does_not_exist(postgresql_server: str, refused: Callable[..., str]) -> None:
-    error = refused(f"{postgresql_server}/absent", 1)
+def test_a_database_that_does_not_exist(postgresql_server: Server, refused: Callable[..., str]) -> None:
+    error = refused(f"{postgresql_server.url}/absent", 1)
     assert 'database "absent" does not exist' in error
 
 

@@ -17,13 +17,14 @@ from filelock import FileLock, Timeout
 from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
 from optuna.pruners import BasePruner, NopPruner
 from optuna.samplers import BaseSampler, BruteForceSampler, CmaEsSampler, GridSampler, QMCSampler, TPESampler
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import ArgumentError, IntegrityError, NoSuchModuleError, ProgrammingError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from mnist_lit.errors import MNISTLitError, UsageError
 from mnist_lit.factories import arguments, made
+from mnist_lit.search.database import Database, open_database, reason
 from mnist_lit.search.settings import Settings, without_password
 from mnist_lit.search.space import Space, flat
 
@@ -237,6 +238,8 @@ class Study(optuna.Study):
         if sign != seen:
             self.signs_of_life[trial.number] = sign, time.monotonic()
             return False
+        if isinstance(self.storage, Database):
+            since = max(since, self.storage.back_since)  # while it was away, nobody could show a sign
         return time.monotonic() - since > (SILENCE if owner else SILENCE_WITHOUT_OWNER)
 
 
@@ -351,25 +354,14 @@ def _storage(settings: Settings) -> BaseStorage:
         return JournalStorage(Journal(journal, lock))
     place = without_password(settings.storage)
     try:
-        return _database(settings.storage)
+        return open_database(settings.storage)
     except (ArgumentError, NoSuchModuleError) as error:
         raise UsageError(f"storage: {place} is no URL of a database: {error}") from error
     except ImportError as error:
         hint = "pip install 'mnist_lit[postgresql]'" if settings.storage.startswith("postgresql") else str(error)
         raise UsageError(f"storage: {place} needs a driver that is not installed\n{hint}") from error
     except SQLAlchemyError as error:
-        reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
-        raise MNISTLitError(f"storage: {place} cannot be used: {reason}") from error
-
-
-def _database(url: str) -> RDBStorage:
-    for _ in range(5):
-        try:
-            return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
-        except (IntegrityError, ProgrammingError):
-            # Another search has made the tables in the same moment.
-            time.sleep(1)
-    return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+        raise MNISTLitError(f"storage: {place} cannot be used: {reason(error)}") from error
 
 
 def _mend_journal(journal: Path, lock: JournalLock) -> None:

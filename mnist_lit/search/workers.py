@@ -17,6 +17,7 @@ from typing import Any, Protocol, Self
 from tqdm import tqdm
 
 from mnist_lit.errors import MNISTLitError, UsageError
+from mnist_lit.interruption import deaf_to_interrupts
 
 __all__ = ["Died", "Job", "Pool", "Report", "Worker", "print_to"]
 
@@ -126,7 +127,7 @@ class Pool:
         if _start_method() == "forkserver":
             # Imported once; workers are forks of that process, which has neither threads nor a GPU.
             multiprocessing.set_forkserver_preload(PRELOADED)
-            with _deaf_to_interrupts():
+            with deaf_to_interrupts():
                 forkserver.ensure_running()
 
     def __enter__(self) -> Self:
@@ -196,19 +197,6 @@ def print_to(file: Path) -> None:
 
 def _start_method() -> str:
     return "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-
-
-@contextlib.contextmanager
-def _deaf_to_interrupts() -> Iterator[None]:
-    """Let a process that is started now ignore Ctrl-C, which it would answer with a traceback while it imports."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _serve(pipe: Any, environment: dict[str, str], folder: Path) -> None:

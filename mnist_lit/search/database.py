@@ -1,0 +1,112 @@
+"""A study in a database, which is waited for while it is away, and which waits for nobody who is gone."""
+
+import functools
+import inspect
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from optuna.exceptions import StorageInternalError
+from optuna.storages import RDBStorage
+from sqlalchemy import make_url
+from sqlalchemy.exc import IntegrityError, InterfaceError, OperationalError, PendingRollbackError, ProgrammingError
+from tqdm import tqdm
+
+from mnist_lit.errors import MNISTLitError
+from mnist_lit.interruption import raise_if_stopped
+
+__all__ = ["Database", "open_database", "reason"]
+
+# Seconds that a database may be away, and seconds between two tries.
+PATIENCE = 600.0
+PAUSE = 2.0
+AWAY = (InterfaceError, OperationalError, PendingRollbackError)
+# A cut network says nothing. Without these, a client waits a quarter of an hour for each answer, and what a client that
+# is gone had locked stays locked for two hours. The first three are the client's, the others the server's.
+POSTGRESQL = {
+    "connect_timeout": "10",
+    "tcp_user_timeout": "20000",
+    "keepalives_idle": "10",
+    "options": "-c idle_in_transaction_session_timeout=30s -c tcp_user_timeout=20s -c tcp_keepalives_idle=10",
+}
+
+
+class Database(RDBStorage):
+    """Optuna's storage, which waits while the database is away.
+
+    Each call is one transaction and is made again as a whole. Should the first have been committed after all, in the
+    moment in which the connection was lost, then a trial may have been begun twice; one of them has no owner, and the
+    study takes it for lost.
+
+    Attributes:
+        back_since: When it last came back, in seconds of the monotonic clock.
+        patience: Seconds for which it is waited for.
+    """
+
+    back_since = 0.0
+    patience = PATIENCE
+
+
+def open_database(url: str) -> Database:
+    """A database with Optuna's tables; they are made where there are none.
+
+    Raises:
+        SQLAlchemyError: If it cannot be used; it is not waited for.
+    """
+    kwargs: dict[str, Any] = {"pool_pre_ping": True}
+    parts = make_url(url)
+    if parts.get_driver_name() == "psycopg":
+        kwargs["connect_args"] = {name: value for name, value in POSTGRESQL.items() if name not in parts.query}
+    for _ in range(5):
+        try:
+            return Database(url, engine_kwargs=kwargs)
+        except (IntegrityError, ProgrammingError):
+            # Another search has made the tables in the same moment.
+            time.sleep(1)
+    return Database(url, engine_kwargs=kwargs)
+
+
+def reason(error: BaseException) -> str:
+    """What a database complains of, in one line."""
+    return str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+
+
+def _patient(method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def call(self: Database, *args: Any, **kwargs: Any) -> Any:
+        away_since = None
+        while True:
+            try:
+                result = method(self, *args, **kwargs)
+            except StorageInternalError as error:
+                cause = error.__cause__
+                if not isinstance(cause, AWAY):
+                    raise
+                self.remove_session()  # with what is left of its transaction
+                away_since = away_since or _announced(cause)
+                raise_if_stopped()
+                if time.monotonic() - away_since > self.patience:
+                    self.patience = 0.0
+                    raise MNISTLitError(
+                        f"storage: the database does not come back: {reason(cause)}\n"
+                        "what was done is kept; the same command goes on"
+                    ) from error
+                time.sleep(PAUSE)
+            else:
+                if away_since:
+                    self.back_since = time.monotonic()
+                    tqdm.write("the database is back", file=sys.stderr)
+                return result
+
+    return call
+
+
+def _announced(cause: BaseException) -> float:
+    tqdm.write(f"waiting for the database: {reason(cause)}", file=sys.stderr)
+    return time.monotonic()
+
+
+for name, method in vars(RDBStorage).items():
+    if inspect.isfunction(method) and not name.startswith("__"):
+        setattr(Database, name, _patient(method))
