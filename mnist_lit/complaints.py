@@ -22,6 +22,7 @@ UNKNOWN_IN_GROUP = re.compile(r"(?P<kind>Subcommand|Group) '(?P<group>[^']+)' do
 LONG_WORD = re.compile(r"([^\s'\"]{200})[^\s'\"]+")
 # In the replies, `name` is the word that was mistyped.
 REASONS = [
+    (r"Importing '([\w.]+)' is not allowed", r"\1 is not allowed, as it can run or change anything"),
     (r"(?s)Not of type \w+: does not conform to restriction ([^\n]+).*Given value: ([^\n]*)", r"must be \1, got \2"),
     (r"(\S+) does not conform to restriction (.+)", r"must be \2, got \1"),
     (r"could not convert string to float: '(.*)'", r"must be a number, got \1"),

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 from jsonargparse.typing import ClosedUnitInterval, PositiveFloat, PositiveInt, restricted_number_type
@@ -16,6 +16,7 @@ from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from mnist_lit.averaging import mean_probabilities, shifts
+from mnist_lit.checkpoints import Source
 from mnist_lit.factories import arguments, made
 from mnist_lit.networks import NUM_CLASSES, Activation, GlobalPool, Network, Norm, Pooling
 
@@ -132,6 +133,21 @@ class ConvNet(LightningModule):
         # Built here only to see that they can be: a wrong argument is found now, not when training begins.
         self._build_schedule(self._build_optimizer(), num_steps=1000)
         self.planned: tuple[float, int] | None = None
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:
+        """As Lightning's, which would run what is pickled in the file of a URL, and what its hyper-parameters name.
+
+        Args:
+            checkpoint_path: A checkpoint file, a URL or a run directory.
+            args: As Lightning's: `map_location` and so on.
+            kwargs: As Lightning's; others are arguments of the model in place of the checkpoint's.
+
+        Raises:
+            UsageError: If that is no checkpoint of plain data, or names code that is not torch's.
+        """
+        source = Source(str(checkpoint_path), for_fit=False)
+        return super().load_from_checkpoint(source.file, *args, **{**kwargs, "weights_only": True})
 
     def forward(self, images: Tensor) -> Tensor:
         """Images of shape (n, 1, image_size, image_size) in [0, 1] to logits of shape (n, 10)."""
