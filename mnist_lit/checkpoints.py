@@ -9,7 +9,7 @@ import sys
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,7 @@ class Source:
         goes_on: Whether the command continues that run in its own directory.
         is_of_run: Whether the file lies in a run's directory, and not just anywhere.
         config: The configuration that it was made with, as plain data.
+        hyper_parameters: The arguments of its model.
         step: Optimizer steps that it has behind it.
 
     Raises:
@@ -68,6 +69,7 @@ class Source:
         self.file: Path | None
         self.run_dir: Path | None = None
         self.goes_on = False
+        self.hyper_parameters: Any = None
         if path.startswith(("http://", "https://")):
             self.file = _download(path)
         elif Path(path).is_dir():
@@ -92,12 +94,16 @@ class Source:
             self.shapes: dict[str, torch.Size] | None = None
             return
         checkpoint = read_checkpoint(self.file)
-        self.config = checkpoint.get("config") or _from_hyper_parameters(checkpoint.get("hyper_parameters"))
+        self.hyper_parameters = checkpoint.get("hyper_parameters")
+        self.config = checkpoint.get("config") or _from_hyper_parameters(self.hyper_parameters)
         if not isinstance(self.config, dict):
             raise UsageError(f"ckpt_path: {self.file} is no checkpoint of mnist_lit: its config holds no keys")
         if not self.is_of_run:
-            check_classes(self.config.get("model"), self.file)
+            for model in (self.config.get("model"), self.hyper_parameters):
+                check_classes(model, self.file)
         self.step = checkpoint.get("global_step", 0)
+        if not isinstance(self.step, int):
+            raise _refused(self.file, "its global_step is no number")
         self.shapes = _shapes(checkpoint["state_dict"])
         damaged = [name for name, tensor in checkpoint["state_dict"].items() if not tensor.isfinite().all()]
         if damaged:
@@ -191,8 +197,8 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
     state_dict = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
     if not isinstance(state_dict, dict) or not all(isinstance(value, Tensor) for value in state_dict.values()):
         raise _refused(file, "it has no state_dict")
-    if not all(map(_is_plain, state_dict.values())):
-        raise _refused(file, "its weights are sparse, quantised, complex or without values")
+    if not all(map(_is_plain, _tensors([state_dict, checkpoint.get("optimizer_states")]))):
+        raise _refused(file, "a tensor in it is sparse, quantised, complex or larger than what is stored of it")
     return dict(checkpoint)
 
 
@@ -216,9 +222,18 @@ def _what_is_wrong(file: Path, message: str) -> str:
     return "it holds more than plain data" if is_whole else "it is damaged or something else"
 
 
+def _tensors(content: Any) -> Iterator[Tensor]:
+    if isinstance(content, Tensor):
+        yield content
+    elif isinstance(content, (dict, list, tuple)):
+        for part in content.values() if isinstance(content, dict) else content:
+            yield from _tensors(part)
+
+
 def _is_plain(tensor: Tensor) -> bool:
-    is_special = tensor.is_nested or tensor.is_quantized or tensor.is_complex() or tensor.is_meta
-    return tensor.layout == torch.strided and not is_special
+    if tensor.is_nested or tensor.is_quantized or tensor.is_complex() or tensor.layout != torch.strided:
+        return False
+    return tensor.numel() * tensor.itemsize <= tensor.untyped_storage().nbytes() and not tensor.is_meta
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

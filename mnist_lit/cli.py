@@ -3,7 +3,6 @@
 import signal
 import sys
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +35,7 @@ from mnist_lit.pictures import Pictures
 from mnist_lit.precision import native_precision
 from mnist_lit.predictions import of_photographs, of_test_set, table, write_predictions
 from mnist_lit.record import RunRecord
-from mnist_lit.runs import LOGS, claimed, is_first_process, write_text
+from mnist_lit.runs import LOGS, Claim, claimed, is_first_process, write_text
 from mnist_lit.texts import printable
 from mnist_lit.trainer import DigitTrainer
 from mnist_lit.tuning import tune
@@ -206,8 +205,13 @@ class CLI(LightningCLI):
             self.source.check_network(self.model.state_dict(), self.plain_config["model"])
             if self.members:
                 self._assemble([self.source, *self.members])
-        with self._place(config) as self.run_dir:
+        self.claim = self._place(config)
+        self.run_dir = self.claim.run_dir
+        try:
             return self._make_trainer(config, **kwargs)
+        except BaseException:
+            self.claim.give_up()
+            raise
 
     def _assemble(self, sources: Sequence[Source]) -> None:
         models = [ConvNet.load_from_checkpoint(str(source.file), map_location="cpu") for source in sources]
@@ -217,14 +221,14 @@ class CLI(LightningCLI):
         # To whoever evaluates it there is no difference.
         self.model.network = Ensemble([model.network for model in models])  # type: ignore[assignment]
 
-    def _place(self, config: Namespace) -> AbstractContextManager[Path]:
+    def _place(self, config: Namespace) -> Claim:
         command = self.request.command
         if is_first_process() and command != "demo":
             tests_too = command == "fit" and config.test_after_fit
             # Where it fails, no run directory is left behind.
             self.datamodule.fetch(command, *["test"] * tests_too)
         if command in USES:
-            return nullcontext(self.run_dir)
+            return Claim(self.run_dir)
         return claimed(self.wanted_run_dir, existing=self.source.run_dir if self.source is not None else None)
 
     def _make_trainer(self, config: Namespace, **kwargs: Any) -> Trainer:
@@ -352,11 +356,19 @@ class CLI(LightningCLI):
                 raise
             signal.signal(signal.SIGINT, signal.default_int_handler)
             raise Stopped(signal.SIGINT, self._how_to_go_on()) from stop
-        except MNISTLitError:
-            raise
         except Exception as error:
+            advice = self._how_to_go_on()
+            if not self._has_begun():
+                self.claim.give_up()
+                advice = ""
+            if isinstance(error, MNISTLitError):
+                raise
             reason = " ".join(str(error).split())[:500]
-            raise MNISTLitError(f"{type(error).__name__}: {reason}\n{self._how_to_go_on()}") from error
+            raise MNISTLitError(f"{type(error).__name__}: {reason}\n{advice}") from error
+
+    def _has_begun(self) -> bool:
+        """Whether a step of training has been made: all else is repeated in no time."""
+        return self.request.command == "fit" and self.trainer.global_step > (self.source.step if self.source else 0)
 
     def _how_to_go_on(self) -> str:
         if self.request.command != "fit":
@@ -396,8 +408,8 @@ class CLI(LightningCLI):
 class Rehearsal(CLI):
     """A command with everything built, up to where it would begin."""
 
-    def _place(self, config: Namespace) -> AbstractContextManager[Path]:
-        return nullcontext(self.run_dir)
+    def _place(self, config: Namespace) -> Claim:
+        return Claim(self.run_dir)
 
     def after_instantiate_classes(self) -> None:
         """Nothing: no config.yaml is written."""

@@ -38,6 +38,7 @@ REASONS = [
     (r"(?s)\.(?:Objective|Confirm)'>.*Expected a dot import path string: (\S+)", r"takes keys below it, got \1"),
     (r"Expected a dot import path string: (?P<name>\S+)", r"there is no class \1"),
     (r"Expected '([\w.]+)' to be a subclass of <class '(?:[\w.]*\.)?(\w+)'>", r"\1 is no \2"),
+    (r"Expected '([\w.]+)' to be a function that returns (\w+)", r"\1 makes no \2"),
     (r"(?s)does not correspond to a subclass of (\w+).*Given value: ([\w.]+)", r"\2 is no \1"),
     (r"(?s)Expected an instantiatable class.*Given value: ([^\n]*)", r"needs a class_path (and init_args), got \1"),
     (r"Multiple subclasses with name (\w+)\..*ambiguity: (.+)\.", r"there are several \1, name one in full: \2"),

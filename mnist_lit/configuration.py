@@ -14,6 +14,7 @@ from mnist_lit.checkpoints import Source
 from mnist_lit.complaints import explain, given_at
 from mnist_lit.entry import Request
 from mnist_lit.errors import UsageError
+from mnist_lit.texts import printable
 from mnist_lit.trust import anybodys, called_functions
 
 __all__ = ["Parser", "parse"]
@@ -130,7 +131,7 @@ def _known(config: dict[str, Any], defaults: dict[str, Any], path: list[str]) ->
     for name, value in config.items():
         if name not in defaults:
             key = ".".join([*path, str(name)])
-            print(f"note: {key} of the checkpoint is no option any more and is left out", file=sys.stderr)
+            print(f"note: {printable(key)} of the checkpoint is no option any more and is left out", file=sys.stderr)
         elif isinstance(value, dict) and isinstance(defaults[name], dict):
             known[name] = _known(value, defaults[name], [*path, name])
         else:

@@ -17,6 +17,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from mnist_lit.averaging import mean_probabilities, shifts
 from mnist_lit.checkpoints import Source
+from mnist_lit.errors import MNISTLitError
 from mnist_lit.factories import arguments, made
 from mnist_lit.networks import NUM_CLASSES, Activation, GlobalPool, Network, Norm, Pooling
 
@@ -147,7 +148,10 @@ class ConvNet(LightningModule):
             UsageError: If that is no checkpoint of plain data, or names code that is not torch's.
         """
         source = Source(str(checkpoint_path), for_fit=False)
-        return super().load_from_checkpoint(source.file, *args, **{**kwargs, "weights_only": True})
+        hyper_parameters = source.hyper_parameters if isinstance(source.hyper_parameters, dict) else {}
+        # Lightning takes them from other places in the file, too, unless they are given.
+        checked = {name: hyper_parameters.get(name) for name in ("optimizer", "schedule")}
+        return super().load_from_checkpoint(source.file, *args, **{**checked, **kwargs, "weights_only": True})
 
     def forward(self, images: Tensor) -> Tensor:
         """Images of shape (n, 1, image_size, image_size) in [0, 1] to logits of shape (n, 10)."""
@@ -174,6 +178,14 @@ class ConvNet(LightningModule):
         self.train_loss.update(loss.detach().expand(len(labels)))
         self.train_acc.update(logits.detach(), labels)
         return loss
+
+    def on_train_start(self) -> None:
+        # Fused optimizers write as many values as a parameter has, whatever room a checkpoint has left them.
+        for optimizer in self.trainer.optimizers:
+            for parameter, state in optimizer.state.items() if optimizer.defaults.get("fused") else ():
+                shapes = {value.shape for value in state.values() if isinstance(value, Tensor) and value.ndim}
+                if shapes - {parameter.shape}:
+                    raise MNISTLitError("the checkpoint's optimizer_states are of another network")
 
     def on_train_epoch_start(self) -> None:
         for metric in self._train_metrics().values():
@@ -261,7 +273,7 @@ class ConvNet(LightningModule):
         checkpoint["train_metrics"] = {name: metric.metric_state for name, metric in self._train_metrics().items()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.best_acc = checkpoint.get("val_acc_best", 0.0)
+        self.best_acc = float(checkpoint.get("val_acc_best", 0.0))
         for name, state in checkpoint.get("train_metrics", {}).items():
             metric = self._train_metrics()[name]
             for part, value in state.items():

@@ -1,9 +1,11 @@
 """Run directories: whose they are, and how files in them are written."""
 
+import contextlib
 import itertools
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from lightning_utilities.core.rank_zero import rank_zero_only
@@ -11,7 +13,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from mnist_lit.entry import exists
 from mnist_lit.errors import UsageError
 
-__all__ = ["LOGS", "claimed", "is_first_process", "write_bytes", "write_text"]
+__all__ = ["LOGS", "Claim", "claimed", "is_first_process", "write_bytes", "write_text"]
 
 LOGS = Path("logs")
 
@@ -21,9 +23,32 @@ def is_first_process() -> bool:
     return getattr(rank_zero_only, "rank", 0) == 0
 
 
-@contextmanager
-def claimed(run_dir: Path | None, *, existing: Path | None) -> Iterator[Path]:
-    """Make a run's directory; at most one process gets a new one. After an error, what was made and is empty goes.
+@dataclass(frozen=True)
+class Claim:
+    """The directory of a run.
+
+    Args:
+        run_dir: Its path.
+        made: The folders that were made for it, the innermost first.
+        is_ours: Whether it was empty, and nobody else writes in it.
+    """
+
+    run_dir: Path
+    made: Sequence[Path] = ()
+    is_ours: bool = False
+
+    def give_up(self) -> None:
+        """Remove what was made and written: nothing has come of the run."""
+        if self.is_ours:
+            for path in self.run_dir.iterdir():
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        with contextlib.suppress(OSError):  # what others have put something into stays
+            for folder in self.made:
+                folder.rmdir()
+
+
+def claimed(run_dir: Path | None, *, existing: Path | None) -> Claim:
+    """Make a run's directory; at most one process gets a new one.
 
     Args:
         run_dir: The directory that the user wants; None for the next free `logs/run_N`.
@@ -33,21 +58,13 @@ def claimed(run_dir: Path | None, *, existing: Path | None) -> Iterator[Path]:
         UsageError: If the directory holds another run or cannot be made.
     """
     if not is_first_process():
-        yield run_dir or existing or LOGS
-        return
+        return Claim(run_dir or existing or LOGS)
     if existing is not None and (run_dir is None or run_dir.resolve() == existing.resolve()):
-        yield existing
-        return
+        return Claim(existing)
     wanted = run_dir or LOGS
     new = [folder for folder in (wanted, *wanted.parents) if not exists(folder)]
     run_dir = _make(run_dir)
-    try:
-        yield run_dir
-    except BaseException:
-        for folder in new if run_dir == wanted else [run_dir, *new]:
-            if folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()
-        raise
+    return Claim(run_dir, new if run_dir == wanted else [run_dir, *new], is_ours=True)
 
 
 def _make(run_dir: Path | None) -> Path:

@@ -2,6 +2,7 @@
 
 import inspect
 import pkgutil
+import re
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -22,6 +23,8 @@ NOT_ANYBODYS = {
     "data": ("data_dir", "mirrors", "predict_paths"),
     "trainer": ("accelerator", "callbacks", "logger", "plugins", "profiler", "strategy"),
 }
+
+TORCHS = re.compile(r"torch\.optim\.(\w+\.)?[A-Z]\w*")
 
 
 def called_functions(config: Any, key: str = "") -> Iterator[tuple[str, str]]:
@@ -73,7 +76,7 @@ def check_classes(model: Any, file: object) -> None:
 
 
 def _is_torchs(spec: Any) -> bool:
-    if not isinstance(spec, dict) or not str(spec.get("class_path")).startswith("torch.optim."):
+    if not isinstance(spec, dict) or not TORCHS.fullmatch(str(spec.get("class_path"))):
         return False
     arguments = spec.get("init_args") or {}
     return (

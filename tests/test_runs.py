@@ -508,11 +508,7 @@ def test_runs_are_numbered(fit: Callable[..., Any], tmp_path: Path, capsys: pyte
 
 
 def _claim_many(number: int) -> list[str]:
-    run_dirs = []
-    for _ in range(number):
-        with claimed(None, existing=None) as run_dir:
-            run_dirs.append(str(run_dir))
-    return run_dirs
+    return [str(claimed(None, existing=None).run_dir) for _ in range(number)]
 
 
 def test_processes_claim_different_directories(tmp_path: Path) -> None:
