@@ -82,8 +82,9 @@ class Source:
                 self.run_dir = self.file.parent.parent
         else:
             raise UsageError(f"ckpt_path: {path!r} does not exist\ngive a checkpoint file, a URL or a run directory")
-        folder = self.run_dir or (self.file.parent.parent if self.file.parent.name == "checkpoints" else None)
-        self.is_of_run = folder is not None and (folder / "config.yaml").is_file()
+        folder = self.file.parent if self.file is not None else None
+        lies_in_run = folder is not None and folder.name == "checkpoints" and (folder.parent / "config.yaml").is_file()
+        self.is_of_run = self.file is None or lies_in_run
         self._read()
 
     def _read(self) -> None:

@@ -126,7 +126,9 @@ def explain_trainer(message: str, settings: Mapping[str, Any], request: CommandL
     named = [name for name in settings if name in words] or [name for name in settings if str(settings[name]) in words]
     places = (given_at(f"trainer.{name}", request) for name in named)
     place = next(filter(None, places), f"trainer.{named[0]}" if named else "trainer")
-    return f"{place}: {message}"
+    value = settings[named[0]] if named else ""
+    got = f" Got {value}" if isinstance(value, str) and value not in message else ""
+    return f"{place}: {message}{got}"
 
 
 def unknown_key(key: str, keys: Iterable[str], request: CommandLine) -> str:

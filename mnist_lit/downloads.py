@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 from urllib import request
-from urllib.error import URLError
+from urllib.error import HTTPError, URLError
 
 from tqdm import tqdm
 
@@ -28,7 +28,7 @@ def download(url: str, file: Path, *, timeout: float, max_bytes: int, title: str
         ValueError: If it is no address, or the answer is too large.
     """
     with (
-        _http_opener().open(url, timeout=timeout) as response,
+        _answer(url, timeout) as response,
         tqdm.wrapattr(response, "read", total=response.length, desc=title, disable=title is None) as source,
         file.open("wb") as target,
     ):
@@ -38,11 +38,20 @@ def download(url: str, file: Path, *, timeout: float, max_bytes: int, title: str
             target.write(chunk)
 
 
+def _answer(url: str, timeout: float) -> Any:
+    try:
+        return _http_opener().open(url, timeout=timeout)
+    except HTTPError as error:
+        error.close()
+        raise
+
+
 class Redirects(request.HTTPRedirectHandler):
     """Follows redirects, but not from an encrypted address to one that is not."""
 
     def redirect_request(self, req: request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
         if req.type == "https" and not newurl.lower().startswith("https://"):
+            fp.close()
             raise URLError(f"redirected to {newurl}, which is not https")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 

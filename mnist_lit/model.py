@@ -148,6 +148,7 @@ class ConvNet(LightningModule):
             UsageError: If that is no checkpoint of plain data, or names code that is not torch's.
         """
         source = Source(str(checkpoint_path), for_fit=False)
+        assert source.file is not None
         hyper_parameters = source.hyper_parameters if isinstance(source.hyper_parameters, dict) else {}
         # Lightning takes them from other places in the file, too, unless they are given.
         checked = {name: hyper_parameters.get(name) for name in ("optimizer", "schedule")}

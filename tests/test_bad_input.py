@@ -462,7 +462,7 @@ CHECKPOINTS: list[tuple[str, dict[str, Any], str]] = [
     ("negative lr", {"config": {"model": {"lr": -1}}}, "model.lr: must be >0"),
     ("infinite lr", {"config": {"model": {"lr": float("inf")}}}, "model.lr: must be a finite number"),
     ("no batch size", {"config": {"data": {"batch_size": None}}}, "data.batch_size: must be a whole number"),
-    ("other class", {"config": {"model": {"optimizer": {"class_path": "os.system"}}}}, "model.optimizer: "),
+    ("other class", {"config": {"model": {"optimizer": {"class_path": "os.system"}}}}, "model.optimizer is os.system"),
 ]
 
 

@@ -2,8 +2,13 @@
 
 import contextlib
 import copy
+import hashlib
+import json
 import os
 import pickle
+import shutil
+import ssl
+import subprocess
 import tarfile
 import threading
 import warnings
@@ -113,9 +118,9 @@ PICKLED: dict[str, Callable[[dict[str, Any]], bytes]] = {
     "array of objects": lambda good: saved({**good, "extra": np.array([Call()], dtype=object)}),
     "data.pkl": lambda good: rezipped(good, lambda name, old: pickle.dumps(Call()) if name.endswith(".pkl") else old),
     "legacy": lambda good: saved({**good, "extra": Call()}, _use_new_zipfile_serialization=False),
-    "tar": lambda good: tar(pickle.dumps(Call())),
-    "pickle": lambda good: pickle.dumps(Call()),
-    "pickle of protocol 0": lambda good: pickle.dumps(Call(), protocol=0),
+    "tar": lambda _: tar(pickle.dumps(Call())),
+    "pickle": lambda _: pickle.dumps(Call()),
+    "pickle of protocol 0": lambda _: pickle.dumps(Call(), protocol=0),
 }
 
 
@@ -312,7 +317,7 @@ def test_a_checkpoint_from_elsewhere_says_not_where_to_write_and_what_to_call(
     assert str(cli.run_dir) == "logs/run_1"
     assert cli.datamodule.data_dir == tmp_path / "data"
     assert (cli.datamodule.mirrors, cli.datamodule.predict_paths, cli.members) == (None, None, [])
-    assert "Timer" not in {type(callback).__name__ for callback in cli.trainer.callbacks}
+    assert "Timer" not in {type(callback).__name__ for callback in cli.trainer.callbacks}  # type: ignore[attr-defined]
     assert not (tmp_path / "theirs").exists()
 
 
@@ -338,13 +343,13 @@ WEIGHTS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "sparse": (lambda weight: weight.to_sparse(), "is sparse"),
     "quantised": (
         lambda weight: torch.quantize_per_tensor(weight, 0.1, 0, torch.qint8),
-        "its weights are sparse, quan",
+        "sparse, quantised",
     ),
     "complex": (lambda weight: weight.to(torch.complex64), "quantised, complex"),
     "without values": (lambda weight: weight.to("meta"), "larger than what is stored of it"),
     "other size": (lambda weight: weight[:1], "of another network"),
     "other shape": (lambda weight: weight.flatten(), "of another network"),
-    "huge": (lambda weight: torch.zeros(1).expand(10**9, 10**9), "larger than what is stored of it"),
+    "huge": (lambda _: torch.zeros(1).expand(10**9, 10**9), "larger than what is stored of it"),
 }
 
 
@@ -432,11 +437,11 @@ def test_a_damaged_state_ends_a_fit_before_it_has_begun_and_leaves_nothing(
 
 
 MOMENTS: dict[str, tuple[Callable[[Any], Any], str, int]] = {
-    "too small": (lambda old: torch.zeros(1), "optimizer_states are of another network", 1),
+    "too small": (lambda _: torch.zeros(1), "optimizer_states are of another network", 1),
     "too large": (lambda old: torch.zeros(*old.shape, 2), "optimizer_states are of another network", 1),
     "of one value": (lambda old: torch.zeros(1).expand(old.shape), "larger than what is stored of it", 2),
-    "none": (lambda old: None, "", 1),
-    "text": (lambda old: "x", "", 1),
+    "none": (lambda _: None, "", 1),
+    "text": (lambda _: "x", "", 1),
 }
 
 
@@ -456,3 +461,269 @@ def test_an_optimizer_that_cannot_take_a_step_leaves_nothing(refused: Fails) -> 
     error = refused("fit", *SMALL, "--model.optimizer=SparseAdam", "--run_dir=mine", code=1)
 
     assert "SparseAdam" in error
+
+
+# Downloads of checkpoints
+
+
+class Trap(BaseHTTPRequestHandler):
+    """Answers at /KIND in the manner of that name."""
+
+    def do_GET(self) -> None:
+        kind = self.path.strip("/").partition("/")[0]
+        if kind in ("file", "ftp", "gopher", "data", "http"):
+            targets = {"file": "file:///etc/hostname", "data": "data:,x", "http": f"http://{self.headers['Host']}/page"}
+            self.redirect(targets.get(kind, f"{kind}://{self.headers['Host']}/x"))
+        elif kind == "loop":
+            self.redirect("/loop")
+        elif kind == "endless":
+            self.send_response(200)
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                while True:
+                    self.wfile.write(bytes(2**16))
+        elif kind == "nonsense":
+            self.wfile.write(b"\0" * 100)
+        else:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"<html>Please log in</html>")
+
+    def redirect(self, target: str) -> None:
+        self.send_response(302)
+        self.send_header("Location", target)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def trap() -> Iterator[str]:
+    yield from serving(Trap)
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason", "code"),
+    [
+        ("file", "not allowed", 1),
+        ("ftp", "unknown url type: ftp", 1),
+        ("gopher", "not allowed", 1),
+        ("data", "not allowed", 1),
+        ("loop", "infinite loop", 1),
+        ("endless", "more than 1,048,576 bytes", 1),
+        ("nonsense", "cannot be downloaded: \\x00", 1),
+        ("page", "it is damaged or something else", 2),
+        ("page#sha256=00", "its SHA-256 is not that", 1),
+    ],
+)
+def test_a_url_that_leads_astray_is_one_error(
+    kind: str, reason: str, code: int, trap: str, monkeypatch: pytest.MonkeyPatch, refused: Fails
+) -> None:
+    monkeypatch.setattr("mnist_lit.checkpoints.MAX_BYTES", 2**20)
+
+    assert reason in refused("test", f"--ckpt_path={trap}/{kind}", code=code)
+
+
+@pytest.mark.parametrize("url", ["http://example.invalid/best.ckpt", "http://192.0.2.1/best.ckpt"])
+def test_a_checkpoint_is_not_fetched_where_anyone_could_exchange_it(url: str, refused: Fails) -> None:
+    assert "use https://" in refused("test", f"--ckpt_path={url}")
+
+
+@pytest.mark.parametrize(
+    "url", ["http://[::1/x", "https://", "http://localhost:99999/x", "https://\x00/x", "http:///x"]
+)
+def test_a_url_that_is_none_is_one_error(url: str, refused: Fails) -> None:
+    with contextlib.suppress(AssertionError):
+        assert "ckpt_path: " in refused("test", f"--ckpt_path={url}", code=1)
+        return
+    assert "ckpt_path: " in refused("test", f"--ckpt_path={url}", code=2)
+
+
+def test_a_digest_in_the_url_is_verified(good: dict[str, Any], tmp_path: Path, served: str) -> None:
+    torch.save(good, tmp_path / "good.ckpt")
+    digest = hashlib.sha256(tmp_path.joinpath("good.ckpt").read_bytes()).hexdigest()
+
+    cli = main(["test", f"--ckpt_path={served}/good.ckpt#sha256={digest}"])
+
+    assert 0 <= float(cli.trainer.callback_metrics["test/acc"]) <= 1
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes a certificate with openssl")
+def test_https_is_not_left_for_http(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: Fails) -> None:
+    certificate = [
+        "-out",
+        "cert.pem",
+        "-days",
+        "1",
+        "-subj",
+        "/CN=localhost",
+        "-addext",
+        "subjectAltName=DNS:localhost",
+    ]
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "key.pem", *certificate]
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "cert.pem"))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain("cert.pem", "key.pem")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Trap)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}).start()
+    url = f"https://localhost:{server.server_port}"
+    try:
+        assert "it is damaged or something else" in fails("test", f"--ckpt_path={url}/page")
+        assert "which is not https" in fails("test", f"--ckpt_path={url}/http", code=1)
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+# Class paths
+
+KEYS = [
+    "model.optimizer",
+    "model.schedule",
+    "trainer.accelerator",
+    "trainer.strategy",
+    "trainer.logger",
+    "trainer.callbacks",
+    "trainer.plugins",
+    "trainer.profiler",
+]
+LISTS = ("trainer.logger", "trainer.callbacks", "trainer.plugins")
+NAMES = [
+    "os.system",
+    "subprocess.Popen",
+    "builtins.exec",
+    "shutil.rmtree",
+    "pathlib.Path",
+    "torch.hub.load",
+    "mnist_lit.main",
+    "imported.thing",
+    "imported.Thing",
+    "torch.nn.Linear",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.usefixtures("_importable")
+def test_a_class_path_is_of_the_kind_that_its_key_takes(key: str, name: str, tmp_path: Path, fails: Fails) -> None:
+    spec = f"{{class_path: {name}}}"
+
+    error = fails("fit", *DIGITS, f"--{key}={f'[{spec}]' if key in LISTS else spec}")
+
+    assert f"{key}: " in error
+    assert name in error
+    assert not (tmp_path / "called").exists()
+    assert not (tmp_path / "logs").exists()
+
+
+@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.usefixtures("_importable")
+def test_a_function_is_no_value_of_a_key_that_takes_classes(key: str, tmp_path: Path, fails: Fails) -> None:
+    for name in ("imported.thing", "os.system"):
+        assert f"{key}: " in fails("fit", *DIGITS, f"--{key}={name}")
+    assert not (tmp_path / "called").exists()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("key", ["sampler", "pruner"])
+@pytest.mark.usefixtures("_importable")
+def test_a_class_path_of_a_search_is_of_the_kind_that_its_key_takes(
+    key: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for spec in (f"{{class_path: {name}}}", name):
+        with pytest.raises(SystemExit) as stop:
+            search(["--space={model.lr: {choices: [0.1]}}", "--configs=[]", f"--{key}={spec}"])
+
+        assert stop.value.code == 2
+        assert name in capsys.readouterr().err
+        assert not (tmp_path / "called").exists()
+        assert not (tmp_path / "logs").exists()
+
+
+@pytest.mark.parametrize("key", ["model.optimizer", "model.schedule", "trainer.callbacks"])
+def test_arguments_do_not_make_a_command_of_a_class_path(key: str, refused: Fails) -> None:
+    command = "{class_path: os.system, init_args: {command: touch executed}}"
+    callback = f"[{{class_path: LambdaCallback, init_args: {{on_fit_start: {command}}}}}]"
+
+    refused("fit", *DIGITS, f"--{key}={callback if key == 'trainer.callbacks' else command}")
+
+
+@pytest.mark.usefixtures("_importable")
+def test_a_function_of_ones_own_is_not_called_in_place_of_a_class(tmp_path: Path, fails: Fails) -> None:
+    callback = "[{class_path: LambdaCallback, init_args: {on_fit_start: {class_path: imported.thing}}}]"
+
+    assert "imported.thing is no class" in fails("fit", *DIGITS, f"--trainer.callbacks={callback}")
+    assert not (tmp_path / "called").exists()
+
+
+# Run directories on pages and consoles
+
+SCRIPT = "<script>alert('x')</script>"
+ESCAPE = "\x1b]0;owned\x07\x1b[31m"
+
+
+@pytest.fixture
+def hostile_run(run_dir: Path, tmp_path: Path) -> Path:
+    """A run directory whose name, keys and values are markup and terminal escapes."""
+    folder = tmp_path / "<img src=x onerror=alert(1)>"
+    shutil.copytree(run_dir, folder)
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config["data"]["dataset"] = config[SCRIPT] = ESCAPE + SCRIPT
+    config["model"]["optimizer"] = {"class_path": f"a.{SCRIPT}", "init_args": {ESCAPE: SCRIPT}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    metrics = json.loads((folder / "metrics.json").read_text())
+    (folder / "metrics.json").write_text(json.dumps({**metrics, "device": ESCAPE + SCRIPT, "precision": SCRIPT}))
+    return folder
+
+
+def test_a_comparison_shows_markup_and_escapes_as_text(
+    hostile_run: Path, run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["compare", str(hostile_run), str(run_dir), "--output=page.html"])
+
+    page, console = tmp_path.joinpath("page.html").read_text(), capsys.readouterr().out
+    assert stop.value.code == 0
+    assert "&lt;script&gt;" in page
+    assert "&lt;img" in page
+    assert [tag for tag in ("<script", "<img src=x") if tag in page] == []
+    assert "\x1b" not in console
+    assert "\x07" not in console
+
+
+def test_the_page_of_a_run_shows_markup_as_text(hostile_run: Path, run_dir: Path) -> None:
+    shutil.copy(run_dir / "config.yaml", hostile_run)  # or else there were no such run to test
+
+    main(["test", f"--ckpt_path={hostile_run}", "--report=true"])
+
+    page = (hostile_run / "report.html").read_text()
+    assert "&lt;img" in page
+    assert "<img src=x" not in page
+    assert "<script" not in page
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.json"])
+@pytest.mark.parametrize(
+    "content", [b"\xff\0", b"[" * 100_000, b"3", b"", b"!!python/object/apply:os.system [touch executed]"]
+)
+def test_a_comparison_refuses_a_damaged_run(
+    name: str, content: bytes, run_dir: Path, tmp_path: Path, refused: Fails
+) -> None:
+    shutil.copytree(run_dir, tmp_path / "bad")
+    tmp_path.joinpath("bad", name).write_bytes(content)
+
+    assert f"bad/{name}" in refused("compare", "bad", str(run_dir))
+
+
+def test_keys_of_a_checkpoint_do_not_reach_the_terminal(
+    good: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save({**good, "config": {**good["config"], ESCAPE: 3}}, tmp_path / "odd.ckpt")
+
+    main(["test", "--ckpt_path=odd.ckpt"])
+
+    assert "\x1b" not in capsys.readouterr().err
