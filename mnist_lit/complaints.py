@@ -83,6 +83,8 @@ def explain(message: str, keys: Iterable[str], request: CommandLine) -> str:
     if unknown := UNKNOWN_IN_GROUP.search(message):
         prefix = "" if unknown["kind"] == "Subcommand" else f"{unknown['group']}."
         return unknown_key(prefix + unknown["name"], keys, request)
+    if message.startswith("Key must be a string"):
+        return f"{', '.join(request.configs)}: {message}"
     if not (found := KEY.search(message)):
         return message
     if found["unknown"]:
