@@ -1,26 +1,37 @@
 """Checkpoints: which one is meant, what it says of itself, how it is written and read."""
 
 import atexit
+import hashlib
 import os
+import re
 import shutil
+import sys
 import tempfile
-import urllib.error
+import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
+from mnist_lit.downloads import download
 from mnist_lit.entry import read_config
 from mnist_lit.errors import MNISTLitError, UsageError
 from mnist_lit.runs import replacing
+from mnist_lit.texts import printable
+from mnist_lit.trust import check_classes
 
 __all__ = ["BEST", "LAST", "AtomicCheckpointIO", "Source", "read_checkpoint"]
 
 BEST, LAST = "best.ckpt", "last.ckpt"
+TIMEOUT = 30.0  # seconds without an answer
+MAX_BYTES = 2**31  # of a checkpoint that is downloaded
+THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 SHAPES = (
     "channels",
     "hidden",
@@ -45,7 +56,9 @@ class Source:
         file: The checkpoint file; None when the run was stopped before its first one.
         run_dir: The run directory that the checkpoint belongs to, if any.
         goes_on: Whether the command continues that run in its own directory.
+        is_of_run: Whether the file lies in a run's directory, and not just anywhere.
         config: The configuration that it was made with, as plain data.
+        hyper_parameters: The arguments of its model.
         step: Optimizer steps that it has behind it.
 
     Raises:
@@ -57,6 +70,7 @@ class Source:
         self.file: Path | None
         self.run_dir: Path | None = None
         self.goes_on = False
+        self.hyper_parameters: Any = None
         if path.startswith(("http://", "https://")):
             self.file = _download(path)
         elif Path(path).is_dir():
@@ -69,6 +83,9 @@ class Source:
                 self.run_dir = self.file.parent.parent
         else:
             raise UsageError(f"ckpt_path: {path!r} does not exist\ngive a checkpoint file, a URL or a run directory")
+        folder = self.file.parent if self.file is not None else None
+        lies_in_run = folder is not None and folder.name == "checkpoints" and (folder.parent / "config.yaml").is_file()
+        self.is_of_run = self.file is None or lies_in_run
         self._read()
 
     def _read(self) -> None:
@@ -79,11 +96,22 @@ class Source:
             self.shapes: dict[str, torch.Size] | None = None
             return
         checkpoint = read_checkpoint(self.file)
-        self.config = checkpoint.get("config") or _from_hyper_parameters(checkpoint.get("hyper_parameters"))
+        self.hyper_parameters = checkpoint.get("hyper_parameters")
+        self.config = checkpoint.get("config") or _from_hyper_parameters(self.hyper_parameters)
         if not isinstance(self.config, dict):
             raise UsageError(f"ckpt_path: {self.file} is no checkpoint of mnist_lit: its config holds no keys")
+        if not self.is_of_run:
+            for model in (self.config.get("model"), self.hyper_parameters):
+                check_classes(model, self.file)
         self.step = checkpoint.get("global_step", 0)
+        if not isinstance(self.step, int):
+            raise _refused(self.file, "its global_step is no number")
         self.shapes = _shapes(checkpoint["state_dict"])
+        damaged = [name for name, tensor in checkpoint["state_dict"].items() if not tensor.isfinite().all()]
+        if damaged:
+            print(
+                f"note: weights of {self.file} are NaN or infinite, first in {printable(damaged[0])}", file=sys.stderr
+            )
 
     def check_network(self, state_dict: Mapping[str, Tensor], config: dict[str, Any]) -> None:
         """Before anything is written: the checkpoint is of this network.
@@ -135,13 +163,23 @@ def _in_run_dir(run_dir: Path, *, for_fit: bool) -> Path | None:
 
 
 def _download(url: str) -> Path:
+    """Fetch a checkpoint; what follows `#sha256=` is the digest that it has to have."""
+    address, _, digest = url.partition("#sha256=")
     folder = Path(tempfile.mkdtemp(prefix="mnist_lit-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     file = folder / "downloaded.ckpt"
     try:
-        torch.hub.download_url_to_file(url, str(file), progress=False)
-    except (urllib.error.URLError, OSError, ValueError) as error:
-        raise MNISTLitError(f"ckpt_path: {url} cannot be downloaded: {error}") from error
+        parts = urlsplit(address)
+        if parts.scheme == "http" and parts.hostname not in THIS_MACHINE and not digest:
+            raise UsageError(
+                f"ckpt_path: on its way from {parts.hostname} anyone could exchange it\n"
+                "use https://, or add the file's digest: http://…#sha256=…"
+            )
+        download(address, file, timeout=TIMEOUT, max_bytes=MAX_BYTES)
+    except (OSError, HTTPException, ValueError) as error:
+        raise MNISTLitError(f"ckpt_path: {url} cannot be downloaded: {' '.join(str(error).split())}") from error
+    if digest and hashlib.sha256(file.read_bytes()).hexdigest() != digest.lower():
+        raise MNISTLitError(f"ckpt_path: {url} is another file: its SHA-256 is not that")
     return file
 
 
@@ -151,16 +189,53 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
     Raises:
         UsageError: If the file is no checkpoint of plain data.
     """
+    if _is_compressed(file):
+        raise _refused(file, "it is compressed")
     try:
-        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of what it is instead
+            checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
-        is_whole = zipfile.is_zipfile(file) and "weights_only" in str(error)
-        reason = "it holds more than plain data" if is_whole else "it is damaged or something else"
-        raise UsageError(f"ckpt_path: {file} is no checkpoint of mnist_lit: {reason}") from error
+        raise _refused(file, _what_is_wrong(file, str(error))) from error
     state_dict = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
     if not isinstance(state_dict, dict) or not all(isinstance(value, Tensor) for value in state_dict.values()):
-        raise UsageError(f"ckpt_path: {file} is no checkpoint of mnist_lit: it has no state_dict")
+        raise _refused(file, "it has no state_dict")
+    if not all(map(_is_plain, _tensors([state_dict, checkpoint.get("optimizer_states")]))):
+        raise _refused(file, "a tensor in it is sparse, quantised, complex or larger than what is stored of it")
     return dict(checkpoint)
+
+
+def _refused(file: Path, reason: str) -> UsageError:
+    return UsageError(f"ckpt_path: {file} is no checkpoint of mnist_lit: {reason}")
+
+
+def _is_compressed(file: Path) -> bool:
+    """Whether it is an archive of more than its own size, which torch's are not: a small one could fill the memory."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return sum(part.file_size for part in archive.infolist()) > file.stat().st_size
+    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError):
+        return False  # torch says what it is
+
+
+def _what_is_wrong(file: Path, message: str) -> str:
+    if found := re.search(r"GLOBAL (\S+)", message):
+        return f"it holds more than plain data: {found[1]}"
+    is_whole = zipfile.is_zipfile(file) and "weights_only" in message
+    return "it holds more than plain data" if is_whole else "it is damaged or something else"
+
+
+def _tensors(content: Any) -> Iterator[Tensor]:
+    if isinstance(content, Tensor):
+        yield content
+    elif isinstance(content, (dict, list, tuple)):
+        for part in content.values() if isinstance(content, dict) else content:
+            yield from _tensors(part)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    if tensor.is_nested or tensor.is_quantized or tensor.is_complex() or tensor.layout != torch.strided:
+        return False
+    return tensor.numel() * tensor.itemsize <= tensor.untyped_storage().nbytes() and not tensor.is_meta
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

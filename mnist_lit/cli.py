@@ -38,7 +38,7 @@ from mnist_lit.predictions import of_photographs, of_test_set, table, write_pred
 from mnist_lit.processes import Companions, companions, is_loss_of_another
 from mnist_lit.record import RunRecord
 from mnist_lit.refusals import refusal
-from mnist_lit.runs import LOGS, claimed, is_first_process, write_text
+from mnist_lit.runs import LOGS, Claim, claimed, is_first_process, write_text
 from mnist_lit.texts import printable
 from mnist_lit.trainer import DigitTrainer
 from mnist_lit.tuning import tune
@@ -216,8 +216,13 @@ class CLI(LightningCLI):
             self.source.check_network(self.model.state_dict(), self.plain_config["model"])
             if self.members:
                 self._assemble([self.source, *self.members])
-        self.run_dir = self.until_the_end.enter_context(self._place(config))
-        return self._make_trainer(config, **kwargs)
+        self.claim = self.until_the_end.enter_context(self._place(config))
+        self.run_dir = self.claim.run_dir
+        try:
+            return self._make_trainer(config, **kwargs)
+        except BaseException:
+            self.claim.give_up()
+            raise
 
     def _assemble(self, sources: Sequence[Source]) -> None:
         models = [ConvNet.load_from_checkpoint(str(source.file), map_location="cpu") for source in sources]
@@ -227,14 +232,14 @@ class CLI(LightningCLI):
         # To whoever evaluates it there is no difference.
         self.model.network = Ensemble([model.network for model in models])  # type: ignore[assignment]
 
-    def _place(self, config: Namespace) -> AbstractContextManager[Path]:
+    def _place(self, config: Namespace) -> AbstractContextManager[Claim]:
         command = self.request.command
         if is_first_process() and command != "demo":
             tests_too = command == "fit" and config.test_after_fit
             # Where it fails, no run directory is left behind.
             self.datamodule.fetch(command, *["test"] * tests_too)
         if command in USES:
-            return nullcontext(self.run_dir)
+            return nullcontext(Claim(self.run_dir))
         if self.source is None:
             return claimed(self.wanted_run_dir, existing=None)
         return claimed(self.wanted_run_dir, existing=self.source.run_dir, goes_on=self.source.goes_on)
@@ -378,13 +383,14 @@ class CLI(LightningCLI):
                 signal.signal(signal.SIGINT, signal.default_int_handler)
                 raise self._stopped(signal.SIGINT) from stop
             except MNISTLitError:
+                self._leave()
                 raise
             except Exception as error:
                 raise self._failed(error, others) from error
 
     def _stopped(self, signum: int) -> BaseException:
         # Of several processes the first one speaks for all.
-        return Stopped(signum, self._how_to_go_on()) if is_first_process() else SystemExit(0)
+        return Stopped(signum, self._leave()) if is_first_process() else SystemExit(0)
 
     def _failed(self, error: Exception, others: Companions) -> BaseException:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
@@ -393,10 +399,13 @@ class CLI(LightningCLI):
             if others.are_led:
                 return SystemExit(0)  # not this process has failed
             reason = lost or f"another of the {self.trainer.world_size} processes is gone or silent: {reason}"
-        return MNISTLitError(f"{refusal(error) or reason}\n{self._how_to_go_on()}")
+        return MNISTLitError(f"{refusal(error) or reason}\n{self._leave()}")
 
-    def _how_to_go_on(self) -> str:
-        if self.request.command != "fit":
+    def _leave(self) -> str:
+        """Leave nothing of a run that has not begun; say how to go on with one that has."""
+        num_done = self.source.step if self.source is not None else 0
+        if self.request.command != "fit" or self.trainer.global_step <= num_done:
+            self.claim.give_up()
             return ""
         checkpoints = Path(getattr(self.trainer.checkpoint_callback, "dirpath", None) or self.run_dir / "checkpoints")
         if not checkpoints.parent.is_dir():
@@ -439,8 +448,8 @@ class CLI(LightningCLI):
 class Rehearsal(CLI):
     """A command with everything built, up to where it would begin."""
 
-    def _place(self, config: Namespace) -> AbstractContextManager[Path]:
-        return nullcontext(self.run_dir)
+    def _place(self, config: Namespace) -> AbstractContextManager[Claim]:
+        return nullcontext(Claim(self.run_dir))
 
     def after_instantiate_classes(self) -> None:
         """Nothing: no config.yaml is written."""

@@ -22,6 +22,7 @@ UNKNOWN_IN_GROUP = re.compile(r"(?P<kind>Subcommand|Group) '(?P<group>[^']+)' do
 LONG_WORD = re.compile(r"([^\s'\"]{200})[^\s'\"]+")
 # In the replies, `name` is the word that was mistyped.
 REASONS = [
+    (r"Importing '([\w.]+)' is not allowed", r"\1 is not allowed, as it can run or change anything"),
     (r"(?s)Not of type \w+: does not conform to restriction ([^\n]+).*Given value: ([^\n]*)", r"must be \1, got \2"),
     (r"(\S+) does not conform to restriction (.+)", r"must be \2, got \1"),
     (r"could not convert string to float: '(.*)'", r"must be a number, got \1"),
@@ -37,6 +38,7 @@ REASONS = [
     (r"(?s)\.(?:Objective|Confirm)'>.*Expected a dot import path string: (\S+)", r"takes keys below it, got \1"),
     (r"Expected a dot import path string: (?P<name>\S+)", r"there is no class \1"),
     (r"Expected '([\w.]+)' to be a subclass of <class '(?:[\w.]*\.)?(\w+)'>", r"\1 is no \2"),
+    (r"Expected '([\w.]+)' to be a function that returns (\w+)", r"\1 makes no \2"),
     (r"(?s)does not correspond to a subclass of (\w+).*Given value: ([\w.]+)", r"\2 is no \1"),
     (r"(?s)Expected an instantiatable class.*Given value: ([^\n]*)", r"needs a class_path (and init_args), got \1"),
     (r"Multiple subclasses with name (\w+)\..*ambiguity: (.+)\.", r"there are several \1, name one in full: \2"),
@@ -81,6 +83,8 @@ def explain(message: str, keys: Iterable[str], request: CommandLine) -> str:
     if unknown := UNKNOWN_IN_GROUP.search(message):
         prefix = "" if unknown["kind"] == "Subcommand" else f"{unknown['group']}."
         return unknown_key(prefix + unknown["name"], keys, request)
+    if message.startswith("Key must be a string"):
+        return f"{', '.join(request.configs)}: {message}"
     if not (found := KEY.search(message)):
         return message
     if found["unknown"]:
@@ -124,7 +128,9 @@ def explain_trainer(message: str, settings: Mapping[str, Any], request: CommandL
     named = [name for name in settings if name in words] or [name for name in settings if str(settings[name]) in words]
     places = (given_at(f"trainer.{name}", request) for name in named)
     place = next(filter(None, places), f"trainer.{named[0]}" if named else "trainer")
-    return f"{place}: {message}"
+    value = settings[named[0]] if named else ""
+    got = f" Got {value}" if isinstance(value, str) and value not in message else ""
+    return f"{place}: {message}{got}"
 
 
 def unknown_key(key: str, keys: Iterable[str], request: CommandLine) -> str:

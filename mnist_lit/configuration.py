@@ -14,12 +14,10 @@ from mnist_lit.checkpoints import Source
 from mnist_lit.complaints import explain, given_at
 from mnist_lit.entry import Request
 from mnist_lit.errors import UsageError
+from mnist_lit.texts import printable
+from mnist_lit.trust import anybodys, called_functions
 
 __all__ = ["Parser", "parse"]
-
-# Keys of the trainer that take classes, which are called with what stands beside them. A checkpoint outside of a run's
-# directory may be anybody's; the model's classes have to be optimizers and schedules.
-OBJECTS = ("accelerator", "callbacks", "logger", "plugins", "profiler", "strategy")
 
 ABOVE_ZERO = ("trainer.accumulate_grad_batches", "trainer.check_val_every_n_epoch", "trainer.val_check_interval")
 LARGEST = 2**63  # where the integers of torch end
@@ -70,6 +68,7 @@ def parse(parser: Parser, request: Request, defaults: Namespace) -> tuple[Namesp
         if unchecked:
             parser.parse_args([request.command, *unchecked])
         config = parser.parse_args(args)
+        _check_classes(config[request.command], request)
         _check_numbers(config[request.command], request)
         if printing:
             parser.parse_args([*args, *printing])
@@ -89,6 +88,11 @@ def _unchecked(content: dict[str, Any], defaults: Namespace, prefix: str = "") -
             yield from _unchecked(value, defaults, f"{key}.")
         elif key in defaults and (value is None or (is_group and not isinstance(value, str))):
             yield f"--{key}={json.dumps(value, default=str)}"
+
+
+def _check_classes(config: Namespace, request: Request) -> None:
+    for key, class_path in called_functions(config.as_dict()):
+        raise UsageError(f"{given_at(key, request) or key}: {class_path} is no class")
 
 
 def _check_numbers(config: Namespace, request: Request) -> None:
@@ -119,8 +123,8 @@ def _boundless(value: Any, path: list[str]) -> Iterator[str]:
 
 def _checkpoint_layer(source: Source, defaults: Namespace) -> dict[str, Any]:
     known = _known(source.config, defaults.as_dict(), [])
-    if source.run_dir is None:
-        known["trainer"] = {key: value for key, value in known.get("trainer", {}).items() if key not in OBJECTS}
+    if not source.is_of_run:
+        known = anybodys(known)
     return {**known, "ckpt_path": None}
 
 
@@ -130,7 +134,7 @@ def _known(config: dict[str, Any], defaults: dict[str, Any], path: list[str]) ->
     for name, value in config.items():
         if name not in defaults:
             key = ".".join([*path, str(name)])
-            print(f"note: {key} of the checkpoint is no option any more and is left out", file=sys.stderr)
+            print(f"note: {printable(key)} of the checkpoint is no option any more and is left out", file=sys.stderr)
         elif isinstance(value, dict) and isinstance(defaults[name], dict):
             known[name] = _known(value, defaults[name], [*path, name])
         else:

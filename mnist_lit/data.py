@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 
 from mnist_lit.augment import Augment
+from mnist_lit.checkpoints import Source
 from mnist_lit.datasets import NUM_TRAINING, DatasetName, Split, load, prepare, stratified_split
 from mnist_lit.environment import DATA_DIR_VARIABLE
 from mnist_lit.errors import UsageError
@@ -109,6 +110,13 @@ class MNISTDataModule(LightningDataModule):
         self.statistics: tuple[float, float] | None = None
         self.splits: dict[str, ImageDataset] = {}
         self.resume_from: Mapping[str, int | None] = {}
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:
+        """As Lightning's, from a checkpoint of plain data (a file, a URL or a run directory) only."""
+        file = Source(str(checkpoint_path), for_fit=False).file
+        assert file is not None
+        return super().load_from_checkpoint(file, *args, **{**kwargs, "weights_only": True})
 
     def prepare_data(self) -> None:
         stage = self.trainer.state.fn if self.trainer else None

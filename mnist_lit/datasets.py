@@ -9,7 +9,6 @@ the exact length and the labels are checked, which finds a truncated file but no
 import gzip
 import hashlib
 import math
-import shutil
 import struct
 import sys
 import zlib
@@ -20,14 +19,13 @@ from http.client import HTTPException
 from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeAlias
-from urllib import request
 
 import torch
 from filelock import FileLock
 from torch import Tensor
 from torch.nn import functional
-from tqdm import tqdm
 
+from mnist_lit.downloads import download
 from mnist_lit.errors import MNISTLitError
 from mnist_lit.refusals import has_no_room
 
@@ -236,28 +234,14 @@ def _fetch(dataset: str, folder: Path, file_name: str, mirrors: Sequence[str], t
 def _fetch_from(url: str, dataset: str, folder: Path, file_name: str, timeout: float) -> None:
     part = folder / f".part-{file_name}.gz"
     try:
-        with (
-            _http_opener().open(url, timeout=timeout) as response,
-            tqdm.wrapattr(response, "read", total=response.length, desc=f"{file_name}.gz") as source,
-            part.open("wb") as file,
-        ):
-            shutil.copyfileobj(source, file)
+        # Random bytes, which gzip makes slightly longer, would not be longer than that.
+        max_bytes = 2**16 + math.prod(_FILES[file_name][0])
+        download(url, part, timeout=timeout, max_bytes=max_bytes, title=f"{file_name}.gz")
         if _read(dataset, file_name, part) is None:
             raise ValueError("wrong content")
         part.replace(folder / f"{file_name}.gz")
     finally:
         part.unlink(missing_ok=True)
-
-
-def _http_opener() -> request.OpenerDirector:
-    """Opens http and https addresses only: urllib's own opener also opens `file:`, and follows redirects to `ftp:`."""
-    proxies = {scheme: url for scheme, url in request.getproxies().items() if scheme in {"http", "https"}}
-    protocols = (request.ProxyHandler(proxies), request.HTTPHandler(), request.HTTPSHandler(), request.UnknownHandler())
-    answers = (request.HTTPRedirectHandler(), request.HTTPErrorProcessor(), request.HTTPDefaultErrorHandler())
-    opener = request.OpenerDirector()
-    for handler in (*protocols, *answers):
-        opener.add_handler(handler)
-    return opener
 
 
 def _set_aside(folder: Path, file_name: str) -> None:

@@ -69,6 +69,8 @@ class CommandLine:
         self.configs = [setting.value for key, setting in environment.items() if key == "config"]
         self.flags: list[str] = []
         self._split(list(args))
+        for layer in self.layers():
+            _check_aliases(layer)
         self.contents = [read_config(Path(config)) for config in self.configs]
 
     def layers(self) -> list[str]:
@@ -282,7 +284,20 @@ def _text(path: Path) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def _check(root: yaml.Node | None, path: Path) -> None:
+def _check_aliases(flag: str) -> None:
+    """As `_check`, of a flag or the value that follows one."""
+    name, _, text = flag.partition("=") if flag.startswith("-") else (flag, "", flag)
+    if not {"&", "*"} <= set(text):
+        return
+    try:
+        _check(yaml.compose(text, Loader=yaml.SafeLoader), name)
+    except ValueError as error:
+        raise UsageError(f"{short_text(name, 100)}: {error}") from None
+    except (yaml.YAMLError, RecursionError):
+        return  # the parser says what is wrong with it
+
+
+def _check(root: yaml.Node | None, path: object) -> None:
     """Make sure that no key is given twice, and that aliases do not blow a few lines up to a full memory."""
     nodes = [("", root)]
     num_nodes = 1
@@ -295,7 +310,7 @@ def _check(root: yaml.Node | None, path: Path) -> None:
             raise ValueError(f"with its aliases written out, it holds more than {MAX_CONFIG_NODES:,} values")
 
 
-def _children(node: yaml.Node | None, prefix: str, path: Path) -> list[tuple[str, yaml.Node | None]]:
+def _children(node: yaml.Node | None, prefix: str, path: object) -> list[tuple[str, yaml.Node | None]]:
     if isinstance(node, yaml.SequenceNode):
         return [(prefix, item) for item in node.value]
     if not isinstance(node, yaml.MappingNode):

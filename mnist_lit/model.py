@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 from jsonargparse.typing import ClosedUnitInterval, PositiveFloat, PositiveInt, restricted_number_type
@@ -16,6 +16,8 @@ from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from mnist_lit.averaging import mean_probabilities, shifts
+from mnist_lit.checkpoints import Source
+from mnist_lit.errors import MNISTLitError
 from mnist_lit.factories import arguments, made
 from mnist_lit.networks import NUM_CLASSES, Activation, GlobalPool, Network, Norm, Pooling
 
@@ -133,6 +135,25 @@ class ConvNet(LightningModule):
         self._build_schedule(self._build_optimizer(), num_steps=1000)
         self.planned: tuple[float, int] | None = None
 
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:
+        """As Lightning's, which would run what is pickled in the file of a URL, and what its hyper-parameters name.
+
+        Args:
+            checkpoint_path: A checkpoint file, a URL or a run directory.
+            args: As Lightning's: `map_location` and so on.
+            kwargs: As Lightning's; others are arguments of the model in place of the checkpoint's.
+
+        Raises:
+            UsageError: If that is no checkpoint of plain data, or names code that is not torch's.
+        """
+        source = Source(str(checkpoint_path), for_fit=False)
+        assert source.file is not None
+        hyper_parameters = source.hyper_parameters if isinstance(source.hyper_parameters, dict) else {}
+        # Lightning takes them from other places in the file, too, unless they are given.
+        checked = {name: hyper_parameters.get(name) for name in ("optimizer", "schedule")}
+        return super().load_from_checkpoint(source.file, *args, **{**checked, **kwargs, "weights_only": True})
+
     def forward(self, images: Tensor) -> Tensor:
         """Images of shape (n, 1, image_size, image_size) in [0, 1] to logits of shape (n, 10)."""
         if self.training or not self.tta_shift:
@@ -158,6 +179,14 @@ class ConvNet(LightningModule):
         self.train_loss.update(loss.detach().expand(len(labels)))
         self.train_acc.update(logits.detach(), labels)
         return loss
+
+    def on_train_start(self) -> None:
+        # Fused optimizers write as many values as a parameter has, whatever room a checkpoint has left them.
+        for optimizer in self.trainer.optimizers:
+            for parameter, state in optimizer.state.items() if optimizer.defaults.get("fused") else ():
+                shapes = {value.shape for value in state.values() if isinstance(value, Tensor) and value.ndim}
+                if shapes - {parameter.shape}:
+                    raise MNISTLitError("the checkpoint's optimizer_states are of another network")
 
     def on_train_epoch_start(self) -> None:
         for metric in self._train_metrics().values():
@@ -251,7 +280,7 @@ class ConvNet(LightningModule):
         checkpoint["train_metrics"] = {name: metric.metric_state for name, metric in self._train_metrics().items()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.best_acc = checkpoint.get("val_acc_best", 0.0)
+        self.best_acc = float(checkpoint.get("val_acc_best", 0.0))
         for name, state in checkpoint.get("train_metrics", {}).items():
             metric = self._train_metrics()[name]
             for part, value in state.items():

@@ -2,8 +2,10 @@
 
 import itertools
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -12,7 +14,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from mnist_lit.entry import exists
 from mnist_lit.errors import UsageError
 
-__all__ = ["LOGS", "claimed", "is_first_process", "replacing", "write_bytes", "write_text"]
+__all__ = ["LOGS", "Claim", "claimed", "is_first_process", "replacing", "write_bytes", "write_text"]
 
 LOGS = Path("logs")
 LOCK = ".fit.lock"
@@ -25,9 +27,32 @@ def is_first_process() -> bool:
     return getattr(rank_zero_only, "rank", 0) == 0 and os.environ.get("NODE_RANK", "0") == "0"
 
 
+@dataclass(frozen=True)
+class Claim:
+    """The directory of a run.
+
+    Args:
+        run_dir: Its path.
+        made: The folders that were made for it, the innermost first.
+        is_ours: Whether it was empty, and nobody else writes in it.
+    """
+
+    run_dir: Path
+    made: Sequence[Path] = ()
+    is_ours: bool = False
+
+    def give_up(self) -> None:
+        """Remove what was made and written: nothing has come of the run."""
+        with suppress(OSError):  # what others have put something into stays, and somebody may have removed it
+            for path in self.run_dir.iterdir() if self.is_ours else ():
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            for folder in self.made:
+                folder.rmdir()
+
+
 @contextmanager
-def claimed(run_dir: Path | None, *, existing: Path | None, goes_on: bool = False) -> Iterator[Path]:
-    """Have a run's directory, alone where it is trained in. After an error, what was made and is empty goes.
+def claimed(run_dir: Path | None, *, existing: Path | None, goes_on: bool = False) -> Iterator[Claim]:
+    """Have a run's directory, alone where it is trained in.
 
     Args:
         run_dir: The directory that the user wants; None for the next free `logs/run_N`.
@@ -38,24 +63,18 @@ def claimed(run_dir: Path | None, *, existing: Path | None, goes_on: bool = Fals
         UsageError: If the directory holds another run, is trained in by another process, or cannot be made.
     """
     if not is_first_process():
-        yield run_dir or existing or LOGS
+        yield Claim(run_dir or existing or LOGS)
         return
     if existing is not None and (run_dir is None or run_dir.resolve() == existing.resolve()):
         with _alone(existing) if goes_on else nullcontext():
-            yield existing
+            yield Claim(existing)
         return
     wanted = run_dir or LOGS
     new = [folder for folder in (wanted, *wanted.parents) if not exists(folder)]
     run_dir = _make(run_dir)
-    try:
-        with _alone(run_dir):
-            _refuse_occupied(run_dir)
-            yield run_dir
-    except BaseException:
-        for folder in new if run_dir == wanted else [run_dir, *new]:
-            if folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()
-        raise
+    with _alone(run_dir):
+        _refuse_occupied(run_dir)
+        yield Claim(run_dir, new if run_dir == wanted else [run_dir, *new], is_ours=True)
 
 
 def _make(run_dir: Path | None) -> Path:

@@ -2,8 +2,11 @@
 
 import contextlib
 import io
+import json
 import os
+import shutil
 import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,11 +14,15 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import SMALL
+from conftest import CONFIGS, SMALL
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from mnist_lit import main
+from mnist_lit.datasets import load
+from mnist_lit.errors import MNISTLitError
+from mnist_lit.photographs import find_files, read_photographs
 from mnist_lit.search.command import main as search
 
 Fails = Callable[..., str]
@@ -114,10 +121,10 @@ CONFIG_TEXTS: list[tuple[str | bytes, str]] = [
     ("model: {kernel_size: " + "9" * 5000 + "}", "cannot be read: Exceeds the limit"),
     ("model: {pooling: !!timestamp 99}", "cannot be read"),
     # keys that are none
-    ("3: 4", "Key must be a string, got: 3"),
-    ("yes: 4", "Key must be a string, got: True"),
-    ("null: 4", "Key must be a string, got: None"),
-    ("model: {3: 4}", "Key must be a string, got: 3"),
+    ("3: 4", "bad.yaml: Key must be a string, got: 3"),
+    ("yes: 4", "bad.yaml: Key must be a string, got: True"),
+    ("null: 4", "bad.yaml: Key must be a string, got: None"),
+    ("model: {3: 4}", "bad.yaml: Key must be a string, got: 3"),
     ('"": 4', "Empty nested key"),
     ('" model": {}', "Spaces not allowed in keys"),
     ("fit: {model: {lr: 0.1}}", "line 1: fit.model.lr: there is no such key"),
@@ -253,7 +260,15 @@ def test_config_that_is_no_file(
 
 # Flags
 
+BOMB = f"[{', '.join(line.partition(': ')[2] for line in bomb(9).splitlines())}]"
+
 FLAGS = [
+    # aliases
+    (f"--model.channels={BOMB}", "--model.channels: with its aliases written out, it holds more than 10,000 values"),
+    (f"--trainer.callbacks={BOMB}", "more than 10,000 values"),
+    (f"--run_dir={BOMB}", "more than 10,000 values"),
+    (f"--data.predict_paths={BOMB}", "more than 10,000 values"),
+    ("--model.optimizer=&a {class_path: *a}", "more than 10,000 values"),
     # nothing where something has to be
     ("--ckpt_path=", "ckpt_path: is empty"),
     ("--run_dir=", "--run_dir: must be a folder"),
@@ -365,6 +380,7 @@ def test_bad_flag(flag: str, part: str, tmp_path: Path, refused: Fails) -> None:
 # The environment
 
 VARIABLES = [
+    ("DATA__PREDICT_PATHS", BOMB, "data.predict_paths: with its aliases written out"),
     ("MODEL", "3", "takes keys below it"),
     ("MODEL", "", "model: "),
     ("MODEL__", "3", "there is no such key"),
@@ -418,6 +434,7 @@ SEARCHES = [
     (SPACE + "configs: null", "configs: must not be null"),
     (SPACE + "overrides: 3", "overrides: must be of type dict"),
     (SPACE + "sampler: os.system", "sampler: "),
+    (SPACE + "sampler: {class_path: os.system, init_args: {command: touch executed}}", "os.system is not allowed"),
     (SPACE + "pruner: 3", "pruner: "),
     (SPACE + "confirm: 3", "confirm: "),
     (SPACE + "objective: null", "objective: must not be null"),
@@ -462,7 +479,7 @@ CHECKPOINTS: list[tuple[str, dict[str, Any], str]] = [
     ("negative lr", {"config": {"model": {"lr": -1}}}, "model.lr: must be >0"),
     ("infinite lr", {"config": {"model": {"lr": float("inf")}}}, "model.lr: must be a finite number"),
     ("no batch size", {"config": {"data": {"batch_size": None}}}, "data.batch_size: must be a whole number"),
-    ("other class", {"config": {"model": {"optimizer": {"class_path": "os.system"}}}}, "model.optimizer: "),
+    ("other class", {"config": {"model": {"optimizer": {"class_path": "os.system"}}}}, "model.optimizer is os.system"),
 ]
 
 
@@ -573,6 +590,125 @@ def test_data_dir_that_is_none(folder: str, tmp_path: Path, refused: Fails) -> N
     assert f"missing or damaged in {folder}/" in error or f"{folder}/FashionMNIST/raw cannot be used" in error
 
 
+# Files of images
+
+
+def png(width: int, height: int, body: bytes = b"") -> bytes:
+    """A PNG that says it has that size."""
+    header = struct.pack(">II5B", width, height, 8, 0, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(body)), (b"IEND", b"")]
+    parts = [
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def picture(ending: str, mode: str = "L", size: tuple[int, int] = (40, 40), **options: Any) -> bytes:
+    file = io.BytesIO()
+    Image.new(mode, size).save(file, ending, **options)
+    return file.getvalue()
+
+
+ENTITY = '<!DOCTYPE svg [<!ENTITY x SYSTEM "file:///etc/hostname">]><svg xmlns="http://www.w3.org/2000/svg">&x;</svg>'
+IMAGES: dict[str, bytes] = {
+    "zero bytes": b"",
+    "text": b"seven",
+    "SVG with an entity": ENTITY.encode(),
+    "page": b"<html><body>404</body></html>",
+    "checkpoint": b"PK\x03\x04" + bytes(100),
+    "program": b"\x7fELF" + bytes(100),
+    "PNG of 65,000 x 65,000": png(65_000, 65_000),
+    "PNG of 2^31 x 2^31": png(2**31 - 1, 2**31 - 1),
+    "PNG of no size": png(0, 0),
+    "PNG without pixels": png(40, 40),
+    "PNG cut in its header": png(40, 40)[:20],
+    "PNG cut in its pixels": picture("PNG")[:-30],
+    "JPEG cut in its header": picture("JPEG")[:100],
+    "GIF cut": picture("GIF")[:20],
+    "TIFF cut": picture("TIFF")[:50],
+    "TIFF of no size": picture("TIFF").replace(struct.pack("<HHII", 256, 4, 1, 40), struct.pack("<HHII", 256, 4, 1, 0)),
+    "BMP of a negative size": picture("BMP")[:18] + struct.pack("<ii", -(2**31), -(2**31)) + picture("BMP")[26:],
+    "BMP of a huge size": picture("BMP")[:18] + struct.pack("<ii", 2**31 - 1, 2**31 - 1) + picture("BMP")[26:],
+    "PPM of a huge size": b"P6 999999999 999999999 255\n",
+    "EPS that runs something": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(x) (w) file\n",
+    "WebP cut": picture("WEBP")[:30],
+    "icon of nothing": b"\0\0\1\0\1\0" + bytes(20),
+}
+ODD_IMAGES: dict[str, bytes] = {
+    "one pixel": picture("PNG", size=(1, 1)),
+    "a line": picture("PNG", size=(1, 100_000)),
+    "16 bits": picture("PNG", "I;16"),
+    "CMYK": picture("JPEG", "CMYK"),
+    "palette": picture("GIF", "P"),
+    "one bit": picture("PNG", "1"),
+    "transparent": picture("PNG", "LA"),
+    "32 bits of floats": picture("TIFF", "F"),
+    "animated": picture("GIF", save_all=True, append_images=[Image.new("L", (40, 40), 255)] * 3),
+    "EXIF that is none": picture("JPEG", exif=b"Exif\0\0" + bytes(range(200))),
+    "orientation that is none": picture(
+        "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\1\0\x12\1\3\0\1\0\0\0\x63\0\0\0\0\0\0\0"
+    ),
+}
+
+
+def predict(*paths: str) -> None:
+    main(["predict", "--ckpt_path=good.ckpt", "--run_dir=out", f"--data.predict_paths={json.dumps(paths)}"])
+
+
+@pytest.fixture
+def _good(checkpoint: dict[str, Any], tmp_path: Path) -> None:
+    torch.save(checkpoint, tmp_path / "good.ckpt")
+
+
+@pytest.mark.usefixtures("_good")
+@pytest.mark.parametrize("ending", ["png", "jpg"])
+def test_bad_images_are_named_and_skipped(ending: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    names = [f"{number}.{ending}" for number in range(len(IMAGES))]
+    for file, content in zip(names, IMAGES.values(), strict=True):
+        tmp_path.joinpath(file).write_bytes(content)
+
+    with pytest.raises(SystemExit) as stop:
+        predict(*names)
+
+    printed = capfd.readouterr().err.splitlines()
+    assert stop.value.code == 1
+    assert [line.partition(": ")[2].partition(": ")[0] for line in printed[:-1]] == names, printed
+    assert printed[-1] == f"error: {len(names)} of {len(names)} files cannot be read as images"
+    assert (tmp_path / "out" / "predictions.csv").read_text().count("\n") == 1
+
+
+@pytest.mark.usefixtures("_good")
+def test_odd_images_are_read(tmp_path: Path) -> None:
+    for number, content in enumerate(ODD_IMAGES.values()):
+        tmp_path.joinpath(f"{number}.img").write_bytes(content)
+
+    predict("*.img")
+
+    assert (tmp_path / "out" / "predictions.csv").read_text().count("\n") == 1 + len(ODD_IMAGES)
+
+
+@pytest.mark.usefixtures("_good")
+@pytest.mark.parametrize("path", ["loop", "dangling", "folder", "link", "a\0b", "x" * 300])
+def test_paths_of_images_that_lead_nowhere_are_one_error(path: str, tmp_path: Path, refused: Fails) -> None:
+    odd_files(tmp_path)
+
+    error = refused("predict", "--ckpt_path=good.ckpt", f"--data.predict_paths=[{json.dumps(path)}]")
+
+    assert error.startswith("error: data.predict_paths: ")
+
+
+@pytest.mark.usefixtures("_good")
+@pytest.mark.parametrize("path", ["pipe", "/dev/zero", "/dev/null"])
+def test_pipes_and_devices_are_not_read_as_images(path: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    odd_files(tmp_path)
+
+    with pytest.raises(SystemExit) as stop:
+        predict(path)
+
+    assert stop.value.code == 1
+    assert f"skipped: {path}: it is no file" in capfd.readouterr().err
+
+
 # Anything
 
 KEYS = ["model", "data", "trainer", "lr", "channels", "optimizer", "class_path", "init_args", "batch_size", "augment"]
@@ -581,25 +717,125 @@ KEY = st.sampled_from(KEYS) | st.text(max_size=9) | st.integers()
 ANYTHING = st.recursive(VALUES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEY, inner, max_size=3))
 
 
+SHARED: Any = {
+    "derandomize": True,
+    "database": None,
+    "deadline": None,
+    "suppress_health_check": [HealthCheck.function_scoped_fixture],  # all examples share a folder
+}
+# Where bytes are overwritten, with what, and where the file ends.
+DAMAGE = st.tuples(st.lists(st.tuples(st.floats(0, 1), st.binary(min_size=1, max_size=9)), max_size=5), st.floats(0, 1))
+
+
+def damaged(content: bytes, damage: tuple[list[tuple[float, bytes]], float]) -> bytes:
+    """A file's content with other bytes in some places, and, half of the time, cut off."""
+    places, end = damage
+    changed = bytearray(content)
+    for place, other in places:
+        start = round(place * len(content))
+        changed[start : start + len(other)] = other
+    return bytes(changed[: round(2 * end * len(content))])
+
+
+def outcome(*args: str) -> tuple[int, str]:
+    """The exit code and the errors of a command; 0 when it works."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as errors:
+        try:
+            main(list(args))
+        except SystemExit as stop:
+            return int(stop.code or 0), errors.getvalue()
+        return 0, errors.getvalue()
+
+
+def check_config(content: bytes, folder: Path) -> None:
+    """It is a configuration or a short error."""
+    file = folder / "any.yaml"
+    file.write_bytes(content)
+
+    code, errors = outcome("fit", f"--config={file}", "--print_config")
+
+    assert code in (0, 2), errors
+    assert len(errors.splitlines()) <= 5
+    assert list(folder.iterdir()) == [file]
+
+
 @given(config=st.dictionaries(KEY, ANYTHING, max_size=3))
-@settings(
-    max_examples=100,
-    derandomize=True,
-    database=None,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],  # all examples share a folder, and leave nothing in it
-)
+@settings(max_examples=100, **SHARED)
 def test_any_config_is_a_configuration_or_a_short_error(config: dict[Any, Any], tmp_path: Path) -> None:
-    file = tmp_path / "any.yaml"
-    file.write_text(yaml.safe_dump(config, allow_unicode=True))
+    check_config(yaml.safe_dump(config, allow_unicode=True).encode(), tmp_path)
 
-    with (
-        contextlib.redirect_stdout(io.StringIO()),
-        contextlib.redirect_stderr(io.StringIO()) as errors,
-        pytest.raises(SystemExit) as stop,
-    ):
-        main(["fit", f"--config={file}", "--print_config"])
 
-    assert stop.value.code in (0, 2), errors.getvalue()
-    assert len(errors.getvalue().splitlines()) <= 5
-    assert list(tmp_path.iterdir()) == [file]
+@given(content=st.binary(max_size=200))
+@settings(max_examples=50, **SHARED)
+def test_any_bytes_are_a_configuration_or_a_short_error(content: bytes, tmp_path: Path) -> None:
+    check_config(content, tmp_path)
+
+
+BASE = (CONFIGS / "base.yaml").read_bytes()
+
+
+@given(damage=DAMAGE)
+@settings(max_examples=50, **SHARED)
+def test_any_damage_to_a_config_is_a_configuration_or_a_short_error(damage: Any, tmp_path: Path) -> None:
+    check_config(damaged(BASE, damage), tmp_path)
+
+
+def check_checkpoint(damage: Any, folder: Path, good: bytes, *command: str) -> None:
+    """It works, or is a short error that leaves nothing behind."""
+    file = folder / "any.ckpt"
+    file.write_bytes(damaged(good, damage))
+
+    code, errors = outcome(*command, f"--ckpt_path={file}", "--run_dir=out")
+
+    assert code in (0, 1, 2), errors
+    assert len(errors.splitlines()) <= 5, errors
+    assert "Traceback" not in errors
+    if code == 0:
+        shutil.rmtree("out", ignore_errors=True)
+    assert list(folder.iterdir()) == [file], errors
+
+
+@pytest.fixture(scope="module")
+def file_of_checkpoint(checkpoint: dict[str, Any]) -> bytes:
+    file = io.BytesIO()
+    torch.save(checkpoint, file)
+    return file.getvalue()
+
+
+@given(damage=DAMAGE)
+@settings(max_examples=40, **SHARED)
+def test_any_damage_to_a_checkpoint_is_a_short_error(damage: Any, tmp_path: Path, file_of_checkpoint: bytes) -> None:
+    check_checkpoint(damage, tmp_path, file_of_checkpoint, "test")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["test", "fit"])
+@given(damage=DAMAGE)
+@settings(max_examples=500, **SHARED)
+def test_any_damage_to_a_checkpoint_is_a_short_error_for_long(
+    command: str, damage: Any, tmp_path: Path, file_of_checkpoint: bytes
+) -> None:
+    check_checkpoint(damage, tmp_path, file_of_checkpoint, command, *["--trainer.max_epochs=2"] * (command == "fit"))
+
+
+@given(damage=DAMAGE, kind=st.sampled_from(["PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP"]))
+@settings(max_examples=100, **SHARED)
+@pytest.mark.usefixtures("_good")
+def test_any_damage_to_an_image_is_read_or_named(damage: Any, kind: str, tmp_path: Path) -> None:
+    tmp_path.joinpath("any.img").write_bytes(damaged(picture(kind, size=(60, 60)), damage))
+
+    (read,) = read_photographs(find_files(["any.img"]))
+
+    assert (read.digit is None) or read.digit.shape == (28, 28)
+
+
+@given(damage=DAMAGE)
+@settings(max_examples=100, **SHARED)
+def test_any_damage_to_a_file_of_labels_is_found_or_harmless(damage: Any, labels: Path) -> None:
+    good = idx((NUM_TEST,), body=bytes(range(10)) * (NUM_TEST // 10))
+    labels.write_bytes(damaged(good, damage))
+
+    with contextlib.suppress(MNISTLitError):
+        _, read = load("fashion_mnist", labels.parents[2], "test")
+        assert read.bincount(minlength=10).shape == (10,)
+        assert len(read) == NUM_TEST

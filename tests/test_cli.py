@@ -513,7 +513,7 @@ def bad_checkpoints(folder: Path, checkpoint: Path) -> None:
         ("damaged.ckpt", "damaged.ckpt is no checkpoint of mnist_lit: it is damaged or something else"),
         ("weights.ckpt", "weights.ckpt is no checkpoint of mnist_lit: it has no state_dict"),
         ("list.ckpt", "list.ckpt is no checkpoint of mnist_lit: it has no state_dict"),
-        ("pickled.ckpt", "pickled.ckpt is no checkpoint of mnist_lit: it holds more than plain data"),
+        ("pickled.ckpt", "pickled.ckpt is no checkpoint of mnist_lit: it holds more than plain data: io.open"),
         ("no_run", "no_run holds no checkpoint"),
     ],
 )

@@ -1,5 +1,6 @@
 """The datasets through their public door: real files, a real server on the loopback address, no mocks."""
 
+import contextlib
 import gzip
 import multiprocessing
 import os
@@ -88,6 +89,18 @@ class MirrorHandler(BaseHTTPRequestHandler):
 
     def answer_moved(self, name: str, body: bytes) -> None:
         self.send(302, {"Location": f"/good/{name}", "Content-Length": "0"})
+
+    def answer_endless(self, name: str, body: bytes) -> None:
+        self.send(200, {})
+        with contextlib.suppress(OSError):
+            while True:
+                self.wfile.write(bytes(2**16))
+
+    def answer_bomb(self, name: str, body: bytes) -> None:
+        self.answer_good(name, gzip.compress(bytes(2**26)))
+
+    def answer_loop(self, name: str, body: bytes) -> None:
+        self.send(302, {"Location": self.path, "Content-Length": "0"})
 
     def answer_to_ftp(self, name: str, body: bytes) -> None:
         self.send(302, {"Location": f"ftp://127.0.0.1:{self.server.server_port}/{name}", "Content-Length": "0"})
@@ -186,6 +199,9 @@ def test_downloads_all_four_and_keeps_them_as_they_came(tmp_path, mirror, mnist_
         ("hanging", "timed out"),
         ("to_ftp", "unknown url type: ftp"),
         ("to_file", "not allowed"),
+        ("endless", "more than 75,536 bytes"),
+        ("bomb", "wrong content"),
+        ("loop", "infinite loop"),
     ],
 )
 def test_a_mirror_that_fails_is_named_and_the_next_one_is_tried(data_dir, mirror, manner, reason):

@@ -265,3 +265,9 @@ def test_two_trials_tell_nothing_of_importance() -> None:
     asked = settings()
     made = study(asked, {"values": [0.5]}, {"values": [0.6]})
     assert not any(summarize(made, asked, Space.parse(SPACE)).importances)
+
+
+def test_values_from_a_journal_do_not_reach_the_terminal() -> None:
+    asked = settings(space={"model.norm": {"choices": ["batch"]}})
+
+    assert "\x1b" not in table(study(asked, {"values": [0.5], PARAMS: {"model.norm": "\x1b]0;x\x07"}}), asked)

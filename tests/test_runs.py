@@ -510,8 +510,8 @@ def test_runs_are_numbered(fit: Callable[..., Any], tmp_path: Path, capsys: pyte
 def _claim_many(number: int) -> list[str]:
     run_dirs = []
     for _ in range(number):
-        with claimed(None, existing=None) as run_dir:
-            run_dirs.append(str(run_dir))
+        with claimed(None, existing=None) as claim:
+            run_dirs.append(str(claim.run_dir))
     return run_dirs
 
 

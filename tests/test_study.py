@@ -14,7 +14,7 @@ from optuna.trial import Trial, TrialState
 from mnist_lit.errors import UsageError
 from mnist_lit.search.settings import Settings
 from mnist_lit.search.space import Space
-from mnist_lit.search.study import PARAMS, Study, open_study, set_aside
+from mnist_lit.search.study import OWNER, PARAMS, Study, open_study, set_aside
 
 # The search itself keeps quiet about them.
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
@@ -48,6 +48,18 @@ def begin(study: Study, limit: int = 9) -> Trial:
 def die(study: Study) -> None:
     """What is left of a search when its process is killed."""
     study.lock.release()
+
+
+def test_a_file_that_a_journal_names_is_left_alone(join: Callable[[], Study], tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("key")
+    secret.chmod(0o600)
+    one, other = join(), join()
+    begin(one).set_user_attr(OWNER, str(secret))
+
+    other.take_over()
+
+    assert (secret.read_text(), secret.stat().st_mode & 0o777) == ("key", 0o600)
 
 
 def test_trials_of_a_living_search_are_left_alone(join: Callable[[], Study]) -> None:

@@ -13,7 +13,7 @@ from mnist_lit.pages.curves import COMPARED, draw_comparison
 from mnist_lit.pages.page import cell, figure, name_cell, page, pair, row, section, table
 from mnist_lit.pages.recorded import Recorded, flat, read_run
 from mnist_lit.runs import LOGS, write_text
-from mnist_lit.texts import METRICS, score_text, short_names, short_text, text_of
+from mnist_lit.texts import METRICS, printable, score_text, short_names, short_text, text_of
 
 __all__ = ["compare", "write_comparison"]
 
@@ -136,7 +136,7 @@ def _differ(values: list[Any]) -> bool:
 
 def _console_table(runs: Mapping[str, Recorded]) -> str:
     rows = [["", *runs], *([name, *texts] for name, texts in {**_results(runs), **_settings(runs)}.items())]
-    rows = [[name, *(short_text(text, MAX_WIDTH) for text in texts)] for name, *texts in rows]
+    rows = [[printable(name), *(short_text(printable(text), MAX_WIDTH) for text in texts)] for name, *texts in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join([name.ljust(widths[0]), *(text.rjust(width) for text, width in zip(texts, widths[1:], strict=True))])

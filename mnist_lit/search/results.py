@@ -21,6 +21,7 @@ from mnist_lit.runs import write_text
 from mnist_lit.search.settings import Settings
 from mnist_lit.search.space import Space, nested
 from mnist_lit.search.study import COPY_OF, ERROR, LOST, OVERLAY, PARAMS, SECONDS, Study
+from mnist_lit.texts import printable
 
 __all__ = [
     "Confirmation",
@@ -187,7 +188,7 @@ def shown_score(metric: str, score: float) -> str:
 
 
 def _shown(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    return f"{value:.3g}" if isinstance(value, float) else printable(str(value))
 
 
 def _entry(trial: FrozenTrial) -> Entry:

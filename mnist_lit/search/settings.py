@@ -21,6 +21,7 @@ from optuna.samplers import BaseSampler
 from mnist_lit.complaints import SEARCH, explain, explain_object, given_at, unknown_key
 from mnist_lit.entry import CommandLine
 from mnist_lit.errors import UsageError
+from mnist_lit.trust import called_functions
 
 __all__ = ["Confirm", "Objective", "SamplerFactory", "Settings", "Typed", "parse", "without_password"]
 
@@ -178,6 +179,8 @@ def parse(args: Sequence[str]) -> Typed:
         config = parser.parse_args([layer for layer in layers if layer not in printing])
     except (ArgumentError, TypeError, ValueError) as error:
         raise UsageError(explain(str(error), [*KEYS, "fresh"], typed)) from error
+    for key, class_path in called_functions(config.as_dict()):
+        raise UsageError(f"{given_at(key, typed) or key}: {class_path} is no class")
     dumped = _dumped(parser, config, mappings)
     if printing:
         print(dumped, end="")

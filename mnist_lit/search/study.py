@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import time
 from collections.abc import Collection, Iterator, Mapping
 from importlib.util import find_spec
@@ -46,6 +47,7 @@ ERROR = "error"  # why it failed
 TRACEBACK = "traceback"
 FIXED = "fixed_params"  # Optuna's, of a trial that was enqueued: what it is to have
 CONFIRMED = "confirmed"  # of the study: confirmed/TRIAL/SEED is the score with that seed
+LOCK = re.compile(r"\.search-\w+\.lock")
 # Workers that may die of the same parameters.
 MAX_LOSSES = 2
 # Seconds without a pulse after which a search that cannot be seen is taken for dead; of a trial that nobody owns (its
@@ -231,7 +233,8 @@ class Study(optuna.Study):
         if trial.state != TrialState.RUNNING and (not self.runs_again(trial) or trial.number in retried):
             return False
         owner = trial.user_attrs.get(OWNER)
-        if owner is not None and Path(owner).exists():
+        # A journal may be anybody's, and filelock before 3.21 empties the file that it tries.
+        if owner is not None and LOCK.fullmatch(Path(owner).name) and Path(owner).exists():
             return not _is_held(Path(owner))
         sign = (owner, trial.user_attrs.get(PULSE))
         seen, since = self.signs_of_life.get(trial.number, (None, 0.0))
