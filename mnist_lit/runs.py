@@ -72,9 +72,14 @@ def claimed(run_dir: Path | None, *, existing: Path | None, goes_on: bool = Fals
     wanted = run_dir or LOGS
     new = [folder for folder in (wanted, *wanted.parents) if not exists(folder)]
     run_dir = _make(run_dir)
-    with _alone(run_dir):
-        _refuse_occupied(run_dir)
-        yield Claim(run_dir, new if run_dir == wanted else [run_dir, *new], is_ours=True)
+    made = new if run_dir == wanted else [run_dir, *new]
+    try:
+        with _alone(run_dir):
+            _refuse_occupied(run_dir)
+            yield Claim(run_dir, made, is_ours=True)
+    except BaseException:
+        Claim(run_dir, made).give_up()  # what is still empty
+        raise
 
 
 def _make(run_dir: Path | None) -> Path:

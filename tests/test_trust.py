@@ -15,6 +15,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
+from importlib.metadata import requires
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ import pytest
 import torch
 import yaml
 from conftest import SMALL
+from packaging.requirements import Requirement
 from test_bad_input import contents
 
 from mnist_lit import ConvNet, MNISTDataModule, main
@@ -730,3 +732,14 @@ def test_keys_of_a_checkpoint_do_not_reach_the_terminal(
     main(["test", "--ckpt_path=odd.ckpt"])
 
     assert "\x1b" not in capsys.readouterr().err
+
+
+# Packages
+
+
+@pytest.mark.parametrize("release", ["2.6.2", "2.6.3"])
+def test_releases_of_lightning_that_were_malicious_are_excluded(release: str) -> None:
+    bounds = [Requirement(text) for text in requires("mnist_lit") or []]
+
+    assert [bound for bound in bounds if bound.name == "lightning" and release in bound.specifier] == []
+    assert "lightning" in {bound.name for bound in bounds}

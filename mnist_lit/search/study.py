@@ -233,7 +233,7 @@ class Study(optuna.Study):
         if trial.state != TrialState.RUNNING and (not self.runs_again(trial) or trial.number in retried):
             return False
         owner = trial.user_attrs.get(OWNER)
-        # A journal may be anybody's, and filelock before 3.21 empties the file that it tries.
+        # A journal may be anybody's, and many a filelock empties the file that it tries.
         if owner is not None and LOCK.fullmatch(Path(owner).name) and Path(owner).exists():
             return not _is_held(Path(owner))
         sign = (owner, trial.user_attrs.get(PULSE))
