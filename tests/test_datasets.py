@@ -97,7 +97,7 @@ class MirrorHandler(BaseHTTPRequestHandler):
                 self.wfile.write(bytes(2**16))
 
     def answer_bomb(self, name: str, body: bytes) -> None:
-        self.answer_good(name, gzip.compress(bytes(2**26)))
+        self.answer_good(name, gzip.compress(bytes(2**24), compresslevel=1))
 
     def answer_loop(self, name: str, body: bytes) -> None:
         self.send(302, {"Location": self.path, "Content-Length": "0"})
