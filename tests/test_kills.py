@@ -177,7 +177,7 @@ def test_run_goes_on_in_one_process_at_a_time(tmp_path: Path, fails: Callable[..
         assert process.is_alive()
     before = (run_dir / "config.yaml").read_bytes()
 
-    error = fails("fit", f"--ckpt_path={run_dir}", "--model.lr=0.5")
+    error = fails("fit", f"--ckpt_path={run_dir}", "--model.lr=0.5", "--trainer.max_epochs=1")
 
     assert "is trained in by another process" in error
     assert (run_dir / "config.yaml").read_bytes() == before
