@@ -47,7 +47,8 @@ class Companions:
 
     def loss(self, seconds: float) -> str:
         """Which process is gone before its time, looked for so long; empty if none is known to be."""
-        deadline = time.monotonic() + seconds
+        knows_any = self.processes or FIRST_PROCESS_VARIABLE in os.environ
+        deadline = time.monotonic() + (seconds if knows_any else 0.0)
         while not (lost := self._lost()) and time.monotonic() < deadline:
             time.sleep(0.05)
         return lost

@@ -321,7 +321,7 @@ def test_host_whose_processes_are_killed_ends_the_other(host: str, torchrun: Cal
     code, _, errors = both[other].end(60)
     assert time.monotonic() - start < 60
     assert code == 1
-    assert "error: another of the 2 processes is gone or silent: " in errors
+    assert "error: another of the 2 processes is gone or silent: " in errors, errors
     assert "what was done is kept; go on with: python -m mnist_lit fit --ckpt_path " in errors
     assert_goes_on(errors)
 

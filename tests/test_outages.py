@@ -16,14 +16,17 @@ import optuna
 import pytest
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from postgresql import Server, serving
 from sqlalchemy import NullPool
 from test_storages import SCRIPT, config, numbers
 
+from mnist_lit.database import open_database
+from mnist_lit.errors import MNISTLitError
+
 FOLDER = Path("logs/search/tiny")
 NUM_TRIALS = 100
-# Nine points in ten are pure chance: none is proposed twice.
 TINY: dict[str, Any] = {
     "n_trials": NUM_TRIALS,
     "workers": 8,
@@ -139,3 +142,42 @@ def test_search_outlives_an_outage_of_its_database(
     assert process.wait(timeout=600) == 0, Path("log").read_text()
     assert_exactly_100(storage)
     assert "waiting for the database" in Path("log").read_text()
+
+
+def test_database_that_does_not_come_back_is_an_error(server: Server) -> None:
+    storage = open_database(server.database("tiny"))
+    study_id = storage.create_new_study([StudyDirection.MAXIMIZE], "tiny")
+    storage.patience = 1.0
+    server.stop(signal.SIGQUIT)
+    with pytest.raises(MNISTLitError, match=r"^storage: the database does not come back: .*\n.*the same command"):
+        storage.get_all_trials(study_id)
+    start = time.monotonic()
+    with pytest.raises(MNISTLitError):
+        storage.get_all_studies()
+    assert time.monotonic() - start < 5, "nothing is waited for twice"
+    server.start()
+    assert storage.get_all_trials(study_id) == []
+    storage.engine.dispose()
+
+
+@pytest.mark.slow
+def test_search_that_waits_for_its_database_can_be_stopped(
+    server: Server, search: Callable[..., "subprocess.Popen[bytes]"]
+) -> None:
+    storage = server.database("tiny")
+    process = search(storage)
+    while b"trial 10: " not in Path("log").read_bytes():
+        assert process.poll() is None
+        time.sleep(0.1)
+    server.stop()
+    while b"waiting for the database" not in Path("log").read_bytes():
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=30) == 130
+    assert Path("log").read_text().splitlines()[-2:] == [
+        "stopped by SIGINT",
+        "what was done is kept; go on with: python scripts/optuna_search.py --config=search.yaml",
+    ]
+    server.start()
+    assert search(storage).wait(timeout=600) == 0, Path("log").read_text()
+    assert_exactly_100(storage)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import torch
@@ -65,13 +66,15 @@ class Command:
 
     def __init__(self, args: Sequence[str], environment: Mapping[str, str], prefix: Sequence[str] = ()) -> None:
         path = os.pathsep.join(map(str, [PROJECT, PROJECT / "tests"]))
+        # All of its processes have it in their environment; torchrun gives each a session of its own.
+        self.mark = f"COMMAND={uuid4().hex}"
+        marked = dict([self.mark.split("=")])
         self.process = subprocess.Popen(
             [*prefix, sys.executable, *args],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment},
-            start_new_session=True,
+            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment, **marked},
         )
 
     def alive(self) -> list[int]:
@@ -79,8 +82,7 @@ class Command:
         found = []
         for folder in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
-                state, *numbers = (folder / "stat").read_text().rpartition(")")[2].split()
-                if int(numbers[2]) == self.process.pid and state != "Z":
+                if self.mark in (folder / "environ").read_text().split("\0"):  # a zombie has none
                     found.append(int(folder.name))
         return found
 
