@@ -22,8 +22,8 @@ from postgresql import Server, serving
 from sqlalchemy import NullPool
 from test_storages import SCRIPT, config, numbers
 
-from mnist_lit.database import open_database
 from mnist_lit.errors import MNISTLitError
+from mnist_lit.search.database import open_database
 
 FOLDER = Path("logs/search/tiny")
 NUM_TRIALS = 100
