@@ -16,7 +16,20 @@ import torch
 import yaml
 from conftest import SMALL
 from test_datasets import FILES, Mirror, mirror, zipped
-from test_runs import CHANCE, CHILDREN, assert_as_whole, child, files, learned, metrics, read, resume, rows, saved
+from test_runs import (
+    CHANCE,
+    CHILDREN,
+    assert_as_whole,
+    assert_same,
+    child,
+    files,
+    learned,
+    metrics,
+    read,
+    resume,
+    rows,
+    saved,
+)
 
 from mnist_lit import main
 from mnist_lit.datasets import prepare
@@ -109,7 +122,7 @@ def test_run_that_is_killed_at_its_end_only_needs_its_end(tmp_path: Path) -> Non
 
     resume(run_dir, *flags)
 
-    assert learned(run_dir).keys() == before.keys()
+    assert_same(learned(run_dir), before)
     assert 0 < metrics(run_dir)["test/acc"] <= 1
     assert {"report.html", "pictures/test_confusion.png"} <= files(run_dir)
     assert not [name for name in files(run_dir) if name.startswith("checkpoints/.")]

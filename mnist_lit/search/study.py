@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import re
+import sys
 import time
 from collections.abc import Collection, Iterator, Mapping
 from importlib.util import find_spec
@@ -90,7 +91,9 @@ class Study(optuna.Study):
             try:
                 yield
             finally:
-                Path(self.owner).unlink(missing_ok=True)
+                # When the disk is full, a trial may get no end; the file tells the next search that it is nobody's.
+                if not isinstance(sys.exception(), OSError):
+                    Path(self.owner).unlink(missing_ok=True)
 
     def counted(self) -> list[FrozenTrial]:
         """The trials of which there are to be `n_trials`: for one that was lost and runs again, only the latter."""
