@@ -23,6 +23,8 @@ __all__ = ["Companions", "companions", "is_loss_of_another"]
 PATIENCE = timedelta(minutes=5)
 # What a process has to end by itself when another one is gone; it may be stuck in the middle of an exchange.
 GRACE_SECONDS = 30.0
+# Its errors have no class of their own.
+SIGNS_OF_GLOO = ("gloo/", "caused pair closure")
 
 StrategyRegistry.register(
     "ddp", DDPStrategy, "DDP that notices when a process is gone", override=True, timeout=PATIENCE, start_method="popen"
@@ -116,7 +118,7 @@ def companions(trainer: Trainer, args: Sequence[str]) -> Iterator[Companions]:
 
 def is_loss_of_another(error: BaseException) -> bool:
     """Whether an error is that of a process that waits for another one."""
-    return isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
+    return isinstance(error, torch.distributed.DistError) or any(sign in str(error) for sign in SIGNS_OF_GLOO)
 
 
 def _environments(trainer: Trainer) -> list[dict[str, str]]:

@@ -336,6 +336,17 @@ def test_processes_share_an_epoch(processes: Callable[..., list[MNISTDataModule]
     assert len(as_set(torch.cat(shares))) == 1_237 // num * num
 
 
+def test_two_processes_share_the_batches_of_one(processes: Callable[..., list[MNISTDataModule]]) -> None:
+    (alone,) = processes(1, batch_size=128)
+    both = processes(2, batch_size=64)
+    whole = [batch for batch, _ in alone.train_dataloader()]
+    halves = zip(*(datamodule.train_dataloader() for datamodule in both), strict=True)
+    shared = [torch.cat([one, two]) for (one, _), (two, _) in halves]
+    assert len(shared) == len(whole) == 10
+    for batch, share in zip(whole[:-1], shared, strict=False):  # an odd image is left over at the end
+        assert as_set(batch) == as_set(share)
+
+
 # The shares are as large as each other, or not; whole batches, one image more, or one image in each.
 @pytest.mark.parametrize(
     ("num", "val_size", "batch_size"),

@@ -107,11 +107,12 @@ class Command:
             time.sleep(0.05)
         return self.process.returncode, output, errors
 
-    def kill(self) -> None:
+    def kill(self) -> str:
+        """End all of its processes at once; what they have said of errors."""
         for pid in self.alive():
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        self.process.communicate()
+        return self.process.communicate()[1]
 
 
 @pytest.fixture
