@@ -108,5 +108,5 @@ def _announced(cause: BaseException) -> float:
 
 
 for name, method in vars(RDBStorage).items():
-    if inspect.isfunction(method) and not name.startswith("__"):
+    if inspect.isfunction(method) and not name.startswith("_"):
         setattr(Database, name, _patient(method))
