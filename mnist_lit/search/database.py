@@ -20,7 +20,7 @@ __all__ = ["Database", "open_database", "reason"]
 
 # Seconds that a database may be away, and seconds between two tries.
 PATIENCE = 600.0
-PAUSE = 2.0
+PAUSE = 1.0
 AWAY = (InterfaceError, OperationalError, PendingRollbackError)
 # A cut network says nothing. Without these, a client waits a quarter of an hour for each answer, and what a client that
 # is gone had locked stays locked for two hours. The first three are the client's, the others the server's.
@@ -46,6 +46,35 @@ class Database(RDBStorage):
 
     back_since = 0.0
     patience = PATIENCE
+
+    def wait(self, cause: BaseException, until: float) -> None:
+        """Wait until the database answers again.
+
+        Args:
+            cause: The error that its absence has made.
+            until: When it is given up, in seconds of the monotonic clock.
+
+        Raises:
+            MNISTLitError: If it does not come back.
+            Stopped: If the search is asked to end.
+        """
+        tqdm.write(f"waiting for the database: {reason(cause)}", file=sys.stderr)
+        while True:
+            raise_if_stopped()
+            if time.monotonic() > until:
+                self.patience = 0.0  # the end of a search does not wait once more
+                raise MNISTLitError(
+                    f"storage: the database does not come back: {reason(cause)}\n"
+                    "what was done is kept; the same command goes on"
+                ) from cause
+            time.sleep(PAUSE)
+            try:
+                self.engine.connect().close()
+            except AWAY:
+                continue
+            self.back_since = time.monotonic()
+            tqdm.write("the database is back", file=sys.stderr)
+            return
 
 
 def open_database(url: str) -> Database:
@@ -75,36 +104,19 @@ def reason(error: BaseException) -> str:
 def _patient(method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
     def call(self: Database, *args: Any, **kwargs: Any) -> Any:
-        away_since = None
+        until = None
         while True:
             try:
-                result = method(self, *args, **kwargs)
+                return method(self, *args, **kwargs)
             except StorageInternalError as error:
                 cause = error.__cause__
                 if not isinstance(cause, AWAY):
                     raise
                 self.remove_session()  # with what is left of its transaction
-                away_since = away_since or _announced(cause)
-                raise_if_stopped()
-                if time.monotonic() - away_since > self.patience:
-                    self.patience = 0.0
-                    raise MNISTLitError(
-                        f"storage: the database does not come back: {reason(cause)}\n"
-                        "what was done is kept; the same command goes on"
-                    ) from error
-                time.sleep(PAUSE)
-            else:
-                if away_since:
-                    self.back_since = time.monotonic()
-                    tqdm.write("the database is back", file=sys.stderr)
-                return result
+                until = until or time.monotonic() + self.patience
+                self.wait(cause, until)
 
     return call
-
-
-def _announced(cause: BaseException) -> float:
-    tqdm.write(f"waiting for the database: {reason(cause)}", file=sys.stderr)
-    return time.monotonic()
 
 
 for name, method in vars(RDBStorage).items():
