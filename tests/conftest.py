@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +106,16 @@ def shell() -> Callable[..., "subprocess.CompletedProcess[str]"]:
         return subprocess.CompletedProcess(command, process.returncode, output, errors)
 
     return run
+
+
+@pytest.fixture
+def processes() -> Iterator[list["subprocess.Popen[Any]"]]:
+    """Processes in this list end with the test."""
+    processes: list[subprocess.Popen[Any]] = []
+    yield processes
+    for process in processes:
+        process.kill()
+        process.wait()
 
 
 def digits(**kwargs: Any) -> MNISTDataModule:

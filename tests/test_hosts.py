@@ -96,9 +96,10 @@ def server(hosts: Hosts) -> Iterator[Server]:
 
 
 @pytest.fixture
-def search(hosts: Hosts, tmp_path: Path) -> Iterator[Callable[..., "subprocess.Popen[bytes]"]]:
+def search(
+    hosts: Hosts, tmp_path: Path, processes: list["subprocess.Popen[Any]"]
+) -> Callable[..., "subprocess.Popen[bytes]"]:
     """`search(host, url)`: a search of eight trials of some seconds, in a folder that the other host does not see."""
-    processes: list[subprocess.Popen[bytes]] = []
     for host in ADDRESSES:
         (tmp_path / host).mkdir()
 
@@ -116,10 +117,7 @@ def search(hosts: Hosts, tmp_path: Path) -> Iterator[Callable[..., "subprocess.P
         processes.append(process)
         return process
 
-    yield start
-    for process in processes:
-        process.kill()
-        process.wait()
+    return start
 
 
 def trials(server: Server) -> list[Any]:

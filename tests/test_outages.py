@@ -48,9 +48,8 @@ def server() -> Iterator[Server]:
 
 
 @pytest.fixture
-def search() -> Iterator[Callable[..., "subprocess.Popen[bytes]"]]:
+def search(processes: list["subprocess.Popen[Any]"]) -> Callable[..., "subprocess.Popen[bytes]"]:
     """`search(storage)`: a search of 100 tiny trials with eight workers, as a process that writes to `log`."""
-    processes: list[subprocess.Popen[bytes]] = []
 
     def start(storage: str | None) -> "subprocess.Popen[bytes]":
         with Path("log").open("wb") as log:
@@ -59,10 +58,7 @@ def search() -> Iterator[Callable[..., "subprocess.Popen[bytes]"]]:
         processes.append(process)
         return process
 
-    yield start
-    for process in processes:
-        process.kill()
-        process.wait()
+    return start
 
 
 def workers(search: "subprocess.Popen[bytes]") -> list[int]:

@@ -176,9 +176,8 @@ def test_a_url_without_a_password_is_shown_as_it_is() -> None:
 
 
 @pytest.fixture
-def machines(tmp_path: Path) -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
+def machines(tmp_path: Path, processes: list["subprocess.Popen[Any]"]) -> Callable[..., "subprocess.Popen[str]"]:
     """`machines(name, url, ...)`: a search with a directory of its own."""
-    processes = []
 
     def start(name: str, url: str, **changes: Any) -> "subprocess.Popen[str]":
         folder = tmp_path / name
@@ -189,10 +188,7 @@ def machines(tmp_path: Path) -> Iterator[Callable[..., "subprocess.Popen[str]"]]
         processes.append(process)
         return process
 
-    yield start
-    for process in processes:
-        process.kill()
-        process.wait()
+    return start
 
 
 def test_two_machines_finish_one_study_together(

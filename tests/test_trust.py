@@ -26,11 +26,13 @@ import torch
 import yaml
 from conftest import SMALL
 from packaging.requirements import Requirement
-from test_bad_input import contents
+from test_bad_input import contents, refused
 
 from mnist_lit import ConvNet, MNISTDataModule, main
 from mnist_lit.errors import UsageError
 from mnist_lit.search.command import main as search
+
+__all__ = ["refused"]
 
 Fails = Callable[..., str]
 INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"
@@ -63,19 +65,6 @@ def good(run_dir: Path) -> dict[str, Any]:
 def _forced(monkeypatch: pytest.MonkeyPatch) -> None:
     """Torch's own switch, with which it unpickles whatever is not said otherwise."""
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
-
-
-@pytest.fixture
-def refused(tmp_path: Path, fails: Fails) -> Fails:
-    """As `fails`, of a command that must leave the working folder as it was."""
-
-    def run(*args: str, code: int = 2) -> str:
-        before = contents(tmp_path)
-        error = fails(*args, code=code)
-        assert contents(tmp_path) == before
-        return error
-
-    return run
 
 
 # Checkpoints that are pickled
