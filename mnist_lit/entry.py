@@ -283,5 +283,6 @@ def _fail(error: BaseException, message: str, exit_code: int, hint: str = "") ->
         raise error
     lines = [printable(short_text(line, MAX_LINE)) for line in message.splitlines() if line.strip()] or ["unknown"]
     del lines[MAX_ERROR_LINES - bool(hint) :]
-    print("\n".join([f"error: {lines[0]}", *lines[1:], *[hint] * bool(hint)]), file=sys.stderr)
+    # In one piece: other processes of the run may say something in the same moment.
+    print("\n".join([f"error: {lines[0]}", *lines[1:], *[hint] * bool(hint), ""]), end="", file=sys.stderr)
     raise SystemExit(exit_code) from error
