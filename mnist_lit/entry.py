@@ -337,4 +337,5 @@ def _fail(error: BaseException, message: str, exit_code: int, hint: str = "") ->
 
 def _say(text: str) -> None:
     with suppress(OSError):  # the terminal may have been closed
-        print(text, file=sys.stderr)
+        # In one piece: other processes of the run may say something in the same moment.
+        print(f"{text}\n", end="", file=sys.stderr)
