@@ -52,8 +52,9 @@ def _isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _interruptible() -> None:
-    """Tests send Ctrl-C to themselves, which a shell's job in the background is made deaf to."""
+    """Tests send signals to themselves; a shell's job in the background is made deaf to Ctrl-C, by nohup to SIGHUP."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
