@@ -10,13 +10,23 @@ from typing import Any
 from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from sqlalchemy import make_url
-from sqlalchemy.exc import IntegrityError, InterfaceError, OperationalError, PendingRollbackError, ProgrammingError
+from sqlalchemy.exc import (
+    ArgumentError,
+    IntegrityError,
+    InterfaceError,
+    NoSuchModuleError,
+    OperationalError,
+    PendingRollbackError,
+    ProgrammingError,
+    SQLAlchemyError,
+)
 from tqdm import tqdm
 
-from mnist_lit.errors import MNISTLitError
+from mnist_lit.errors import MNISTLitError, UsageError
 from mnist_lit.interruption import raise_if_stopped
+from mnist_lit.search.settings import without_password
 
-__all__ = ["Database", "open_database", "reason"]
+__all__ = ["Database", "open_database"]
 
 # Seconds that a database may be away, and seconds between two tries.
 PATIENCE = 600.0
@@ -58,13 +68,13 @@ class Database(RDBStorage):
             MNISTLitError: If it does not come back.
             Stopped: If the search is asked to end.
         """
-        tqdm.write(f"waiting for the database: {reason(cause)}", file=sys.stderr)
+        tqdm.write(f"waiting for the database: {_reason(cause)}", file=sys.stderr)
         while True:
             raise_if_stopped()
             if time.monotonic() > until:
                 self.patience = 0.0  # the end of a search does not wait once more
                 raise MNISTLitError(
-                    f"storage: the database does not come back: {reason(cause)}\n"
+                    f"storage: the database does not come back: {_reason(cause)}\n"
                     "what was done is kept; the same command goes on"
                 ) from cause
             time.sleep(PAUSE)
@@ -81,8 +91,22 @@ def open_database(url: str) -> Database:
     """A database with Optuna's tables; they are made where there are none.
 
     Raises:
-        SQLAlchemyError: If it cannot be used; it is not waited for.
+        UsageError: If that is no address, or its driver is not installed.
+        MNISTLitError: If it cannot be used; it is not waited for.
     """
+    place = without_password(url)
+    try:
+        return _connected(url)
+    except (ArgumentError, NoSuchModuleError) as error:
+        raise UsageError(f"storage: {place} is no URL of a database: {error}") from error
+    except ImportError as error:
+        hint = "pip install 'mnist_lit[postgresql]'" if url.startswith("postgresql") else str(error)
+        raise UsageError(f"storage: {place} needs a driver that is not installed\n{hint}") from error
+    except SQLAlchemyError as error:
+        raise MNISTLitError(f"storage: {place} cannot be used: {_reason(error)}") from error
+
+
+def _connected(url: str) -> Database:
     kwargs: dict[str, Any] = {"pool_pre_ping": True}
     parts = make_url(url)
     if parts.get_driver_name() == "psycopg":
@@ -96,7 +120,7 @@ def open_database(url: str) -> Database:
     return Database(url, engine_kwargs=kwargs)
 
 
-def reason(error: BaseException) -> str:
+def _reason(error: BaseException) -> str:
     """What a database complains of, in one line."""
     return str(getattr(error, "orig", None) or error).strip().splitlines()[0]
 

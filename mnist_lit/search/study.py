@@ -3,7 +3,6 @@
 import contextlib
 import itertools
 import json
-import os
 import re
 import sys
 import time
@@ -19,15 +18,14 @@ from filelock import FileLock, Timeout
 from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
 from optuna.pruners import BasePruner, NopPruner
 from optuna.samplers import BaseSampler, BruteForceSampler, CmaEsSampler, GridSampler, QMCSampler, TPESampler
-from optuna.storages import BaseStorage, JournalStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
-from mnist_lit.errors import MNISTLitError, UsageError
+from mnist_lit.errors import UsageError
 from mnist_lit.factories import arguments, made
-from mnist_lit.search.database import Database, open_database, reason
-from mnist_lit.search.settings import Settings, without_password
+from mnist_lit.search.database import Database, open_database
+from mnist_lit.search.journal import open_journal
+from mnist_lit.search.settings import Settings
 from mnist_lit.search.space import Space, flat
 
 __all__ = ["Study", "open_study", "set_aside"]
@@ -308,76 +306,8 @@ def set_aside(settings: Settings) -> None:
         optuna.delete_study(study_name=name, storage=storage)
 
 
-class JournalLock(JournalFileOpenLock):
-    """A lock that ends with the process that holds it; Optuna's own would keep others waiting for half a minute.
-
-    Args:
-        path: The lock file.
-    """
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(str(path))
-        self.lock = FileLock(path)
-
-    def acquire(self) -> bool:
-        self.lock.acquire()
-        return True
-
-    def release(self) -> None:
-        self.lock.release()
-
-
-class Journal(JournalFileBackend):
-    """A journal on a disk that may be full: what cannot be written as a whole is taken back.
-
-    The next line would be joined to a part of one, and could not be read any more.
-
-    Args:
-        path: The file.
-        lock: Its lock.
-    """
-
-    def __init__(self, path: Path, lock: JournalLock) -> None:
-        super().__init__(str(path), lock_obj=lock)
-        self.path = path
-        self.lock = lock.lock
-
-    def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        with self.lock:
-            size = self.path.stat().st_size
-            try:
-                super().append_logs(logs)
-            except OSError as error:
-                os.truncate(self.path, size)
-                raise OSError(error.errno, error.strerror, str(self.path)) from error
-
-
 def _storage(settings: Settings) -> BaseStorage:
-    if settings.storage is None:
-        journal, lock = settings.folder / "study.journal", JournalLock(settings.folder / ".journal.lock")
-        settings.folder.mkdir(parents=True, exist_ok=True)
-        _mend_journal(journal, lock)
-        return JournalStorage(Journal(journal, lock))
-    place = without_password(settings.storage)
-    try:
-        return open_database(settings.storage)
-    except (ArgumentError, NoSuchModuleError) as error:
-        raise UsageError(f"storage: {place} is no URL of a database: {error}") from error
-    except ImportError as error:
-        hint = "pip install 'mnist_lit[postgresql]'" if settings.storage.startswith("postgresql") else str(error)
-        raise UsageError(f"storage: {place} needs a driver that is not installed\n{hint}") from error
-    except SQLAlchemyError as error:
-        raise MNISTLitError(f"storage: {place} cannot be used: {reason(error)}") from error
-
-
-def _mend_journal(journal: Path, lock: JournalLock) -> None:
-    """Drop a last line that was cut off by a power failure or a kill: the next one would be joined to it."""
-    if not journal.exists():
-        return
-    with lock.lock, journal.open("r+b") as file:
-        content = file.read()
-        if not content.endswith(b"\n"):
-            file.truncate(content.rfind(b"\n") + 1)
+    return open_journal(settings.folder) if settings.storage is None else open_database(settings.storage)
 
 
 def _sampler(settings: Settings, space: Space, *, is_new: bool) -> BaseSampler:
