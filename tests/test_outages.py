@@ -118,7 +118,7 @@ def test_eight_workers_that_are_killed_finish_exactly_100(
     num_killed = kill_workers(process, random.Random(7))
     assert process.returncode == 0, Path("log").read_text()
     states = assert_exactly_100(storage)
-    assert num_killed > 5
+    assert num_killed > 2
     assert states[TrialState.FAIL] > 0, "some were in the middle of a trial"
 
 

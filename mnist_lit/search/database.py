@@ -144,5 +144,6 @@ def _patient(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 for name, method in vars(RDBStorage).items():
-    if inspect.isfunction(method) and not name.startswith("_"):
+    # Those with one underscore, too: Optuna's cache of trials calls them.
+    if inspect.isfunction(method) and not name.startswith("__"):
         setattr(Database, name, _patient(method))
