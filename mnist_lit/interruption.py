@@ -18,9 +18,11 @@ RECEIVED: list[int] = []
 @contextlib.contextmanager
 def signals_raise() -> Iterator[None]:
     """Let the first Ctrl-C, SIGTERM or SIGHUP raise `Stopped`; more of them change nothing, the end is near."""
-    RECEIVED.clear()
-    with _handled(_stop):
-        yield
+    try:
+        with _handled(_stop):
+            yield
+    finally:
+        RECEIVED.clear()
 
 
 def raise_if_stopped() -> None:
@@ -39,7 +41,9 @@ def uninterrupted() -> Iterator[None]:
     num_before = len(RECEIVED)
     with _handled(lambda signum, _frame: RECEIVED.append(signum)):
         yield
-    for signum in RECEIVED[num_before : num_before + 1]:
+    received = RECEIVED[num_before:]
+    del RECEIVED[num_before:]
+    for signum in received[:1]:
         signal.raise_signal(signum)
 
 
