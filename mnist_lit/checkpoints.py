@@ -194,6 +194,8 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
     try:
         with warnings.catch_warnings(action="ignore"):  # of what it is instead
             checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    except PermissionError as error:
+        raise UsageError(f"ckpt_path: {file} cannot be read: {error.strerror}") from error
     except Exception as error:
         raise _refused(file, _what_is_wrong(file, str(error))) from error
     state_dict = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None

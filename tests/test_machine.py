@@ -376,3 +376,27 @@ def test_clock_that_was_set_back_leaves_the_curves_in_order(seconds: int, whole:
     assert_as_whole(tmp_path / "run", whole)
     assert learned(tmp_path / "run")["epoch"] == 1
     assert [step for step, _ in curves(tmp_path / "run")["val/acc"]] == [9, 19]
+
+
+@pytest.mark.parametrize(
+    ("args", "code"),
+    [
+        (["fit", "--config=unreadable"], 2),
+        (["test", "--ckpt_path=unreadable"], 2),
+        (["predict", "--ckpt_path={whole}", "--run_dir=run", "--data.predict_paths=unreadable"], 1),
+    ],
+)
+def test_file_that_may_not_be_read(args: list[str], code: int, whole: Path) -> None:
+    Path("unreadable").touch(mode=0o000)
+    powers = "-dac_override,-dac_read_search"  # with which root reads it all the same
+    as_anyone = ["setpriv", f"--bounding-set={powers}", f"--inh-caps={powers}"] if os.geteuid() == 0 else []
+    if not shutil.which(*as_anyone[:1] or ["sh"]) or subprocess.run([*as_anyone, "true"], check=False).returncode:
+        pytest.skip("root cannot give up its powers here")
+    command = [*as_anyone, sys.executable, "-m", "mnist_lit", *(arg.format(whole=whole) for arg in args)]
+
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert done.returncode == code, done.stderr
+    assert "unreadable" in done.stderr
+    assert "Permission denied" in done.stderr
+    assert len(done.stderr.splitlines()) <= 5
