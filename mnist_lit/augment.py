@@ -10,7 +10,7 @@ from jsonargparse.typing import ClosedUnitInterval, restricted_number_type
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-__all__ = ["Augment", "affine", "crop", "erase"]
+__all__ = ["Augment", "affine", "crop", "erase", "inverse", "restroke"]
 
 # Declared Any, as mypy takes no other made type for an annotation; without a name jsonargparse makes one of the range.
 HalfTurn: Any = restricted_number_type(None, float, [(">=", 0), ("<=", 180)])
@@ -28,6 +28,9 @@ class Augment:
         translation: Largest shift along each axis, 0 to 1, as a fraction of the image's side.
         scale: Largest change of size, 0 to below 1: images are scaled by a factor in [1 - scale, 1 + scale].
         shear: Largest slant, 0 to 45 degrees, either way.
+        aspect: Largest change of proportions, 0 to below 1: images become wider by a factor in [1 - aspect, 1 + aspect]
+            and lower by the same factor.
+        stroke: Largest change of the strokes' width, 0 to 1, either way, as a fraction of one pixel on each side.
         crop: Largest shift along each axis by whole pixels, 0 to 14: images are padded by as many and cropped back.
         erasing: Probability, 0 to 1, that a rectangle of an image, up to half as high and wide, is blanked.
     """
@@ -36,6 +39,8 @@ class Augment:
     translation: ClosedUnitInterval = 0.0
     scale: Fraction = 0.0
     shear: Slant = 0.0
+    aspect: Fraction = 0.0
+    stroke: ClosedUnitInterval = 0.0
     crop: Padding = 0
     erasing: ClosedUnitInterval = 0.0
 
@@ -52,8 +57,10 @@ class Augment:
             translation=self.translation,
             scale=self.scale,
             shear=self.shear,
+            aspect=self.aspect,
             generator=generator,
         )
+        images = restroke(images, self.stroke, generator)
         images = crop(images, self.crop, generator)
         return erase(images, self.erasing, generator)
 
@@ -65,13 +72,17 @@ def affine(
     translation: float = 0.0,
     scale: float = 0.0,
     shear: float = 0.0,
+    aspect: float = 0.0,
     generator: Generator,
 ) -> Tensor:
     """Scale, slant, turn about the centre and shift each image, in one resampling; the strengths are Augment's."""
-    if not (rotation or translation or scale or shear):
+    if not (rotation or translation or scale or shear or aspect):
         return images
     angle, slant, size, *shift = 2 * _draw(5, images, generator) - 1
-    matrix = _inverse(angle * math.radians(rotation), (slant * math.radians(shear)).tan(), 1 + size * scale)
+    matrix = inverse(angle * math.radians(rotation), (slant * math.radians(shear)).tan(), 1 + size * scale)
+    if aspect:
+        width_factor = 1 + aspect * (2 * _draw(1, images, generator)[0] - 1)
+        matrix = matrix * torch.stack([1 / width_factor, width_factor], dim=1).unsqueeze(2)
     # The grid's unit is half a side of the image: in it, a turn of an image that is not square is no plain rotation.
     height, width = images.shape[-2:]
     matrix = matrix * matrix.new_tensor([[1, height / width], [width / height, 1]])
@@ -82,6 +93,31 @@ def affine(
     changed = F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     # The weights of an interpolation may add up to a rounding error above 1.
     return changed.clamp_(max=1)
+
+
+def inverse(angle: Tensor, slant: Tensor, size: Tensor) -> Tensor:
+    """The way back from a place in the changed image to its source: un-turn, un-slant, un-scale.
+
+    Args:
+        angle: Turns, in radians, of shape (n,).
+        slant: Tangents of the angles of slant, of shape (n,).
+        size: Factors, of shape (n,).
+
+    Returns:
+        Matrices of shape (n, 2, 2) in the unit in which places are given.
+    """
+    cos, sin = angle.cos(), angle.sin()
+    return torch.stack([cos + slant * sin, sin - slant * cos, -sin, cos], dim=1).view(-1, 2, 2) / size.view(-1, 1, 1)
+
+
+def restroke(images: Tensor, strength: float, generator: Generator) -> Tensor:
+    """Draw each image with a wider or a narrower pen: by up to `strength` pixels on each side of a stroke."""
+    if not strength:
+        return images
+    change = strength * (2 * _draw(1, images, generator).view(-1, 1, 1, 1) - 1)
+    wider = F.max_pool2d(images, kernel_size=3, stride=1, padding=1)
+    narrower = -F.max_pool2d(-images, kernel_size=3, stride=1, padding=1)
+    return images.lerp(torch.where(change > 0, wider, narrower), change.abs())
 
 
 def crop(images: Tensor, padding: int, generator: Generator) -> Tensor:
@@ -108,12 +144,6 @@ def erase(images: Tensor, probability: float, generator: Generator) -> Tensor:
 def _draw(num: int, images: Tensor, generator: Generator) -> Tensor:
     """Numbers in [0, 1), `num` for each image, of shape (num, n)."""
     return torch.rand((num, len(images)), generator=generator, dtype=images.dtype, device=images.device)
-
-
-def _inverse(angle: Tensor, slant: Tensor, size: Tensor) -> Tensor:
-    """The way back from a place in the changed image to its source: un-turn, un-slant, un-scale; shape (n, 2, 2)."""
-    cos, sin = angle.cos(), angle.sin()
-    return torch.stack([cos + slant * sin, sin - slant * cos, -sin, cos], dim=1).view(-1, 2, 2) / size.view(-1, 1, 1)
 
 
 @functools.lru_cache(maxsize=4)

@@ -40,6 +40,7 @@ SHAPES = (
     "residual",
     "pooling",
     "pool_at_end",
+    "unpadded_stages",
     "global_pool",
     "norm",
 )

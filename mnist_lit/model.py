@@ -1,11 +1,12 @@
 """The LightningModule: a network with its loss, metrics, optimizer and schedule."""
 
 import functools
+import itertools
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol, Self
 
 import torch
-from jsonargparse.typing import ClosedUnitInterval, PositiveFloat, PositiveInt, restricted_number_type
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveFloat, PositiveInt, restricted_number_type
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
-from mnist_lit.averaging import mean_probabilities, shifts
+from mnist_lit.averaging import distortions, mean_probabilities, shifts
 from mnist_lit.checkpoints import Source
 from mnist_lit.errors import MNISTLitError
 from mnist_lit.factories import arguments, made
@@ -56,6 +57,8 @@ class ConvNet(LightningModule):
         pooling: What halves the map in each stage.
         pool_at_end: Whether that is done at the end of a stage instead of after its first convolution: more accurate,
             and less than half as fast.
+        unpadded_stages: Stages, 0 or more, from the first, whose kernels stay inside the map: each convolution takes
+            kernel_size - 1 pixels from its sides, and the ones that come then have less to do.
         global_pool: What reduces the last map to one value per channel; `none` keeps all its pixels.
         norm: Normalisation after each convolution and each hidden dense layer.
         activation: Non-linearity after each normalisation.
@@ -68,6 +71,8 @@ class ConvNet(LightningModule):
             (`ReduceLROnPlateau` once per epoch, on `val/loss`). Its number of steps and its peak are filled in.
         tta_shift: Pixels, 0 to 14, by which an image is shifted in every direction when it is evaluated (test-time
             augmentation): the probabilities of all the (2 * tta_shift + 1)^2 copies are averaged.
+        tta_distort: Whether eight more copies are averaged in, each turned by 9 degrees, scaled by 9 %, slanted by 8
+            degrees and moved by a pixel along both axes, each of that one way or the other.
         compile: Whether to train through `torch.compile`; checkpoints are the same either way.
         image_size: Side of the square input images, in pixels; the command line takes it from `data.image_size`.
 
@@ -84,6 +89,7 @@ class ConvNet(LightningModule):
         residual: bool = False,
         pooling: Pooling = "max",
         pool_at_end: bool = False,
+        unpadded_stages: NonNegativeInt = 0,
         global_pool: GlobalPool = "none",
         norm: Norm = "batch",
         activation: Activation = "relu",
@@ -93,6 +99,7 @@ class ConvNet(LightningModule):
         optimizer: OptimizerFactory | None = None,
         schedule: ScheduleFactory | None = None,
         tta_shift: Shift = 0,
+        tta_distort: bool = False,
         compile: bool = False,
         image_size: PositiveInt = 28,
     ) -> None:
@@ -110,6 +117,7 @@ class ConvNet(LightningModule):
             residual=residual,
             pooling=pooling,
             pool_at_end=pool_at_end,
+            unpadded_stages=unpadded_stages,
             global_pool=global_pool,
             norm=norm,
             activation=activation,
@@ -123,6 +131,7 @@ class ConvNet(LightningModule):
         self.optimizer = optimizer
         self.schedule = schedule
         self.tta_shift = int(tta_shift)
+        self.tta_distort = tta_distort
         self.compile_network = compile
         # Of one value per image: told to leave NaN alone, torchmetrics 1.9 ignores the weights of batches.
         self.train_loss, self.val_loss, self.test_loss = (MeanMetric(nan_strategy="disable") for _ in range(3))
@@ -156,10 +165,11 @@ class ConvNet(LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images of shape (n, 1, image_size, image_size) in [0, 1] to logits of shape (n, 10)."""
-        if self.training or not self.tta_shift:
+        if self.training or not (self.tta_shift or self.tta_distort):
             logits: Tensor = self.network(images)
             return logits
-        return mean_probabilities(self.network(shifted) for shifted in shifts(images, self.tta_shift))
+        copies = itertools.chain(shifts(images, self.tta_shift), distortions(images) if self.tta_distort else ())
+        return mean_probabilities(self.network(copy) for copy in copies)
 
     def setup(self, stage: str) -> None:
         if stage == "fit":

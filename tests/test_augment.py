@@ -7,16 +7,18 @@ from jsonargparse import ArgumentParser
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from mnist_lit.augment import Augment, affine, crop, erase
+from mnist_lit.augment import Augment, affine, crop, erase, restroke
 
 HEIGHT, WIDTH = 28, 40  # not square, so that mixed up axes show
 
-ALL_ON = Augment(rotation=180, translation=0.3, scale=0.5, shear=45, crop=4, erasing=0.5)
+ALL_ON = Augment(rotation=180, translation=0.3, scale=0.5, shear=45, aspect=0.3, stroke=1, crop=4, erasing=0.5)
 EACH = [
     pytest.param(Augment(rotation=30), id="rotation"),
     pytest.param(Augment(translation=0.2), id="translation"),
     pytest.param(Augment(scale=0.3), id="scale"),
     pytest.param(Augment(shear=20), id="shear"),
+    pytest.param(Augment(aspect=0.3), id="aspect"),
+    pytest.param(Augment(stroke=1), id="stroke"),
     pytest.param(Augment(crop=3), id="crop"),
     pytest.param(Augment(erasing=1), id="erasing"),
     pytest.param(ALL_ON, id="all"),
@@ -64,7 +66,7 @@ def test_shape_type_and_range_stay(augment, images):
     assert changed.max() <= 1
 
 
-@pytest.mark.parametrize("augment", EACH)
+@pytest.mark.parametrize("augment", [each for each in EACH if each.id != "stroke"])  # that moves nothing
 def test_paper_fills_the_gaps(augment):
     changed = augment(torch.ones(8, 1, HEIGHT, WIDTH), seeded())
 
@@ -155,10 +157,23 @@ def test_shear_slants_by_at_most_its_angle():
     assert right.min().item() == pytest.approx(-farthest, rel=0.05)
 
 
-def test_neither_turn_nor_slant_changes_the_area():
+def test_aspect_makes_wider_and_lower_or_narrower_and_higher():
+    box = torch.zeros(500, 1, HEIGHT, WIDTH)
+    box[:, :, 9:19, 15:25] = 1
+
+    inked = affine(box, aspect=0.4, generator=seeded()) > 0.5
+
+    heights, widths = inked.any(dim=3).sum(dim=(1, 2)), inked.any(dim=2).sum(dim=(1, 2))
+    assert widths.min().item() == pytest.approx(6, abs=1)
+    assert widths.max().item() == pytest.approx(14, abs=1)
+    assert (heights * widths / 100 - 1).abs().max() < 0.35  # whole pixels
+    assert (heights[widths > 12] < 9).all()
+
+
+def test_neither_turn_nor_slant_nor_proportions_change_the_area():
     disc = discs(500, radius=7)
 
-    changed = affine(disc, rotation=180, shear=45, generator=seeded())
+    changed = affine(disc, rotation=180, shear=45, aspect=0.2, generator=seeded())
 
     assert (ink(changed) / ink(disc) - 1).abs().max() < 0.02
 
@@ -172,6 +187,21 @@ def test_mild_changes_keep_most_of_the_ink():
     assert kept.mean().item() == pytest.approx(1, abs=0.03)
     assert kept.min() > 0.9**2 - 0.05
     assert kept.max() < 1.1**2 + 0.05
+
+
+# Stroke
+
+
+def test_stroke_becomes_wider_or_narrower_by_at_most_its_pixels():
+    line = torch.zeros(500, 1, HEIGHT, WIDTH)
+    line[:, :, 10:15] = 1
+
+    for strength in (0.5, 1):
+        widths = restroke(line, strength, seeded())[:, 0, :, WIDTH // 2].sum(dim=1)
+
+        assert widths.min().item() == pytest.approx(5 - 2 * strength, abs=0.02)
+        assert widths.max().item() == pytest.approx(5 + 2 * strength, abs=0.02)
+        assert widths.mean().item() == pytest.approx(5, abs=0.15)
 
 
 # Crop
@@ -228,7 +258,16 @@ def test_everything_is_off_unless_configured(parser):
 
 
 def test_strengths_from_a_config_work_like_those_from_python(parser):
-    strengths = {"rotation": 180, "translation": 0.3, "scale": 0.5, "shear": 45, "crop": 4, "erasing": 0.5}
+    strengths = {
+        "rotation": 180,
+        "translation": 0.3,
+        "scale": 0.5,
+        "shear": 45,
+        "aspect": 0.3,
+        "stroke": 1,
+        "crop": 4,
+        "erasing": 0.5,
+    }
 
     augment = parser.instantiate(parser.parse_object({"data": {"augment": strengths}})).data.augment
 
@@ -237,7 +276,18 @@ def test_strengths_from_a_config_work_like_those_from_python(parser):
 
 
 @pytest.mark.parametrize(
-    "strength", ["rotation=181", "translation=1.1", "scale=1", "shear=46", "crop=15", "crop=0.5", "erasing=1.1"]
+    "strength",
+    [
+        "rotation=181",
+        "translation=1.1",
+        "scale=1",
+        "shear=46",
+        "aspect=1",
+        "stroke=1.1",
+        "crop=15",
+        "crop=0.5",
+        "erasing=1.1",
+    ],
 )
 def test_strengths_out_of_range_are_refused_by_name(parser, strength):
     name, value = strength.split("=")

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mnist_lit import ConvNet, main
-from mnist_lit.averaging import Ensemble, mean_probabilities, shifts
+from mnist_lit.averaging import Ensemble, distortions, mean_probabilities, shifts
 
 Fit = Callable[..., Any]
 Fails = Callable[..., str]
@@ -60,6 +61,53 @@ def test_evaluation_averages_over_shifts_and_training_does_not(images: Tensor) -
     expected = torch.stack([model.network(moved).softmax(1) for moved in shifts(images, 1)]).mean(0)
     assert model(images).softmax(1).allclose(expected, atol=1e-6)
     assert not model.network(images).softmax(1).allclose(expected, atol=1e-6)
+    model.train()
+    assert model(images).equal(model.network(images))
+
+
+def test_distortions_move_a_dot_every_way_and_together_leave_it_in_place() -> None:
+    place = torch.arange(28) - 13.5
+    x, y = place[None, :], place[:, None]
+    for right, down in ((8.0, 0.0), (0.0, -8.0)):
+        dot = torch.exp(-((x - right) ** 2 + (y - down) ** 2) / 4).view(1, 1, 28, 28)
+
+        copies = torch.cat(list(distortions(dot)))
+
+        ink = copies.sum(dim=(1, 2, 3))
+        moved = torch.stack([(copies * x).sum((1, 2, 3)) / ink - right, (copies * y).sum((1, 2, 3)) / ink - down])
+        assert copies.shape == (8, 1, 28, 28)
+        assert len(moved.round(decimals=1).unique(dim=1).T) == 8  # type: ignore[no-untyped-call]
+        assert moved.norm(dim=0).min() > 0.1
+        assert moved.norm(dim=0).max() < 4
+        assert moved.mean(dim=1).norm() < 0.2
+
+
+def test_distortions_are_turns_changes_of_size_slants_and_moves() -> None:
+    place = torch.arange(28) - 13.5
+    points = torch.tensor([[8.0, 0.0], [0.0, 8.0], [0.0, 0.0]])
+    dots = torch.stack([torch.exp(-((place[None] - x) ** 2 + (place[:, None] - y) ** 2) / 4) for x, y in points])
+
+    for copies in distortions(dots.unsqueeze(1)):
+        ink = copies.sum(dim=(1, 2, 3))
+        right, down, centre = (
+            torch.stack([(copies * place).sum((1, 2, 3)), (copies * place[:, None]).sum((1, 2, 3))]).T / ink[:, None]
+        )
+        assert centre.abs().tolist() == pytest.approx([1, 1], abs=0.05)
+        right, down = right - centre, down - centre
+        assert (right.norm() / 8).item() == pytest.approx(1.09 if right.norm() > 8 else 0.91, abs=0.01)
+        assert abs(math.degrees(math.atan2(right[1], right[0]))) == pytest.approx(9, abs=0.3)
+        between = math.degrees(math.acos(right @ down / right.norm() / down.norm()))
+        assert abs(between - 90) == pytest.approx(8, abs=0.3)
+
+
+@pytest.mark.parametrize("tta_shift", [0, 1])
+def test_evaluation_averages_over_distortions_too(tta_shift: int, images: Tensor) -> None:
+    model = ConvNet(channels=[4], tta_shift=tta_shift, tta_distort=True)
+    model.eval()
+
+    copies = [*shifts(images, tta_shift), *distortions(images)]
+    expected = torch.stack([model.network(copy).softmax(1) for copy in copies]).mean(0)
+    assert model(images).softmax(1).allclose(expected, atol=1e-6)
     model.train()
     assert model(images).equal(model.network(images))
 

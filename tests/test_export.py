@@ -37,6 +37,7 @@ NETWORKS = {
     "larger images": ["--data.image_size=32"],
     "smaller images": ["--data.image_size=20"],
     "test-time augmentation": ["--model.tta_shift=1"],
+    "distortions": ["--model.tta_distort=true"],
     "half precision": ["--trainer.precision=bf16-true"],
 }
 

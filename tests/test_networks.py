@@ -27,6 +27,8 @@ ARCHITECTURES: list[dict[str, Any]] = [
     {"channels": [4, 8], "residual": True},
     {"channels": [4, 8], "convs_per_stage": 3, "residual": True, "pool_at_end": True},
     {"channels": [4, 8], "convs_per_stage": 2, "pool_at_end": True},
+    {"channels": [4, 8], "convs_per_stage": 2, "pool_at_end": True, "unpadded_stages": 2},
+    {"channels": [4, 8, 8], "convs_per_stage": 2, "residual": False, "unpadded_stages": 1, "kernel_size": 5},
     {"channels": [4, 8], "pooling": "avg"},
     {"channels": [4] * 6, "pooling": "none"},
     {"channels": [4, 8], "global_pool": "avg"},
@@ -142,6 +144,27 @@ def test_pooling_comes_after_the_first_convolution_or_at_the_end(
     assert seen == sizes
 
 
+@pytest.mark.parametrize(
+    ("pool_at_end", "sizes"), [(False, [28, 13, 11, 5, 5, 2]), (True, [28, 26, 12, 10, 4, 4])], ids=["first", "end"]
+)
+def test_unpadded_stages_lose_their_border(pool_at_end: bool, sizes: list[int], pixels: Tensor) -> None:
+    stages = 2 if pool_at_end else 1
+    model = ConvNet(channels=[2, 3, 4], convs_per_stage=2, pool_at_end=pool_at_end, unpadded_stages=stages)
+    seen: list[int] = []
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(lambda _module, inputs, _maps: seen.append(inputs[0].shape[-1]))
+
+    assert model(pixels).shape == (len(pixels), 10)
+
+    assert seen == sizes
+
+
+def test_residual_stages_without_padding_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"model\.residual needs .*\n.*model\.unpadded_stages 0"):
+        ConvNet(channels=[2, 3], convs_per_stage=2, residual=True, unpadded_stages=1)
+
+
 def test_an_empty_network_is_refused_with_what_to_give() -> None:
     with pytest.raises(ValueError, match=r"network is empty: .* model\.channels or in model\.hidden"):
         ConvNet(channels=[], hidden=[])
@@ -153,6 +176,7 @@ def test_an_empty_network_is_refused_with_what_to_give() -> None:
         ({"channels": [8] * 5}, r"5 stages .* 0x0 map \(28x28 -> 14x14 -> 7x7 -> 3x3 -> 1x1 -> 0x0\)\n.*at most 4"),
         ({"channels": [8] * 9}, r"9 stages .*1x1 -> 0x0\)\n.*at most 4"),
         ({"channels": [8], "image_size": 1}, r"1 stages .* \(1x1 -> 0x0\)\n.*larger data\.image_size"),
+        ({"channels": [8] * 3, "unpadded_stages": 3, "kernel_size": 5}, r"0x0.*\n.*or less model\.unpadded_stages"),
         ({"channels": [8] * 3, "image_size": 7}, r"7x7 -> 3x3 -> 1x1 -> 0x0.*\n.*at most 2 stages.*pooling: none"),
     ],
     ids=str,
