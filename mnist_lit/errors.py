@@ -17,8 +17,10 @@ class UsageError(MNISTLitError):
     exit_code = 2
 
 
-class Stopped(MNISTLitError):
+class Stopped(BaseException):
     """The run was asked to stop and did, with all its work saved; the exit code is the shell's for the signal.
+
+    It is no `Exception`, as `KeyboardInterrupt` is none: libraries catch those and go on.
 
     Args:
         signum: The signal: 2 for Ctrl-C, 15 for SIGTERM.

@@ -20,7 +20,7 @@ from torch.export import Dim
 from mnist_lit.data import MNISTDataModule, preprocess
 from mnist_lit.datasets import load
 from mnist_lit.errors import MNISTLitError, UsageError
-from mnist_lit.interruption import signals_raise
+from mnist_lit.interruption import raise_if_stopped, signals_raise
 from mnist_lit.model import ConvNet
 
 __all__ = ["check_output", "export_model"]
@@ -117,6 +117,7 @@ def export_model(
             training_images, _ = load(datamodule.dataset, datamodule.data_dir, "train")
             _write_int8(file, _int8_file(file), training_images[:NUM_CALIBRATION].unsqueeze(1))
             readings.append(_reading(_int8_file(file), images, labels, probabilities))
+        raise_if_stopped()
         for reading in reversed(readings):
             reading.file.replace(output.with_name(reading.file.name))
     _report(readings, len(images))

@@ -1,7 +1,8 @@
-"""Ctrl-C and its like end a search, but never between two notes about a trial that belong together."""
+"""Ctrl-C and its like end a command, but never between two notes about a trial that belong together."""
 
 import contextlib
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -18,18 +19,21 @@ RECEIVED: list[int] = []
 @contextlib.contextmanager
 def signals_raise() -> Iterator[None]:
     """Let the first Ctrl-C, SIGTERM or SIGHUP raise `Stopped`; more of them change nothing, the end is near."""
+    report_lost = sys.unraisablehook
+    sys.unraisablehook = lambda lost: None if isinstance(lost.exc_value, Stopped) else report_lost(lost)
     try:
         with _handled(_stop):
             yield
     finally:
+        sys.unraisablehook = report_lost
         RECEIVED.clear()
 
 
 def raise_if_stopped() -> None:
     """Raise `Stopped` again, or at last.
 
-    Python drops what is raised in a destructor, should the signal have come during one; and what waits for long in an
-    `uninterrupted` block looks here.
+    Python drops what is raised in a destructor, should the signal have come during one: what cannot be undone is done
+    after a look here. So does what waits for long in an `uninterrupted` block.
     """
     if RECEIVED:
         raise Stopped(RECEIVED[0])

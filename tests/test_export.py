@@ -19,6 +19,7 @@ from conftest import CONFIGS, SMALL
 from lightning.pytorch import Callback, LightningModule, Trainer
 from onnxruntime import InferenceSession
 from torch import Tensor
+from torch.export import ExportedProgram
 
 from mnist_lit import main
 from mnist_lit.data import preprocess
@@ -268,6 +269,36 @@ def test_a_stopped_export_leaves_nothing(signum: int, run_dir: Path, tmp_path: P
         main(["export", f"--ckpt_path={run_dir}"])
 
     assert stop.value.code == 128 + signum
+    assert list(tmp_path.iterdir()) == []
+
+
+class Dying:
+    """Gets a signal while it is destroyed, where Python drops what is raised."""
+
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("come", [lambda: signal.raise_signal(signal.SIGINT), Dying], ids=["as any", "in a destructor"])
+def test_no_library_keeps_a_signal_to_itself(
+    come: Callable[[], object],
+    run_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    decompose = ExportedProgram.run_decompositions
+
+    def decompose_when_stopped(program: ExportedProgram, *args: Any, **kwargs: Any) -> Any:
+        come()
+        return decompose(program, *args, **kwargs)
+
+    monkeypatch.setattr(ExportedProgram, "run_decompositions", decompose_when_stopped)
+    with pytest.raises(SystemExit) as stop:
+        main(["export", f"--ckpt_path={run_dir}"])
+
+    assert stop.value.code == 130
+    assert capsys.readouterr().err.splitlines() == ["stopped by SIGINT"]
     assert list(tmp_path.iterdir()) == []
 
 

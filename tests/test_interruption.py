@@ -1,4 +1,4 @@
-"""Ctrl-C and its like, wherever they meet a search."""
+"""Ctrl-C and its like, wherever they meet a command."""
 
 import signal
 
@@ -15,7 +15,6 @@ class Dying:
         signal.raise_signal(signal.SIGINT)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_signal_that_comes_in_a_destructor_is_not_lost() -> None:
     with signals_raise():
         raise_if_stopped()

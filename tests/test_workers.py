@@ -129,7 +129,7 @@ def test_worker_waits_for_the_answer_to_its_report(pool: Pool) -> None:
     ],
 )
 def test_error_of_a_job_is_raised(
-    pool: Pool, error: type[Exception], argument: Any, kind: type[Exception], message: str
+    pool: Pool, error: type[BaseException], argument: Any, kind: type[Exception], message: str
 ) -> None:
     with pytest.raises(kind) as caught:
         pool.call(Do("fail", (error, argument)))

@@ -16,7 +16,7 @@ from typing import Any, Protocol, Self
 
 from tqdm import tqdm
 
-from mnist_lit.errors import MNISTLitError, UsageError
+from mnist_lit.errors import MNISTLitError, Stopped, UsageError
 from mnist_lit.interruption import deaf_to_interrupts
 
 __all__ = ["Died", "Job", "Pool", "Report", "Worker", "print_to"]
@@ -226,10 +226,10 @@ def _result(job: Job, pipe: Any) -> Any:
 
     try:
         return job.run(ask)
-    except Exception as error:
+    except (Exception, Stopped) as error:
         # Not every exception survives a pickle.
         kind = UsageError if isinstance(error, UsageError) else MNISTLitError
-        raised = kind(str(error) if isinstance(error, MNISTLitError) else f"{type(error).__name__}: {error}")
+        raised = kind(str(error) if isinstance(error, (MNISTLitError, Stopped)) else f"{type(error).__name__}: {error}")
         raised.add_note(traceback.format_exc())
         return raised
 
