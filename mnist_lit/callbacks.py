@@ -81,7 +81,7 @@ class LastCheckpoint(ModelCheckpoint):
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
         if self.received is not None:
-            raise KeyboardInterrupt
+            raise Stopped(signum)
         self.received = signum
 
     def on_train_batch_end(

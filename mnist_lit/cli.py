@@ -1,11 +1,10 @@
 """The command line: objects from layers of configuration, and the commands that run them."""
 
-import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 import yaml
@@ -29,6 +28,7 @@ from mnist_lit.data import MNISTDataModule
 from mnist_lit.ending import aligned, fit_lines, metric_lines
 from mnist_lit.entry import Request
 from mnist_lit.errors import MNISTLitError, Stopped, UsageError
+from mnist_lit.interruption import deaf_to_interrupts, signals_raise
 from mnist_lit.loggers import CSV, TensorBoard
 from mnist_lit.model import ConvNet
 from mnist_lit.networks import NUM_CLASSES
@@ -119,6 +119,10 @@ class CLI(LightningCLI):
                 parser_kwargs={"prog": "python -m mnist_lit"},
                 auto_configure_optimizers=False,
             )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        # Lightning lets an optimizer of the config know its CLI: a copy of the model would have one of all there is.
+        return self
 
     # Configuration
 
@@ -216,6 +220,8 @@ class CLI(LightningCLI):
             self.source.check_network(self.model.state_dict(), self.plain_config["model"])
             if self.members:
                 self._assemble([self.source, *self.members])
+        # A terminal's Ctrl-C comes to all processes of a run and is for the first of them to obey.
+        self.until_the_end.enter_context(signals_raise() if is_first_process() else deaf_to_interrupts())
         self.claim = self.until_the_end.enter_context(self._place(config))
         self.run_dir = self.claim.run_dir
         try:
@@ -255,6 +261,9 @@ class CLI(LightningCLI):
             raise UsageError(explain_trainer(str(error), vars(config.trainer), self.request)) from error
         if self.request.command == "predict" and trainer.world_size > 1:
             raise UsageError("predict writes one file from one process\nadd --trainer.devices 1")
+        launcher = trainer.strategy.launcher
+        if launcher is not None and not hasattr(launcher, "cluster_environment"):
+            raise UsageError("trainer.strategy: processes that begin as copies of this one are not started\nuse ddp")
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         return trainer
 
@@ -376,12 +385,6 @@ class CLI(LightningCLI):
                 yield
             except Stopped as stop:
                 raise self._stopped(stop.signum) from stop
-            except SystemExit as stop:
-                # Where it is not between two batches, Lightning answers Ctrl-C with exit code 1 and stays deaf to it.
-                if not isinstance(stop.__context__, KeyboardInterrupt):
-                    raise
-                signal.signal(signal.SIGINT, signal.default_int_handler)
-                raise self._stopped(signal.SIGINT) from stop
             except MNISTLitError:
                 self._leave()
                 raise

@@ -13,7 +13,6 @@ from PIL import Image
 from mnist_lit.data import preprocess
 from mnist_lit.errors import Stopped, UsageError
 from mnist_lit.images import digit_in
-from mnist_lit.interruption import signals_raise
 from mnist_lit.model import ConvNet
 
 try:
@@ -60,7 +59,7 @@ def serve(model: ConvNet, host: str, port: int) -> None:
     Raises:
         UsageError: If the address cannot be had.
     """
-    with contextlib.suppress(Stopped), signals_raise(), _listener(host, port) as listener:
+    with contextlib.suppress(Stopped), _listener(host, port) as listener:
         # Fonts of the system: nothing is fetched from elsewhere.
         theme = gradio.themes.Default(primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["monospace"])
         site = FastAPI(openapi_url=None)

@@ -20,7 +20,7 @@ from torch.export import Dim
 from mnist_lit.data import MNISTDataModule, preprocess
 from mnist_lit.datasets import load
 from mnist_lit.errors import MNISTLitError, UsageError
-from mnist_lit.interruption import raise_if_stopped, signals_raise
+from mnist_lit.interruption import raise_if_stopped
 from mnist_lit.model import ConvNet
 
 __all__ = ["check_output", "export_model"]
@@ -106,7 +106,7 @@ def export_model(
     """
     images, labels = datamodule.splits["test"].__getitems__(range(len(probabilities)))
     # Beside the output, as a file gets its name at once only where it stays on the same disk.
-    with signals_raise(), TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
+    with TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
         file = Path(folder) / output.name
         description = {**DESCRIPTION, "dataset": datamodule.dataset, "mnist_lit": version("mnist_lit")}
         _write(Reader(model, datamodule.image_size).eval(), file, description)

@@ -6,7 +6,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import NoReturn
 
 from mnist_lit.errors import Stopped
 
@@ -18,23 +17,38 @@ RECEIVED: list[int] = []
 
 @contextlib.contextmanager
 def signals_raise() -> Iterator[None]:
-    """Let the first Ctrl-C, SIGTERM or SIGHUP raise `Stopped`; more of them change nothing, the end is near."""
-    report_lost = sys.unraisablehook
-    sys.unraisablehook = lambda lost: None if isinstance(lost.exc_value, Stopped) else report_lost(lost)
+    """Let the first Ctrl-C, SIGTERM or SIGHUP raise `Stopped`; more of them change nothing, the end is near.
+
+    Python drops what is raised in a destructor: then the next one counts, or who asks by `raise_if_stopped`.
+    """
+    is_stopping = False
+    report = sys.unraisablehook
+
+    def stop(signum: int, _frame: FrameType | None) -> None:
+        nonlocal is_stopping
+        RECEIVED.append(signum)
+        if not is_stopping:
+            is_stopping = True
+            raise Stopped(RECEIVED[0])
+
+    def note(dropped: "sys.UnraisableHookArgs") -> None:
+        nonlocal is_stopping
+        if isinstance(dropped.exc_value, Stopped):
+            is_stopping = False
+        else:
+            report(dropped)
+
+    sys.unraisablehook = note
     try:
-        with _handled(_stop):
+        with _handled(stop):
             yield
     finally:
-        sys.unraisablehook = report_lost
+        sys.unraisablehook = report
         RECEIVED.clear()
 
 
 def raise_if_stopped() -> None:
-    """Raise `Stopped` again, or at last.
-
-    Python drops what is raised in a destructor, should the signal have come during one: what cannot be undone is done
-    after a look here. So does what waits for long in an `uninterrupted` block.
-    """
+    """Raise `Stopped` again, or at last: before what cannot be undone, or while an `uninterrupted` block waits."""
     if RECEIVED:
         raise Stopped(RECEIVED[0])
 
@@ -80,10 +94,3 @@ def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]
     finally:
         for signum, former in before.items():
             signal.signal(signum, former)
-
-
-def _stop(signum: int, _frame: FrameType | None) -> NoReturn:
-    for other in SIGNALS:
-        signal.signal(other, signal.SIG_IGN)
-    RECEIVED.append(signum)
-    raise Stopped(signum)

@@ -192,6 +192,15 @@ def test_users_callbacks_run_beside_ours(fit: Fit) -> None:
     assert {path.name for path in Path("run", "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
 
 
+def test_callback_may_copy_the_model(fit: Fit) -> None:
+    averaging = {"class_path": "StochasticWeightAveraging", "init_args": {"swa_lrs": 0.01, "device": None}}
+    parts = ("--model.optimizer=AdamW", "--model.schedule=StepLR", "--model.schedule.step_size=30")
+
+    cli = fit("--trainer.max_epochs=3", *parts, f"--trainer.callbacks=[{json.dumps(averaging)}]")
+
+    assert cli.trainer.current_epoch == 3 + 1  # one more for the statistics of the averaged weights
+
+
 # Signals
 
 

@@ -358,6 +358,7 @@ MISTAKES: list[tuple[list[str], str, str]] = [
     ([*DIGITS, "--trainer.limit_train_batches=7.5"], "--trainer.limit_train_batches: ", "7.5"),
     ([*DIGITS, "--trainer.accelerator=gpuu"], "--trainer.accelerator: ", "gpuu"),
     ([*DIGITS, "--trainer.strategy=dpp"], "--trainer.strategy: ", "dpp"),
+    ([*DIGITS, "--trainer.strategy=ddp_spawn"], "trainer.strategy: processes that begin as copies", "use ddp"),
     ([*DIGITS, "--trainer.devices=0"], "--trainer.devices: ", ""),
     ([*DIGITS, "--trainer.max_epochs=-5"], "--trainer.max_epochs: ", "-5"),
     ([*DIGITS, "--trainer.max_epochs=-5", "--run_dir=some/where/new"], "--trainer.max_epochs: ", "-5"),

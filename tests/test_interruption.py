@@ -25,6 +25,15 @@ def test_signal_that_comes_in_a_destructor_is_not_lost() -> None:
     raise_if_stopped()  # no more: the search is over
 
 
+def test_only_the_first_signal_counts_that_is_not_dropped(capsys: pytest.CaptureFixture[str]) -> None:
+    with signals_raise():
+        Dying()
+        with pytest.raises(Stopped):
+            signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+    assert capsys.readouterr().err == ""
+
+
 def test_signal_waits_for_the_end_of_an_uninterrupted_block() -> None:
     done = []
 

@@ -51,6 +51,12 @@ class Signals(Callback):
         self.times = times
         self.num_batches = 0
 
+    def on_fit_start(self, *args: Any) -> None:
+        self._send("preparation")
+
+    def on_test_batch_start(self, *args: Any) -> None:
+        self._send("test")
+
     def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
         self.num_batches += 1
         self._send("training")
@@ -363,6 +369,39 @@ def test_run_that_was_stopped_at_its_end_only_needs_its_test(whole: Callable[[st
     assert cli.trainer.global_step == 2 * STEPS_PER_EPOCH
     assert 0 < metrics(tmp_path / "run")["test/acc"] <= 1
     assert_same(learned(tmp_path / "run"), learned(whole("chance")))
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_run_that_is_stopped_before_it_begins_leaves_nothing(
+    signum: signal.Signals, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = stop("fit", *SMALL, "--run_dir=some/run", signals(signum=signum, batch=0, during="preparation"))
+
+    assert code == 128 + signum
+    assert capsys.readouterr().err == f"stopped by {signum.name}\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_run_that_is_stopped_during_its_test_is_kept(
+    signum: signal.Signals, whole: Callable[[str], Path], tmp_path: Path
+) -> None:
+    late = signals(signum=signum, batch=2 * STEPS_PER_EPOCH, during="test")
+    code = stop("fit", *SMALL, *CHANCE, "--test_after_fit=true", "--run_dir=run", late)
+
+    assert code == 128 + signum
+    assert_same(learned(tmp_path / "run"), learned(whole("chance")))
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_results_that_are_stopped_leave_nothing(
+    signum: signal.Signals, whole: Callable[[str], Path], tmp_path: Path
+) -> None:
+    late = signals(signum=signum, batch=0, during="test")
+    code = stop("test", f"--ckpt_path={whole('chance')}", "--run_dir=results", late)
+
+    assert code == 128 + signum
+    assert not (tmp_path / "results").exists()
 
 
 def test_second_interrupt_does_not_wait(tmp_path: Path) -> None:
