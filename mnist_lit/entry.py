@@ -16,6 +16,7 @@ import yaml
 
 from mnist_lit.environment import DEBUG_VARIABLE, Setting, read_environment
 from mnist_lit.errors import MNISTLitError, Stopped, UsageError
+from mnist_lit.interruption import uninterrupted
 from mnist_lit.refusals import refusal
 from mnist_lit.texts import printable, short_text
 
@@ -149,7 +150,8 @@ def main(args: Sequence[str] | None = None, callbacks: Sequence["Callback"] = ()
     with short_errors():
         _answer_at_once(args)
         request = Request(args)
-        with _without_collection():
+        # Interrupted, torch's own imports recurse for ever or abort.
+        with _without_collection(), uninterrupted():
             from mnist_lit.cli import run
 
         return run(request, callbacks)

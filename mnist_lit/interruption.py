@@ -19,7 +19,8 @@ RECEIVED: list[int] = []
 def signals_raise() -> Iterator[None]:
     """Let the first Ctrl-C, SIGTERM or SIGHUP raise `Stopped`; more of them change nothing, the end is near.
 
-    Python drops what is raised in a destructor: then the next one counts, or who asks by `raise_if_stopped`.
+    Python drops what is raised in a destructor: then the next one counts, or who asks by `raise_if_stopped`. If a
+    library makes another error of it, the block ends with `Stopped` nevertheless.
     """
     is_stopping = False
     report = sys.unraisablehook
@@ -42,6 +43,9 @@ def signals_raise() -> Iterator[None]:
     try:
         with _handled(stop):
             yield
+    except Exception:
+        raise_if_stopped()
+        raise
     finally:
         sys.unraisablehook = report
         RECEIVED.clear()

@@ -39,22 +39,25 @@ WORSE = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def _isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each test has a folder of its own, no settings from the outside, and one thread."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["mnist_lit"])
+@pytest.fixture(scope="session", autouse=True)
+def _untouched() -> None:
+    """What starts the tests has no influence, not even on runs that tests share, which are made before `_isolated`."""
     for variable in list(os.environ):
         if variable.startswith(("MNIST_LIT_", "PL_")):
-            monkeypatch.delenv(variable)
+            del os.environ[variable]
+    # Tests send signals to themselves; a shell's job in the background is made deaf to Ctrl-C, by nohup to SIGHUP.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     torch.set_num_threads(1)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _interruptible() -> None:
-    """Tests send signals to themselves; a shell's job in the background is made deaf to Ctrl-C, by nohup to SIGHUP."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+@pytest.fixture(autouse=True)
+def _isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Each test has a folder of its own, and leaves one thread to the next."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["mnist_lit"])
+    yield
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -42,7 +42,6 @@ KEYS: dict[str, list[Any]] = {
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run with the checkpoint's values of KEYS."""
-    torch.set_num_threads(1)
     run_dir = tmp_path_factory.mktemp("source") / "run"
     flags = [f"--{key}={values[1]}" for key, values in KEYS.items()]
     main(["fit", *SMALL, "--model.optimizer=AdamW", *flags, f"--run_dir={run_dir}"])

@@ -23,7 +23,6 @@ Y, X = np.mgrid[0 : 1 : HEIGHT * 1j, 0 : 1 : WIDTH * 1j]
 @pytest.fixture(scope="module")
 def model(mnist_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> ConvNet:
     """Trained in seconds on MNIST, and on nothing else."""
-    torch.set_num_threads(1)
     run_dir = tmp_path_factory.mktemp("reader") / "run"
     main(["fit", f"--config={CONFIGS / 'fast.yaml'}", f"--data.data_dir={mnist_dir}", f"--run_dir={run_dir}"])
     model: ConvNet = ConvNet.load_from_checkpoint(run_dir / "checkpoints" / "best.ckpt", map_location="cpu")

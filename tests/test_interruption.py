@@ -34,6 +34,14 @@ def test_only_the_first_signal_counts_that_is_not_dropped(capsys: pytest.Capture
     assert capsys.readouterr().err == ""
 
 
+def test_what_a_library_makes_of_a_signal_does_not_matter() -> None:
+    with pytest.raises(Stopped, match="SIGTERM"), signals_raise():  # noqa: PT012
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except BaseException:
+            raise LookupError from None
+
+
 def test_signal_waits_for_the_end_of_an_uninterrupted_block() -> None:
     done = []
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from conftest import SMALL
 from drawings import draw
 from PIL import Image
@@ -21,7 +20,6 @@ Capsys = pytest.CaptureFixture[str]
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.set_num_threads(1)
     run_dir = tmp_path_factory.mktemp("source") / "run"
     main(["fit", *SMALL, f"--run_dir={run_dir}"])
     return run_dir

@@ -48,7 +48,6 @@ class Call:
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("source") / "run"
     main(["fit", *SMALL, "--trainer.max_epochs=1", f"--run_dir={folder}"])
     return folder
