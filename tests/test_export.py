@@ -18,6 +18,7 @@ import torch
 from conftest import CONFIGS, SMALL
 from lightning.pytorch import Callback, LightningModule, Trainer
 from onnxruntime import InferenceSession
+from test_interruption import Dying
 from torch import Tensor
 from torch.export import ExportedProgram
 
@@ -270,13 +271,6 @@ def test_a_stopped_export_leaves_nothing(signum: int, run_dir: Path, tmp_path: P
 
     assert stop.value.code == 128 + signum
     assert list(tmp_path.iterdir()) == []
-
-
-class Dying:
-    """Gets a signal while it is destroyed, where Python drops what is raised."""
-
-    def __del__(self) -> None:
-        signal.raise_signal(signal.SIGINT)
 
 
 @pytest.mark.parametrize("come", [lambda: signal.raise_signal(signal.SIGINT), Dying], ids=["as any", "in a destructor"])
