@@ -2,11 +2,11 @@
 
 from typing import TYPE_CHECKING
 
-from mnist_lit.entry import main
+from mnist_lit.app import main
 
 if TYPE_CHECKING:
-    from mnist_lit.data import MNISTDataModule
-    from mnist_lit.model import ConvNet
+    from mnist_lit.data.datamodule import MNISTDataModule
+    from mnist_lit.model.classifier import ConvNet
 
 __all__ = ["ConvNet", "MNISTDataModule", "main"]
 
@@ -14,11 +14,11 @@ __all__ = ["ConvNet", "MNISTDataModule", "main"]
 def __getattr__(name: str) -> object:
     # Imported on first use: torch takes seconds, and a mistyped file name deserves its answer before that.
     if name == "ConvNet":
-        from mnist_lit.model import ConvNet
+        from mnist_lit.model.classifier import ConvNet
 
         return ConvNet
     if name == "MNISTDataModule":
-        from mnist_lit.data import MNISTDataModule
+        from mnist_lit.data.datamodule import MNISTDataModule
 
         return MNISTDataModule
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -18,33 +18,33 @@ from lightning.pytorch.loggers import Logger
 from lightning_utilities.core.rank_zero import rank_zero_only
 from torch import Tensor
 
-from mnist_lit.averaging import Ensemble
-from mnist_lit.callbacks import EMA, BestCheckpoint, EarlyStop, LastCheckpoint, Progress
-from mnist_lit.checkpoints import LAST, AtomicCheckpointIO, Source
-from mnist_lit.complaints import explain_object, explain_trainer
-from mnist_lit.configuration import Parser, parse
-from mnist_lit.console import be_quiet
-from mnist_lit.data import MNISTDataModule
-from mnist_lit.ending import aligned, fit_lines, metric_lines
-from mnist_lit.entry import Request
+from mnist_lit.app import Request
+from mnist_lit.console import configure_logging
+from mnist_lit.data.datamodule import MNISTDataModule
 from mnist_lit.errors import MNISTLitError, Stopped, UsageError
-from mnist_lit.interruption import deaf_to_interrupts, signals_raise
-from mnist_lit.loggers import CSV, TensorBoard
-from mnist_lit.model import ConvNet
-from mnist_lit.networks import NUM_CLASSES
-from mnist_lit.pictures import Pictures
-from mnist_lit.precision import native_precision
-from mnist_lit.predictions import of_photographs, of_test_set, table, write_predictions
-from mnist_lit.processes import Companions, companions, is_loss_of_another
-from mnist_lit.record import RunRecord
-from mnist_lit.refusals import refusal
-from mnist_lit.runs import LOGS, Claim, claimed, is_first_process, write_text
-from mnist_lit.texts import printable
-from mnist_lit.trainer import DigitTrainer
-from mnist_lit.tuning import tune
+from mnist_lit.formatting import escape_unprintable
+from mnist_lit.inference.predict import of_photographs, of_test_set, table, write_predictions
+from mnist_lit.machine_errors import describe_machine_error
+from mnist_lit.model.classifier import ConvNet
+from mnist_lit.model.ensemble import Ensemble
+from mnist_lit.model.networks import NUM_CLASSES
+from mnist_lit.parser_errors import explain_object, explain_trainer
+from mnist_lit.parsing import Parser, parse
+from mnist_lit.signals import ignore_sigint, raise_on_signals
+from mnist_lit.summary import fit_lines, format_summary, metric_lines
+from mnist_lit.training.allocator import tune
+from mnist_lit.training.callbacks import EMA, BestCheckpoint, EarlyStop, LastCheckpoint, Progress
+from mnist_lit.training.checkpoints import LAST, AtomicCheckpointIO, Source
+from mnist_lit.training.launcher import Companions, companions, is_loss_of_another
+from mnist_lit.training.loggers import CSV, TensorBoard
+from mnist_lit.training.metrics import RunRecord
+from mnist_lit.training.plots import Pictures
+from mnist_lit.training.precision import native_precision
+from mnist_lit.training.run_dir import LOGS, Claim, claimed, is_first_process, write_text
+from mnist_lit.training.trainer import DigitTrainer
 
 if TYPE_CHECKING:
-    from mnist_lit.photographs import Photograph
+    from mnist_lit.data.image_files import Photograph
 
 __all__ = ["CLI", "rehearse", "run"]
 
@@ -79,14 +79,14 @@ PARSERS: dict[str, dict[str, Any]] = {}
 
 def run(request: Request, callbacks: Sequence[Callback] = ()) -> "CLI":
     """Carry out what was asked for."""
-    be_quiet()
+    configure_logging()
     tune()
     return CLI(request, callbacks)
 
 
 def rehearse(request: Request) -> "CLI":
     """Build everything that was asked for, and neither run nor write anything."""
-    be_quiet()
+    configure_logging()
     return Rehearsal(request)
 
 
@@ -221,7 +221,7 @@ class CLI(LightningCLI):
             if self.members:
                 self._assemble([self.source, *self.members])
         # A terminal's Ctrl-C comes to all processes of a run and is for the first of them to obey.
-        self.until_the_end.enter_context(signals_raise() if is_first_process() else deaf_to_interrupts())
+        self.until_the_end.enter_context(raise_on_signals() if is_first_process() else ignore_sigint())
         self.claim = self.until_the_end.enter_context(self._place(config))
         self.run_dir = self.claim.run_dir
         try:
@@ -352,12 +352,12 @@ class CLI(LightningCLI):
         predictions = of_photographs(read, probabilities)
         write_predictions(self.run_dir / "predictions.csv", predictions)
         if read:
-            from mnist_lit.contact_sheet import draw_predictions  # image libraries
+            from mnist_lit.inference.prediction_grid import draw_predictions  # image libraries
 
             draw_predictions(picture, read, predictions)
             print(f"{table(predictions)}\nin pictures: {picture}")
         for one in skipped:
-            print(f"skipped: {printable(f'{one.file}: {one.problem}')}", file=sys.stderr)
+            print(f"skipped: {escape_unprintable(f'{one.file}: {one.problem}')}", file=sys.stderr)
         print(self.run_dir)
         if skipped:
             raise MNISTLitError(f"{len(skipped):,} of {len(photographs):,} files cannot be read as images")
@@ -402,7 +402,7 @@ class CLI(LightningCLI):
             if others.are_led:
                 return SystemExit(0)  # not this process has failed
             reason = lost or f"another of the {self.trainer.world_size} processes is gone or silent: {reason}"
-        return MNISTLitError(f"{refusal(error) or reason}\n{self._leave()}")
+        return MNISTLitError(f"{describe_machine_error(error) or reason}\n{self._leave()}")
 
     def _leave(self) -> str:
         """Leave nothing of a run that has not begun; say how to go on with one that has."""
@@ -423,7 +423,7 @@ class CLI(LightningCLI):
         page = self._write_page()
         is_fit = self.request.command == "fit"
         metrics = self.trainer.callback_metrics
-        print(aligned(fit_lines(self.run_dir, self.trainer, page) if is_fit else metric_lines(metrics)))
+        print(format_summary(fit_lines(self.run_dir, self.trainer, page) if is_fit else metric_lines(metrics)))
         print(self.run_dir)
 
     def _write_page(self) -> Path | None:
@@ -431,7 +431,7 @@ class CLI(LightningCLI):
         is_run = (self.run_dir / "config.yaml").is_file()
         if not self.config[self.request.command].report or not is_run:
             return None
-        from mnist_lit.pages.run_report import write_run_report  # TensorBoard
+        from mnist_lit.reports.run_report import write_run_report  # TensorBoard
 
         try:
             return write_run_report(self.run_dir, self._defaults())

@@ -4,7 +4,7 @@ import logging
 import threading
 import warnings
 
-__all__ = ["be_quiet"]
+__all__ = ["configure_logging"]
 
 LOG_LEVELS = {
     "lightning.pytorch": logging.WARNING,
@@ -31,7 +31,7 @@ NEEDLESS_WARNINGS = [
 ]
 
 
-def be_quiet() -> None:
+def configure_logging() -> None:
     """Keep the messages above from the console."""
     for name, level in LOG_LEVELS.items():
         logging.getLogger(name).setLevel(level)

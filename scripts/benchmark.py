@@ -35,10 +35,10 @@ from optuna.trial import FrozenTrial
 from torch.nn import functional as F
 
 from mnist_lit import main
+from mnist_lit.app import Request
 from mnist_lit.cli import rehearse
-from mnist_lit.data import ImageDataset
-from mnist_lit.datasets import load, stratified_split
-from mnist_lit.entry import Request
+from mnist_lit.data.datamodule import ImageDataset
+from mnist_lit.data.datasets import load, stratified_split
 
 PROJECT = Path(__file__).parents[1]
 CONFIGS = PROJECT / "configs"

@@ -7,7 +7,7 @@ from jsonargparse import ArgumentParser
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from mnist_lit.augment import Augment, affine, crop, erase, restroke
+from mnist_lit.data.augment import Augment, affine, crop, erase, restroke
 
 HEIGHT, WIDTH = 28, 40  # not square, so that mixed up axes show
 

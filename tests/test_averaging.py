@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mnist_lit import ConvNet, main
-from mnist_lit.averaging import Ensemble, distortions, mean_probabilities, shifts
+from mnist_lit.model.ensemble import Ensemble, distortions, mean_probabilities, shifts
 
 Fit = Callable[..., Any]
 Fails = Callable[..., str]

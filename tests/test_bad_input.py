@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mnist_lit import main
-from mnist_lit.datasets import load
+from mnist_lit.data.datasets import load
+from mnist_lit.data.image_files import find_files, read_photographs
 from mnist_lit.errors import MNISTLitError
-from mnist_lit.photographs import find_files, read_photographs
 from mnist_lit.search.command import main as search
 
 Fails = Callable[..., str]

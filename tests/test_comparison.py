@@ -251,5 +251,5 @@ def test_comparison_needs_no_torch(folder: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
 
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if "import time:" in line}
-    assert "mnist_lit.pages.comparison" in imported
+    assert "mnist_lit.reports.comparison" in imported
     assert not {"torch", "lightning", "optuna"} & imported

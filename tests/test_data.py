@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from mnist_lit import ConvNet, MNISTDataModule, main
-from mnist_lit.augment import Augment
+from mnist_lit.data.augment import Augment
 from mnist_lit.errors import UsageError
 
 Fit = Callable[..., Any]

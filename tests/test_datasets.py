@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mnist_lit.datasets import load, prepare, stratified_split
+from mnist_lit.data.datasets import load, prepare, stratified_split
 from mnist_lit.errors import MNISTLitError
 
 FILES = (

@@ -24,8 +24,8 @@ from conftest import CONFIGS
 from PIL import Image
 
 from mnist_lit import ConvNet, MNISTDataModule, main
-from mnist_lit.data import preprocess
-from mnist_lit.images import digit_in
+from mnist_lit.data.datamodule import preprocess
+from mnist_lit.data.digits import digit_in
 
 # Corners of one stroke, in shares of the sheet's side from its middle.
 SEVEN = [(-0.25, -0.3), (0.25, -0.3), (-0.05, 0.35)]

@@ -18,7 +18,7 @@ from conftest import PROJECT, SMALL
 
 import mnist_lit
 from mnist_lit import main
-from mnist_lit.datasets import Split, load
+from mnist_lit.data.datasets import Split, load
 
 Completed = subprocess.CompletedProcess[str]
 

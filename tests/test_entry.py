@@ -13,7 +13,7 @@ from conftest import CONFIGS
 
 import mnist_lit
 from mnist_lit import ConvNet, MNISTDataModule, main
-from mnist_lit.entry import COMMANDS
+from mnist_lit.app import COMMANDS
 
 Fails = Callable[..., str]
 
@@ -180,7 +180,7 @@ def test_bad_config_is_answered_without_torch(content: bytes | None, tmp_path: P
 
     assert done.returncode == 2
     imported = [line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if "import time:" in line]
-    assert "mnist_lit.entry" in imported
+    assert "mnist_lit.app" in imported
     assert [name for name in imported if name.partition(".")[0] in ("torch", "torchvision", "lightning")] == []
     assert "Traceback" not in done.stderr
     assert not done.stdout

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from mnist_lit import main
-from mnist_lit.data import preprocess
+from mnist_lit.data.datamodule import preprocess
 
 Read = Callable[[Tensor], Tensor]
 NAMES = ["model.onnx", "model.pt2"]

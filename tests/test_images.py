@@ -12,8 +12,8 @@ from PIL import Image
 from scipy import ndimage
 
 from mnist_lit import ConvNet, main
-from mnist_lit.datasets import load
-from mnist_lit.images import digit_in
+from mnist_lit.data.datasets import load
+from mnist_lit.data.digits import digit_in
 
 NUM_OF_A_KIND = 10
 HEIGHT, WIDTH = 300, 400

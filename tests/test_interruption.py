@@ -5,7 +5,7 @@ import signal
 import pytest
 
 from mnist_lit.errors import Stopped
-from mnist_lit.interruption import raise_if_stopped, signals_raise, uninterrupted
+from mnist_lit.signals import defer_signals, raise_if_stopped, raise_on_signals
 
 
 class Dying:
@@ -16,7 +16,7 @@ class Dying:
 
 
 def test_signal_that_comes_in_a_destructor_is_not_lost() -> None:
-    with signals_raise():
+    with raise_on_signals():
         raise_if_stopped()
         Dying()
         with pytest.raises(Stopped) as stop:
@@ -26,7 +26,7 @@ def test_signal_that_comes_in_a_destructor_is_not_lost() -> None:
 
 
 def test_only_the_first_signal_counts_that_is_not_dropped(capsys: pytest.CaptureFixture[str]) -> None:
-    with signals_raise():
+    with raise_on_signals():
         Dying()
         with pytest.raises(Stopped):
             signal.raise_signal(signal.SIGTERM)
@@ -35,7 +35,7 @@ def test_only_the_first_signal_counts_that_is_not_dropped(capsys: pytest.Capture
 
 
 def test_what_a_library_makes_of_a_signal_does_not_matter() -> None:
-    with pytest.raises(Stopped, match="SIGTERM"), signals_raise():  # noqa: PT012
+    with pytest.raises(Stopped, match="SIGTERM"), raise_on_signals():  # noqa: PT012
         try:
             signal.raise_signal(signal.SIGTERM)
         except BaseException:
@@ -46,11 +46,11 @@ def test_signal_waits_for_the_end_of_an_uninterrupted_block() -> None:
     done = []
 
     def work() -> None:
-        with uninterrupted():
+        with defer_signals():
             signal.raise_signal(signal.SIGINT)
             done.append("all")
 
-    with signals_raise(), pytest.raises(Stopped):
+    with raise_on_signals(), pytest.raises(Stopped):
         work()
     assert done == ["all"]
     raise_if_stopped()

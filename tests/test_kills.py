@@ -32,7 +32,7 @@ from test_runs import (
 )
 
 from mnist_lit import main
-from mnist_lit.datasets import prepare
+from mnist_lit.data.datasets import prepare
 
 __all__ = ["mirror", "zipped"]
 

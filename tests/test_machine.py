@@ -36,7 +36,7 @@ from test_runs import (
 from test_search import search, trials
 
 from mnist_lit import main
-from mnist_lit.datasets import prepare
+from mnist_lit.data.datasets import prepare
 from mnist_lit.errors import MNISTLitError
 
 __all__ = ["mirror", "zipped"]

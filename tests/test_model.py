@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from torch.optim import SGD, AdamW, Optimizer
 
 from mnist_lit import ConvNet, MNISTDataModule, main
-from mnist_lit.callbacks import EMA
+from mnist_lit.training.callbacks import EMA
 
 Fit = Callable[..., Any]
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mnist_lit import ConvNet
-from mnist_lit.networks import map_sizes
+from mnist_lit.model.networks import map_sizes
 
 Fails = Callable[..., str]
 

@@ -15,7 +15,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mnist_lit import main
-from mnist_lit.pictures import Mistakes, Pictures, draw_confusion, draw_digits
+from mnist_lit.training.plots import Mistakes, Pictures, draw_confusion, draw_digits
 
 DRAW = "--pictures.enabled=true"
 FIT_FILES = {"training_images.png", "val_confusion.png", "val_mistakes.png"}

@@ -17,8 +17,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from mnist_lit import main
 from mnist_lit.errors import UsageError
-from mnist_lit.pages.recorded import read_run
-from mnist_lit.pages.run_report import write_run_report
+from mnist_lit.reports.recorded import read_run
+from mnist_lit.reports.run_report import write_run_report
 from mnist_lit.search.settings import Settings
 from mnist_lit.search.trial import trial_args
 

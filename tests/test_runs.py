@@ -21,9 +21,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mnist_lit import main
-from mnist_lit.checkpoints import AtomicCheckpointIO
 from mnist_lit.errors import UsageError
-from mnist_lit.runs import claimed
+from mnist_lit.training.checkpoints import AtomicCheckpointIO
+from mnist_lit.training.run_dir import claimed
 
 # 1,238 training images make 10 steps in each of the two epochs.
 STEPS_PER_EPOCH = 10

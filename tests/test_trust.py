@@ -514,7 +514,7 @@ def trap() -> Iterator[str]:
 def test_a_url_that_leads_astray_is_one_error(
     kind: str, reason: str, code: int, trap: str, monkeypatch: pytest.MonkeyPatch, refused: Fails
 ) -> None:
-    monkeypatch.setattr("mnist_lit.checkpoints.MAX_BYTES", 2**20)
+    monkeypatch.setattr("mnist_lit.training.checkpoints.MAX_BYTES", 2**20)
 
     assert reason in refused("test", f"--ckpt_path={trap}/{kind}", code=code)
 

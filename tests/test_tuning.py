@@ -11,7 +11,7 @@ import torch
 PAGES = """
 import resource, torch
 import lightning.pytorch
-from mnist_lit.tuning import tune
+from mnist_lit.training.allocator import tune
 {tuned}
 def use(): return torch.ones(2**23).sum()
 use()
@@ -22,7 +22,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 VARIABLE = """
 import os
 import lightning.pytorch
-from mnist_lit.tuning import tune
+from mnist_lit.training.allocator import tune
 tune()
 print(os.environ.get("PYTORCH_NVML_BASED_CUDA_CHECK"))
 """

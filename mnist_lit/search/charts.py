@@ -11,7 +11,8 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import Colormap, ListedColormap
 from matplotlib.figure import Figure
 
-from mnist_lit.pages.drawing import (
+from mnist_lit.formatting import format_duration, format_value, short_names, shorten
+from mnist_lit.reports.drawing import (
     BLACK,
     BLUE,
     GREY,
@@ -25,7 +26,7 @@ from mnist_lit.pages.drawing import (
     png,
     whole_numbers,
 )
-from mnist_lit.pages.metric import Metric, metric_of
+from mnist_lit.reports.metric import Metric, metric_of
 from mnist_lit.search.results import Confirmation, Entry, Summary
 from mnist_lit.search.scales import (
     ABSENT,
@@ -43,7 +44,6 @@ from mnist_lit.search.scales import (
     times_of,
     wrapped,
 )
-from mnist_lit.texts import duration_text, short_names, short_text, text_of
 
 __all__ = ["CHARTS", "draw_charts"]
 
@@ -356,11 +356,11 @@ def _timeline(summary: Summary) -> Figure | None:
     for place, _ in pauses:
         axes.axvline(place / size, color=VERMILION, linestyle=":", linewidth=1.8)
     if pauses:
-        lengths = short_text(", ".join(duration_text(seconds) for _, seconds in pauses), 40)
+        lengths = shorten(", ".join(format_duration(seconds) for _, seconds in pauses), 40)
         axes.plot([], [], color=VERMILION, linestyle=":", linewidth=1.8, label=f"pause left out: {lengths}")
     axes.set_xlim(-0.002 * total / size, 1.005 * total / size)
     axes.set_xlabel(f"{unit} since the first start")
-    axes.xaxis.set_major_formatter(lambda time, _: text_of(float(time)))
+    axes.xaxis.set_major_formatter(lambda time, _: format_value(float(time)))
     axes.set_ylim(num_lanes - 0.5, -0.5)
     axes.set_yticks([])
     axes.grid(visible=False, axis="y")

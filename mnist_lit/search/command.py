@@ -9,10 +9,8 @@ from typing import Any
 import optuna
 from optuna.exceptions import ExperimentalWarning
 
-from mnist_lit.entry import short_errors
+from mnist_lit.app import short_errors
 from mnist_lit.errors import MNISTLitError, Stopped
-from mnist_lit.interruption import signals_raise
-from mnist_lit.runs import write_text
 from mnist_lit.search.confirmation import confirm
 from mnist_lit.search.driver import Driver
 from mnist_lit.search.rehearsal import rehearse
@@ -21,6 +19,8 @@ from mnist_lit.search.settings import Settings, Typed, parse
 from mnist_lit.search.space import Space
 from mnist_lit.search.study import Study, open_study, set_aside
 from mnist_lit.search.workers import Pool
+from mnist_lit.signals import raise_on_signals
+from mnist_lit.training.run_dir import write_text
 
 __all__ = ["main", "search"]
 
@@ -41,7 +41,7 @@ def main(args: Sequence[str] | None = None) -> Study:
     Raises:
         SystemExit: As `mnist_lit.main` does.
     """
-    with short_errors(), signals_raise():
+    with short_errors(), raise_on_signals():
         return search(parse(sys.argv[1:] if args is None else args))
     raise AssertionError
 

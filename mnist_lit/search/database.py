@@ -23,8 +23,8 @@ from sqlalchemy.exc import (
 from tqdm import tqdm
 
 from mnist_lit.errors import MNISTLitError, UsageError
-from mnist_lit.interruption import raise_if_stopped
 from mnist_lit.search.settings import without_password
+from mnist_lit.signals import raise_if_stopped
 
 __all__ = ["Database", "open_database"]
 

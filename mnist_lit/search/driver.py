@@ -10,7 +10,6 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from mnist_lit.errors import MNISTLitError, UsageError
-from mnist_lit.interruption import raise_if_stopped, uninterrupted
 from mnist_lit.search.progress import Progress
 from mnist_lit.search.results import ranked, shown_score, write_results
 from mnist_lit.search.settings import Settings
@@ -18,6 +17,7 @@ from mnist_lit.search.space import Space
 from mnist_lit.search.study import COPY_OF, ERROR, LOST, OVERLAY, PARAMS, SECONDS, TRACEBACK, Study
 from mnist_lit.search.trial import Outcome, Rehearsed, training
 from mnist_lit.search.workers import Died, Pool, Report, Worker
+from mnist_lit.signals import defer_signals, raise_if_stopped
 
 __all__ = ["Driver"]
 
@@ -60,7 +60,7 @@ class Driver:
             try:
                 self._work()
             except BaseException:
-                with uninterrupted():
+                with defer_signals():
                     self._give_up()
                 raise
             finally:
@@ -69,14 +69,14 @@ class Driver:
 
     def _work(self) -> None:
         while True:
-            with uninterrupted():
+            with defer_signals():
                 self._look_after_the_study()
                 if self._is_over():
                     return
                 self._hand_out()
             messages = list(self.pool.messages(timeout=1.0))
             raise_if_stopped()
-            with uninterrupted():
+            with defer_signals():
                 for worker, trial, message in messages:
                     self._take(worker, trial, message)
                 self._show()
@@ -179,7 +179,7 @@ class Driver:
         return trial.should_prune()
 
     def _finish(self, trial: optuna.Trial, outcome: Outcome) -> None:
-        if outcome.has_no_room:
+        if outcome.is_disk_full:
             raise MNISTLitError(outcome.error)  # the trial runs again when the search goes on
         self.study.note(trial.number, SECONDS, outcome.seconds)
         state, scores = TrialState.FAIL, None

@@ -5,7 +5,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from mnist_lit.entry import did_you_mean
+from mnist_lit.app import did_you_mean
 from mnist_lit.errors import UsageError
 from mnist_lit.search.settings import Objective
 

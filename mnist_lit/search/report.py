@@ -3,13 +3,13 @@
 from html import escape
 from pathlib import Path
 
-from mnist_lit.pages.metric import Metric
-from mnist_lit.pages.page import cell, figure, keys, page, row, section, table, tile, tiles
-from mnist_lit.runs import write_bytes, write_text
+from mnist_lit.formatting import format_duration, format_value, shorten
+from mnist_lit.reports.metric import Metric
+from mnist_lit.reports.page import cell, figure, keys, page, row, section, table, tile, tiles
 from mnist_lit.search.charts import CHARTS, draw_charts
 from mnist_lit.search.results import Confirmation, Entry, Summary
 from mnist_lit.search.scales import busy_seconds, mean_and_spread, metrics_of, score_of
-from mnist_lit.texts import duration_text, short_text, text_of
+from mnist_lit.training.run_dir import write_bytes, write_text
 
 __all__ = ["write_report"]
 
@@ -85,7 +85,9 @@ def _facts(summary: Summary) -> str:
     if not states:
         return facts
     trained = sum(entry.seconds for entry in summary.entries)
-    return f"{facts} · {duration_text(busy_seconds(summary.entries))} of search, {duration_text(trained)} of training"
+    return (
+        f"{facts} · {format_duration(busy_seconds(summary.entries))} of search, {format_duration(trained)} of training"
+    )
 
 
 def _count(number: int, noun: str) -> str:
@@ -124,7 +126,7 @@ def _best_keys(summary: Summary) -> str:
         return f"<p>No other trial is better in every objective than these {len(best)}: {numbers}.</p>"
     if not best or not best[0].params:
         return ""
-    given = {key: text_of(value) for key, value in best[0].params.items()}
+    given = {key: format_value(value) for key, value in best[0].params.items()}
     return section(f"Trial {best[0].number} was given", keys(given))
 
 
@@ -205,10 +207,10 @@ def _trial(entry: Entry, summary: Summary, metrics: list[Metric], names: list[st
     scores = [score_of(entry, objective) for objective in range(len(metrics))]
     cells = [cell(str(entry.number)), cell(entry.state)]
     cells += [cell("" if score is None else metric.text(score)) for score, metric in zip(scores, metrics, strict=True)]
-    cells += [cell(text_of(entry.params[key]) if key in entry.params else "") for key in names]
+    cells += [cell(format_value(entry.params[key]) if key in entry.params else "") for key in names]
     cells += [cell(f"{entry.seconds:,.1f}"), _error(entry.error)]
     return row(cells, kind="best" if is_best else entry.state)
 
 
 def _error(error: str) -> str:
-    return f'<td title="{escape(error)}">{escape(short_text(error, MAX_ERROR))}</td>' if error else "<td></td>"
+    return f'<td title="{escape(error)}">{escape(shorten(error, MAX_ERROR))}</td>' if error else "<td></td>"

@@ -17,11 +17,11 @@ import yaml
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from mnist_lit.runs import write_text
+from mnist_lit.formatting import escape_unprintable
 from mnist_lit.search.settings import Settings
 from mnist_lit.search.space import Space, nested
 from mnist_lit.search.study import COPY_OF, ERROR, LOST, OVERLAY, PARAMS, SECONDS, Study
-from mnist_lit.texts import printable
+from mnist_lit.training.run_dir import write_text
 
 __all__ = [
     "Confirmation",
@@ -188,7 +188,7 @@ def shown_score(metric: str, score: float) -> str:
 
 
 def _shown(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else printable(str(value))
+    return f"{value:.3g}" if isinstance(value, float) else escape_unprintable(str(value))
 
 
 def _entry(trial: FrozenTrial) -> Entry:

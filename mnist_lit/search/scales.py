@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from mnist_lit.pages.drawing import drawable
-from mnist_lit.pages.metric import Metric, metric_of
+from mnist_lit.formatting import format_value, short_names
+from mnist_lit.reports.drawing import drawable
+from mnist_lit.reports.metric import Metric, metric_of
 from mnist_lit.search.results import Confirmation, Entry, Summary
-from mnist_lit.texts import short_names, text_of
 
 __all__ = [
     "ABSENT",
@@ -108,7 +108,7 @@ def scales_of(summary: Summary, entries: list[Entry]) -> list[Scale]:
 
 def _parts(values: dict[int, Any]) -> dict[str, dict[int, Any]]:
     """Lists of numbers of too many kinds, told by their length and sum."""
-    if len(set(map(text_of, values.values()))) <= MAX_PLACES or not all(map(_is_numbers, values.values())):
+    if len(set(map(format_value, values.values()))) <= MAX_PLACES or not all(map(_is_numbers, values.values())):
         return {"": values}
     return {
         " (length)": {number: len(value) for number, value in values.items()},
@@ -125,7 +125,7 @@ def _is_numbers(value: object) -> bool:
 
 
 def _places(values: dict[int, Any], *, logarithmic: bool) -> tuple[dict[int, float], dict[float, str]]:
-    num_kinds = len(set(map(text_of, values.values())))
+    num_kinds = len(set(map(format_value, values.values())))
     is_choice = num_kinds == 1 or (num_kinds <= 6 and 2 * num_kinds <= len(values))
     if is_choice or not all(map(_is_number, values.values())):
         return _places_of_choices(values)
@@ -139,7 +139,7 @@ def _places(values: dict[int, Any], *, logarithmic: bool) -> tuple[dict[int, flo
 
     return (
         {number: place(value) for number, value in values.items()},
-        {place(tick): text_of(tick) for tick in ticks},
+        {place(tick): format_value(tick) for tick in ticks},
     )
 
 
@@ -160,8 +160,8 @@ def _log_ticks(low: float, high: float) -> list[float]:
 
 
 def _places_of_choices(values: dict[int, Any]) -> tuple[dict[int, float], dict[float, str]]:
-    texts = {number: text_of(value) for number, value in values.items()}
-    by_text = {text_of(value): value for value in values.values()}
+    texts = {number: format_value(value) for number, value in values.items()}
+    by_text = {format_value(value): value for value in values.values()}
     kinds = sorted(by_text, key=lambda text: _rank(by_text[text]))
     if len(kinds) > MAX_PLACES:
         common = {text for text, _ in Counter(texts.values()).most_common(MAX_PLACES - 1)}
@@ -183,7 +183,7 @@ def _rank(value: object) -> tuple[int, list[float], str]:
     if _is_numbers(value):
         assert isinstance(value, (list, tuple))
         return 1, [len(value), *value], ""
-    return 2, [], text_of(value)
+    return 2, [], format_value(value)
 
 
 def busy_seconds(entries: list[Entry]) -> float:

@@ -18,9 +18,9 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner, MedianPruner
 from optuna.samplers import BaseSampler
 
-from mnist_lit.complaints import SEARCH, explain, explain_object, given_at, unknown_key
-from mnist_lit.entry import CommandLine
+from mnist_lit.app import CommandLine
 from mnist_lit.errors import UsageError
+from mnist_lit.parser_errors import SEARCH, explain, explain_object, given_at, unknown_key
 from mnist_lit.trust import called_functions
 
 __all__ = ["Confirm", "Objective", "SamplerFactory", "Settings", "Typed", "parse", "without_password"]

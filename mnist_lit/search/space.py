@@ -13,7 +13,7 @@ from typing import Any
 from jsonargparse import ArgumentParser
 from optuna import Trial
 
-from mnist_lit.entry import did_you_mean
+from mnist_lit.app import did_you_mean
 from mnist_lit.errors import UsageError
 
 __all__ = ["Choice", "Interval", "Kind", "ListOf", "Places", "Range", "Space", "flat", "is_key", "lookup", "nested"]

@@ -22,7 +22,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from mnist_lit.errors import UsageError
-from mnist_lit.factories import arguments, made
+from mnist_lit.model.instantiate import arguments, made
 from mnist_lit.search.database import Database, open_database
 from mnist_lit.search.journal import open_journal
 from mnist_lit.search.settings import Settings

@@ -11,13 +11,13 @@ from typing import Any
 
 import yaml
 
-from mnist_lit.entry import Request, main
+from mnist_lit.app import Request, main
 from mnist_lit.errors import MNISTLitError, Stopped
-from mnist_lit.refusals import has_no_room
-from mnist_lit.runs import write_text
+from mnist_lit.machine_errors import is_disk_full
 from mnist_lit.search.settings import Objective, Settings
 from mnist_lit.search.space import Params, nested
 from mnist_lit.search.workers import print_to
+from mnist_lit.training.run_dir import write_text
 
 __all__ = ["Ask", "Outcome", "Rehearsal", "Rehearsed", "Training", "training", "trial_args"]
 
@@ -80,7 +80,7 @@ class Outcome:
         error: Why it failed, in one line; empty if it did not.
         traceback: The whole story of that.
         is_hopeless: Whether every other trial would fail for the same reason.
-        has_no_room: Whether it failed as the disk is full, which says nothing about its parameters.
+        is_disk_full: Whether it failed as the disk is full, which says nothing about its parameters.
     """
 
     scores: list[float] | None = None
@@ -89,7 +89,7 @@ class Outcome:
     error: str = ""
     traceback: str = ""
     is_hopeless: bool = False
-    has_no_room: bool = False
+    is_disk_full: bool = False
 
 
 @dataclass(frozen=True)
@@ -174,5 +174,5 @@ def _failure(error: BaseException) -> Outcome:
         error=summary.strip(),
         traceback="".join(traceback.format_exception(cause)),
         is_hopeless=isinstance(cause, UnknownMetricError),
-        has_no_room=has_no_room(cause),
+        is_disk_full=is_disk_full(cause),
     )

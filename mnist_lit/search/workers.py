@@ -17,7 +17,7 @@ from typing import Any, Protocol, Self
 from tqdm import tqdm
 
 from mnist_lit.errors import MNISTLitError, Stopped, UsageError
-from mnist_lit.interruption import deaf_to_interrupts
+from mnist_lit.signals import ignore_sigint
 
 __all__ = ["Died", "Job", "Pool", "Report", "Worker", "print_to"]
 
@@ -127,7 +127,7 @@ class Pool:
         if _start_method() == "forkserver":
             # Imported once; workers are forks of that process, which has neither threads nor a GPU.
             multiprocessing.set_forkserver_preload(PRELOADED)
-            with deaf_to_interrupts():
+            with ignore_sigint():
                 forkserver.ensure_running()
 
     def __enter__(self) -> Self:

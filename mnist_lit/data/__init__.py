@@ -1,0 +1,1 @@
+"""Data sets, the data module, augmentation, image files."""

@@ -1,0 +1,61 @@
+"""Averages of predictions: over several networks, and over small changes of an image."""
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mnist_lit.data.augment import inverse
+
+__all__ = ["Ensemble", "distortions", "mean_probabilities", "shifts"]
+
+TURN, SCALE, SLANT = math.radians(9), 0.09, math.tan(math.radians(8))  # of a distortion, which also moves by a pixel
+
+
+class Ensemble(nn.Module):
+    """Several networks as one, whose probabilities are the mean of theirs.
+
+    Args:
+        networks: They take images of the same size and may differ in all else.
+    """
+
+    def __init__(self, networks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images of shape (n, 1, h, w) in [0, 1] to logits of shape (n, 10)."""
+        return mean_probabilities(network(images) for network in self.networks)
+
+
+def mean_probabilities(logits: Iterable[Tensor]) -> Tensor:
+    """The logits whose softmax is the mean of the softmax of each of these."""
+    logarithms = torch.stack([each.float().log_softmax(dim=-1) for each in logits])
+    return logarithms.logsumexp(dim=0) - math.log(len(logarithms))
+
+
+def shifts(images: Tensor, num_pixels: int) -> Iterator[Tensor]:
+    """The images, of shape (n, 1, h, w), shifted by up to `num_pixels` along each axis; paper (0) fills the gap."""
+    height, width = images.shape[-2:]
+    padded = F.pad(images, [num_pixels] * 4)
+    for down in range(2 * num_pixels + 1):
+        for right in range(2 * num_pixels + 1):
+            yield padded[..., down : down + height, right : right + width]
+
+
+def distortions(images: Tensor) -> Iterator[Tensor]:
+    """The images, of shape (n, 1, h, w), turned, scaled, slanted and moved a little, in eight ways.
+
+    Each change goes one way in half of them, and any two changes go together each way in a quarter of them.
+    """
+    for turn, scale, slant in itertools.product((-1, 1), repeat=3):
+        numbers = torch.tensor([[turn * TURN], [slant * SLANT], [1 + scale * SCALE]])
+        matrix = inverse(*numbers.to(images))
+        pixels = torch.tensor([[turn * scale], [turn * slant]]).to(images)
+        matrix = torch.cat([matrix, matrix @ (-2 / images.shape[-1] * pixels)], dim=2)
+        grid = F.affine_grid(matrix, [1, 1, *images.shape[-2:]], align_corners=False)
+        # Not len(), which would fix the size of an exported network's batches.
+        yield F.grid_sample(images, grid.expand(images.shape[0], -1, -1, -1), align_corners=False).clamp(max=1)

@@ -1,0 +1,1 @@
+"""What a run has: callbacks, checkpoints, its directory, metrics, plots, loggers."""
