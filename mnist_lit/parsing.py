@@ -1,33 +1,36 @@
-"""The layers of configuration and their merge: command line over config over environment over checkpoint."""
+"""The layers of configuration: command line over config over environment over checkpoint over defaults."""
 
+import inspect
 import json
 import math
+import pkgutil
 import sys
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import yaml
-from jsonargparse import Namespace
+from jsonargparse import Namespace, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser
 
-from mnist_lit.app import Request
+from mnist_lit.command_line import CommandLine
 from mnist_lit.errors import UsageError
-from mnist_lit.formatting import escape_unprintable
-from mnist_lit.parser_errors import explain, given_at
-from mnist_lit.training.checkpoints import Source
-from mnist_lit.trust import anybodys, called_functions
+from mnist_lit.parser_errors import explain
+from mnist_lit.training.checkpoints import Checkpoint
 
-__all__ = ["Parser", "parse"]
+__all__ = ["Parser", "called_functions", "parse"]
 
 ABOVE_ZERO = ("trainer.accumulate_grad_batches", "trainer.check_val_every_n_epoch", "trainer.val_check_interval")
 LARGEST = 2**63  # where the integers of torch end
 
+# jsonargparse 4 only warns of these settings: a class path that can run, delete or load anything is refused, and a value
+# of any type is never made an object.
+set_parsing_settings(import_path_denylist=[], instantiate_subclass_spec_in_any=False)
 # Some defaults of Lightning are strings of a class of their own: Timer's interval, for one.
 yaml.SafeDumper.add_multi_representer(str, yaml.SafeDumper.represent_str)
 
 
 class ParserError(Exception):
-    """What the parser complains about, in its own words."""
+    """Carries a message of the parser."""
 
 
 class Parser(LightningArgumentParser):
@@ -37,50 +40,38 @@ class Parser(LightningArgumentParser):
         super().__init__(*args, allow_abbrev=False, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Leave what to say to the caller."""
+        """Raise the message for the caller to explain."""
         raise ParserError(message) from ex
 
 
-def parse(parser: Parser, request: Request, defaults: Namespace) -> tuple[Namespace, Source | None]:
-    """Merge all layers; print the merge and exit where that is asked for.
-
-    Args:
-        parser: The parser of all commands.
-        request: What was typed.
-        defaults: The weakest layer: all keys of the command.
-
-    Returns:
-        The configuration, and the checkpoint that is a layer of it.
+def parse(parser: Parser, command_line: CommandLine, checkpoint: Checkpoint | None) -> Namespace:
+    """Merge all layers; print the merge and exit where `--print_config` asks for it.
 
     Raises:
         UsageError: If there is no such key or value.
     """
-    layers = request.layers()
+    defaults = parser.get_defaults()
+    layers = command_line.layers()
     printing = [flag for flag in layers if flag.startswith("--print_config")]
-    args = [request.command, *(flag for flag in layers if flag not in printing)]
-    source = Source(request.ckpt_path, for_fit=request.command == "fit") if request.ckpt_path else None
-    contents = list(request.contents)
-    if source is not None:
-        contents.insert(0, _checkpoint_layer(source, defaults))
-        args.insert(1, f"--config={yaml.safe_dump(contents[0], default_flow_style=True, width=10**9)}")
-    unchecked = [flag for content in contents for flag in _unchecked(content, defaults)]
+    args = [flag for flag in layers if flag not in printing]
+    contents = list(command_line.contents)
+    if checkpoint is not None:
+        contents.insert(0, _checkpoint_layer(checkpoint, defaults))
+        args.insert(0, f"--config={yaml.safe_dump(contents[0], default_flow_style=True, width=10**9)}")
     try:
-        if unchecked:
-            parser.parse_args([request.command, *unchecked])
+        if unchecked := [flag for content in contents for flag in _unchecked(content, defaults)]:
+            parser.parse_args(unchecked)
         config = parser.parse_args(args)
-        _check_classes(config[request.command], request)
-        _check_numbers(config[request.command], request)
+        _check(config, command_line)
         if printing:
             parser.parse_args([*args, *printing])
     except ParserError as error:
-        raise UsageError(explain(str(error), list(defaults.keys()), request)) from error
-    if request.command != "fit" and source is None:
-        raise UsageError(f"{request.command} needs a checkpoint\ngive --ckpt_path: a run directory, a file or a URL")
-    return config, source
+        raise UsageError(explain(str(error), list(defaults.keys()), command_line)) from error
+    return config
 
 
 def _unchecked(content: dict[str, Any], defaults: Namespace, prefix: str = "") -> Iterator[str]:
-    """What the parser takes from a file whether or not it has the right type, as flags, which it checks."""
+    """List what the parser takes from a file whatever its type, as flags, which it checks."""
     for name, value in content.items():
         key = f"{prefix}{name}"
         is_group = isinstance(defaults.get(key), Namespace)
@@ -90,54 +81,60 @@ def _unchecked(content: dict[str, Any], defaults: Namespace, prefix: str = "") -
             yield f"--{key}={json.dumps(value, default=str)}"
 
 
-def _check_classes(config: Namespace, request: Request) -> None:
+def _check(config: Namespace, command_line: CommandLine) -> None:
+    """Check what torch or Lightning would fail at when the run has begun already."""
     for key, class_path in called_functions(config.as_dict()):
-        raise UsageError(f"{given_at(key, request) or key}: {class_path} is no class")
-
-
-def _check_numbers(config: Namespace, request: Request) -> None:
-    """What torch or Lightning would stumble over when the run has begun already."""
+        raise UsageError(f"{command_line.origin(key)}: {class_path} is no class")
     wrong = [(key, ">0") for key in ABOVE_ZERO if isinstance(config.get(key), (int, float)) and config[key] <= 0]
     if not 0 <= (config.seed_everything or 0) < 2**32:
         wrong.append(("seed_everything", ">=0 and <2^32"))
     if config.run_dir == "":
         wrong.append(("run_dir", "a folder"))
-    wrong += [(key, "a finite number below 2^63") for key in _boundless(config.as_dict(), [])]
-    # A key that is filled in from another one stands nowhere.
-    places = [(given_at(key, request), key, wanted) for key, wanted in wrong]
-    for place, key, wanted in sorted(places, key=lambda found: found[0] is None)[:1]:
-        raise UsageError(f"{place or key}: must be {wanted}, got {config.get(key)}")
+    wrong += [(key, "a finite number below 2^63") for key in _unbounded(config.as_dict(), [])]
+    # A key that another one fills in is given nowhere.
+    for key, wanted in sorted(wrong, key=lambda found: not command_line.is_given(found[0]))[:1]:
+        raise UsageError(f"{command_line.origin(key)}: must be {wanted}, got {config.get(key)}")
 
 
-def _boundless(value: Any, path: list[str]) -> Iterator[str]:
-    """The keys of numbers that are NaN, infinite or, if whole, too large; also of those in lists."""
+def called_functions(config: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """List the class paths that name functions, each after its key.
+
+    The parser checks that a class is of the right kind, but would call any function where it expects a factory.
+    """
+    if isinstance(config, dict):
+        path = config.get("class_path")
+        if isinstance(path, str) and not inspect.isclass(pkgutil.resolve_name(path)):
+            yield key, path
+        for name, value in config.items():
+            yield from called_functions(value, key if name == "init_args" else f"{key}.{name}".lstrip("."))
+    elif isinstance(config, list):
+        for value in config:
+            yield from called_functions(value, key)
+
+
+def _unbounded(value: Any, path: list[str]) -> Iterator[str]:
+    """List the keys of numbers that are NaN, infinite or, if integers, too large."""
     if isinstance(value, dict):
         for name, part in value.items():
-            yield from _boundless(part, [*path, str(name)])
+            yield from _unbounded(part, [*path, str(name)])
     elif isinstance(value, (list, tuple)):
         for part in value:
-            yield from _boundless(part, path)
+            yield from _unbounded(part, path)
     elif (isinstance(value, int) and abs(value) >= LARGEST) or (isinstance(value, float) and not math.isfinite(value)):
         yield ".".join(path)
 
 
-def _checkpoint_layer(source: Source, defaults: Namespace) -> dict[str, Any]:
-    known = _known(source.config, defaults.as_dict(), [])
-    if not source.is_of_run:
-        known = anybodys(known)
-    return {**known, "ckpt_path": None}
+def _checkpoint_layer(checkpoint: Checkpoint, defaults: Namespace) -> dict[str, Any]:
+    return {**_known(checkpoint.config, defaults.as_dict(), []), "ckpt_path": None, "run_dir": None}
 
 
 def _known(config: dict[str, Any], defaults: dict[str, Any], path: list[str]) -> dict[str, Any]:
-    """The part of a checkpoint's configuration that this version still has; says what it leaves out."""
+    """Keep the part of a checkpoint's configuration that this version has; print what it leaves out."""
     known = {}
     for name, value in config.items():
         if name not in defaults:
             key = ".".join([*path, str(name)])
-            print(
-                f"note: {escape_unprintable(key)} of the checkpoint is no option any more and is left out",
-                file=sys.stderr,
-            )
+            print(f"note: {key!a} of the checkpoint is no option any more and is left out", file=sys.stderr)
         elif isinstance(value, dict) and isinstance(defaults[name], dict):
             known[name] = _known(value, defaults[name], [*path, name])
         else:

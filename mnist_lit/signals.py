@@ -1,4 +1,4 @@
-"""Ctrl-C and its like end a command, but never between two notes about a trial that belong together."""
+"""Signals that end a command: Ctrl-C, SIGTERM and SIGHUP."""
 
 import contextlib
 import signal
@@ -17,10 +17,10 @@ RECEIVED: list[int] = []
 
 @contextlib.contextmanager
 def raise_on_signals() -> Iterator[None]:
-    """Let the first Ctrl-C, SIGTERM or SIGHUP raise `Stopped`; more of them change nothing, the end is near.
+    """Raise `Stopped` at the first signal and ignore the ones after it.
 
-    Python drops what is raised in a destructor: then the next one counts, or who asks by `raise_if_stopped`. If a
-    library makes another error of it, the block ends with `Stopped` nevertheless.
+    Python drops an exception that is raised in a destructor, and some libraries turn any exception into one of their
+    own. After the former the next signal counts; after the latter the block ends with `Stopped` nevertheless.
     """
     is_stopping = False
     report = sys.unraisablehook
@@ -52,26 +52,24 @@ def raise_on_signals() -> Iterator[None]:
 
 
 def raise_if_stopped() -> None:
-    """Raise `Stopped` again, or at last: before what cannot be undone, or while an `uninterrupted` block waits."""
+    """Raise `Stopped` if a signal has arrived: before what cannot be undone."""
     if RECEIVED:
         raise Stopped(RECEIVED[0])
 
 
 @contextlib.contextmanager
 def defer_signals() -> Iterator[None]:
-    """Let a signal that comes now take effect when the block is done."""
-    num_before = len(RECEIVED)
-    with _handled(lambda signum, _frame: RECEIVED.append(signum)):
+    """Defer signals until the block exits."""
+    received: list[int] = []
+    with _handled(lambda signum, _frame: received.append(signum)):
         yield
-    received = RECEIVED[num_before:]
-    del RECEIVED[num_before:]
-    for signum in received[:1]:
-        signal.raise_signal(signum)
+    if received:
+        signal.raise_signal(received[0])
 
 
 @contextlib.contextmanager
 def ignore_sigint() -> Iterator[None]:
-    """Let a process that is started now ignore Ctrl-C, which it would answer with a traceback while it imports."""
+    """Ignore Ctrl-C, also in processes that are started meanwhile."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -87,10 +85,9 @@ def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    # What is ignored stays so: nohup means it.
-    before = {
-        signum: former for signum in SIGNALS if (former := signal.getsignal(signum)) not in (None, signal.SIG_IGN)
-    }
+    # A signal that is ignored stays ignored, as under nohup; Python does not know a handler of C.
+    handlers = {signum: signal.getsignal(signum) for signum in SIGNALS}
+    before = {signum: former for signum, former in handlers.items() if former not in (None, signal.SIG_IGN)}
     try:
         for signum in before:
             signal.signal(signum, handler)

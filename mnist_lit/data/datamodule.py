@@ -18,9 +18,9 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 
 from mnist_lit.data.augment import Augment
 from mnist_lit.data.datasets import NUM_TRAINING, DatasetName, Split, load, prepare, stratified_split
-from mnist_lit.environment import DATA_DIR_VARIABLE
+from mnist_lit.command_line import DATA_DIR_VARIABLE
 from mnist_lit.errors import UsageError
-from mnist_lit.training.checkpoints import Source
+from mnist_lit.training.checkpoints import find_checkpoint
 
 if TYPE_CHECKING:
     from mnist_lit.data.image_files import Photograph
@@ -114,7 +114,7 @@ class MNISTDataModule(LightningDataModule):
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:
         """As Lightning's, from a checkpoint of plain data (a file, a URL or a run directory) only."""
-        file = Source(str(checkpoint_path), for_fit=False).file
+        file = find_checkpoint(str(checkpoint_path)).file
         assert file is not None
         return super().load_from_checkpoint(file, *args, **{**kwargs, "weights_only": True})
 

@@ -27,7 +27,7 @@ from torch.nn import functional
 
 from mnist_lit.data.downloads import download
 from mnist_lit.errors import MNISTLitError
-from mnist_lit.machine_errors import is_disk_full
+from mnist_lit.errors import is_disk_full
 
 __all__ = ["NUM_TRAINING", "DatasetName", "Split", "load", "prepare", "stratified_split"]
 

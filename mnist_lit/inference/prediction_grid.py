@@ -14,7 +14,7 @@ from PIL import Image
 from mnist_lit.data.image_files import Photograph, thumbnail
 from mnist_lit.inference.predict import Prediction
 from mnist_lit.reports.drawing import drawable, own_style
-from mnist_lit.training.run_dir import write_bytes
+from mnist_lit.training.run_dir import atomic_write
 
 __all__ = ["draw_predictions"]
 
@@ -56,7 +56,8 @@ def draw_predictions(file: Path, photographs: Sequence[Photograph], predictions:
         content = BytesIO()
         figure.savefig(content)
     file.parent.mkdir(exist_ok=True)
-    write_bytes(file, content.getvalue())
+    with atomic_write(file) as temporary:
+        temporary.write_bytes(content.getvalue())
 
 
 def _draw(axes: Axes, corner: tuple[int, int], photograph: Photograph, prediction: Prediction) -> None:

@@ -20,7 +20,7 @@ from mnist_lit.errors import MNISTLitError
 from mnist_lit.model.ensemble import distortions, mean_probabilities, shifts
 from mnist_lit.model.instantiate import arguments, made
 from mnist_lit.model.networks import NUM_CLASSES, Activation, GlobalPool, Network, Norm, Pooling
-from mnist_lit.training.checkpoints import Source
+from mnist_lit.training.checkpoints import find_checkpoint
 
 __all__ = ["Batch", "ConvNet", "OptimizerFactory", "ScheduleFactory"]
 
@@ -156,7 +156,7 @@ class ConvNet(LightningModule):
         Raises:
             UsageError: If that is no checkpoint of plain data, or names code that is not torch's.
         """
-        source = Source(str(checkpoint_path), for_fit=False)
+        source = find_checkpoint(str(checkpoint_path))
         assert source.file is not None
         hyper_parameters = source.hyper_parameters if isinstance(source.hyper_parameters, dict) else {}
         # Lightning takes them from other places in the file, too, unless they are given.

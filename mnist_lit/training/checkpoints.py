@@ -1,15 +1,16 @@
-"""Checkpoints: which one is meant, what it says of itself, how it is written and read."""
+"""Checkpoints: which one is meant, what it was made with, how it is written and read."""
 
 import atexit
-import hashlib
 import os
 import re
 import shutil
+import socket
 import sys
 import tempfile
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -19,191 +20,223 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
-from mnist_lit.app import read_config
-from mnist_lit.data.downloads import download
+from mnist_lit.command_line import read_config
 from mnist_lit.errors import MNISTLitError, UsageError
-from mnist_lit.formatting import escape_unprintable
 from mnist_lit.training.run_dir import atomic_write
-from mnist_lit.trust import check_classes
 
-__all__ = ["BEST", "LAST", "AtomicCheckpointIO", "Source", "read_checkpoint"]
+__all__ = ["BEST", "LAST", "AtomicCheckpointIO", "Checkpoint", "check_network", "find_checkpoint", "read_checkpoint"]
 
 BEST, LAST = "best.ckpt", "last.ckpt"
 TIMEOUT = 30.0  # seconds without an answer
-MAX_BYTES = 2**31  # of a checkpoint that is downloaded
 THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
-SHAPES = (
-    "channels",
-    "hidden",
-    "kernel_size",
-    "convs_per_stage",
-    "residual",
-    "pooling",
-    "pool_at_end",
-    "unpadded_stages",
-    "global_pool",
-    "norm",
-)
+# In a checkpoint from outside of a run directory, these keys could read, write or run something of its author's choice.
+UNTRUSTED_KEYS = {
+    "": ("ensemble", "host", "output", "port", "run_dir"),
+    "data": ("data_dir", "mirrors", "predict_paths"),
+    "trainer": ("accelerator", "callbacks", "logger", "plugins", "profiler", "strategy"),
+}
+# Classes that only training needs; whoever uses the weights may not have them.
+TRAINING_KEYS = {
+    "model": ("optimizer", "schedule"),
+    "trainer": ("callbacks", "logger", "plugins", "profiler"),
+}
+TORCH_OPTIM = re.compile(r"torch\.optim\.(\w+\.)?[A-Z]\w*")
 
 
-class Source:
-    """What a command starts from.
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A checkpoint that a command starts from.
 
     Args:
-        path: A checkpoint file, a URL or a run directory, as the user gave it.
-        for_fit: Whether a run directory means its last checkpoint (to go on) instead of its best (to use).
-
-    Attributes:
-        file: The checkpoint file; None when the run was stopped before its first one.
-        run_dir: The run directory that the checkpoint belongs to, if any.
-        goes_on: Whether the command continues that run in its own directory.
-        is_of_run: Whether the file lies in a run's directory, and not just anywhere.
-        config: The configuration that it was made with, as plain data.
+        file: Its file; None if the run was stopped before its first checkpoint.
+        run_dir: The run directory that it lies in, if any.
+        config: The configuration that it was made with: all of it from a run directory, else its harmless part.
         hyper_parameters: The arguments of its model.
-        step: Optimizer steps that it has behind it.
-
-    Raises:
-        UsageError: If there is no such file, or nothing in the directory to start from.
-        MNISTLitError: If the download fails.
+        step: Optimizer steps done.
+        shapes: The shape of each tensor of its model.
     """
 
-    def __init__(self, path: str, *, for_fit: bool) -> None:
-        self.file: Path | None
-        self.run_dir: Path | None = None
-        self.goes_on = False
-        self.hyper_parameters: Any = None
-        if path.startswith(("http://", "https://")):
-            self.file = _download(path)
-        elif Path(path).is_dir():
-            self.run_dir = Path(path)
-            self.goes_on = for_fit
-            self.file = _in_run_dir(self.run_dir, for_fit=for_fit)
-        elif Path(path).is_file():
-            self.file = Path(path)
-            if self.file.parent.name == "checkpoints" and not for_fit:
-                self.run_dir = self.file.parent.parent
-        else:
-            raise UsageError(f"ckpt_path: {path!r} does not exist\ngive a checkpoint file, a URL or a run directory")
-        folder = self.file.parent if self.file is not None else None
-        lies_in_run = folder is not None and folder.name == "checkpoints" and (folder.parent / "config.yaml").is_file()
-        self.is_of_run = self.file is None or lies_in_run
-        self._read()
-
-    def _read(self) -> None:
-        if self.file is None:
-            assert self.run_dir is not None
-            self.config = _recorded(self.run_dir / "config.yaml")
-            self.step = 0
-            self.shapes: dict[str, torch.Size] | None = None
-            return
-        checkpoint = read_checkpoint(self.file)
-        self.hyper_parameters = checkpoint.get("hyper_parameters")
-        self.config = checkpoint.get("config") or _from_hyper_parameters(self.hyper_parameters)
-        if not isinstance(self.config, dict):
-            raise UsageError(f"ckpt_path: {self.file} is no checkpoint of mnist_lit: its config holds no keys")
-        if not self.is_of_run:
-            for model in (self.config.get("model"), self.hyper_parameters):
-                check_classes(model, self.file)
-        self.step = checkpoint.get("global_step", 0)
-        if not isinstance(self.step, int):
-            raise _refused(self.file, "its global_step is no number")
-        self.shapes = _shapes(checkpoint["state_dict"])
-        damaged = [name for name, tensor in checkpoint["state_dict"].items() if not tensor.isfinite().all()]
-        if damaged:
-            print(
-                f"note: weights of {self.file} are NaN or infinite, first in {escape_unprintable(damaged[0])}",
-                file=sys.stderr,
-            )
-
-    def check_network(self, state_dict: Mapping[str, Tensor], config: dict[str, Any]) -> None:
-        """Before anything is written: the checkpoint is of this network.
-
-        Args:
-            state_dict: The network's.
-            config: The model's configuration.
-
-        Raises:
-            UsageError: If it is not, with what differs.
-        """
-        if self.shapes in (None, _shapes(state_dict)):
-            return
-        theirs = self.config["model"]
-        names = [name for name in SHAPES if name in theirs and theirs[name] != config.get(name)]
-        differences = [f"model.{name} is {theirs[name]} in the checkpoint, {config[name]} here" for name in names]
-        reason = "; ".join(differences) or "data.image_size, or another key that shapes it, differs"
-        raise UsageError(f"ckpt_path: the checkpoint is of another network\n{reason}")
+    file: Path | None
+    run_dir: Path | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    hyper_parameters: dict[str, Any] = field(default_factory=dict)
+    step: int = 0
+    shapes: dict[str, torch.Size] = field(default_factory=dict)
 
 
-def _recorded(file: Path) -> dict[str, Any]:
+def find_checkpoint(path: str, *, for_fit: bool = False, key: str = "ckpt_path") -> Checkpoint:
+    """Find the checkpoint that a file, a URL or a run directory stands for.
+
+    Args:
+        path: A run directory stands for its best checkpoint, or for its last one if `for_fit`.
+        for_fit: Whether training continues from it.
+        key: The key that errors name.
+
+    Raises:
+        UsageError: If there is none, or it holds more than plain data.
+        MNISTLitError: If the download fails.
+    """
     try:
-        return read_config(file)
+        if path.startswith(("http://", "https://")):
+            return _read(_download(path), for_fit=for_fit)
+        if os.path.isdir(path):  # noqa: PTH112  # also false for a name that is too long
+            return _read_run_dir(Path(path), for_fit=for_fit)
+        if not os.path.isfile(path):  # noqa: PTH113
+            raise UsageError(f"ckpt_path: {path!r} does not exist\ngive a checkpoint file, a URL or a run directory")
+        folder = Path(path).parent
+        is_of_run = folder.name == "checkpoints" and (folder.parent / "config.yaml").is_file()
+        return _read(Path(path), folder.parent if is_of_run else None, for_fit=for_fit)
     except UsageError as error:
-        raise UsageError(str(error).replace("--config", "ckpt_path", 1)) from error
+        raise UsageError(str(error).replace("ckpt_path", key, 1)) from error
 
 
-def _from_hyper_parameters(model: Any) -> dict[str, Any]:
-    """The configuration that a checkpoint stands for which was made without the command line."""
-    if not isinstance(model, dict):
-        return {}
-    names = [name for name in model if name not in ("image_size", "_instantiator")]
-    data = {"image_size": model["image_size"]} if "image_size" in model else {}
-    return {"model": {name: model[name] for name in names}, "data": data}
-
-
-def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
-    return {name: tensor.shape for name, tensor in tensors.items()}
-
-
-def _in_run_dir(run_dir: Path, *, for_fit: bool) -> Path | None:
-    names = [LAST] if for_fit else [BEST, LAST]
-    for name in names:
-        if (run_dir / "checkpoints" / name).is_file():
-            return run_dir / "checkpoints" / name
+def _read_run_dir(run_dir: Path, *, for_fit: bool) -> Checkpoint:
+    names = (LAST,) if for_fit else (BEST, LAST)
+    files = [run_dir / "checkpoints" / name for name in names]
+    if file := next(filter(Path.is_file, files), None):
+        return _read(file, run_dir, for_fit=for_fit)
     if for_fit and (run_dir / "config.yaml").is_file():
-        return None
+        return Checkpoint(file=None, run_dir=run_dir, config=read_config(run_dir / "config.yaml"))
     raise UsageError(f"ckpt_path: {run_dir} holds no checkpoint\nexpected one of checkpoints/{', '.join(names)} in it")
 
 
+def _read(file: Path, run_dir: Path | None = None, *, for_fit: bool) -> Checkpoint:
+    content = read_checkpoint(file)
+    model = content.get("hyper_parameters") or {}
+    config = content.get("config") or _config_of(model)
+    if not isinstance(config, dict) or not isinstance(content.get("global_step", 0), int):
+        raise _refused(file, "its config holds no keys, or its global_step is no number")
+    if not for_fit:
+        config = _without(config, TRAINING_KEYS)
+    if run_dir is None:
+        config = _without(config, UNTRUSTED_KEYS)
+        check_optimizer(config.get("model"), file)
+    tensors = content["state_dict"]
+    if damaged := next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), None):
+        print(f"note: weights of {file} are NaN or infinite, first in {damaged!a}", file=sys.stderr)
+    return Checkpoint(
+        file=file,
+        run_dir=run_dir,
+        config=config,
+        hyper_parameters=model if isinstance(model, dict) else {},
+        step=content.get("global_step", 0),
+        shapes={name: tensor.shape for name, tensor in tensors.items()},
+    )
+
+
+def _config_of(model: Any) -> dict[str, Any]:
+    """Make a configuration of the hyper-parameters of a checkpoint that was made without the command line."""
+    if not isinstance(model, dict):
+        return {}
+    data = {"image_size": model["image_size"]} if "image_size" in model else {}
+    return {"model": {key: model[key] for key in model if key not in ("image_size", "_instantiator")}, "data": data}
+
+
+def _without(config: dict[str, Any], keys: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:
+    def drop(content: Any, names: tuple[str, ...]) -> Any:
+        return {key: content[key] for key in content if key not in names} if isinstance(content, dict) else content
+
+    config = drop(config, keys.get("", ()))
+    return {section: drop(content, keys.get(section, ())) for section, content in config.items()}
+
+
+def check_optimizer(model: Any, file: object) -> None:
+    """Check that the optimizer and the schedule of an untrusted checkpoint are torch's own, with plain arguments.
+
+    Raises:
+        UsageError: If they name any other class or function.
+    """
+    for key in ("optimizer", "schedule"):
+        spec = model.get(key) if isinstance(model, dict) else None
+        if spec is not None and not _is_torch_optim(spec):
+            name = spec.get("class_path") if isinstance(spec, dict) else spec
+            raise UsageError(
+                f"ckpt_path: {file} names code that is not torch's: model.{key} is {name}\n"
+                f"give --model.{key}, or use it from its run directory: RUN/checkpoints, beside RUN/config.yaml"
+            )
+
+
+def _is_torch_optim(spec: Any) -> bool:
+    if not isinstance(spec, dict) or not TORCH_OPTIM.fullmatch(str(spec.get("class_path"))):
+        return False
+    arguments = spec.get("init_args") or {}
+    is_known = spec.keys() <= {"class_path", "init_args"} and isinstance(arguments, dict)
+    return is_known and _is_plain_value([*arguments.values()])
+
+
+def _is_plain_value(value: Any) -> bool:
+    """Check that a value names neither a function nor a class: those have dots or keys."""
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain_value, value))
+    return "." not in value if isinstance(value, str) else not isinstance(value, dict)
+
+
+def check_network(checkpoint: Checkpoint, state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
+    """Check that a checkpoint has the shapes of this network, before anything is written.
+
+    Args:
+        checkpoint: The checkpoint.
+        state_dict: The model's.
+        config: The configuration of the model.
+
+    Raises:
+        UsageError: If it has not, with the keys that differ.
+    """
+    shapes = {name: tensor.shape for name, tensor in state_dict.items()}
+    if checkpoint.file is None or checkpoint.shapes == shapes:
+        return
+    theirs = checkpoint.config.get("model", {})
+    keys = [key for key in theirs if key in config and theirs[key] != config[key]]
+    differences = [f"model.{key} is {theirs[key]} in the checkpoint, {config[key]} here" for key in keys]
+    reason = "; ".join(differences) or "data.image_size, or another key that shapes it, differs"
+    raise UsageError(f"ckpt_path: the checkpoint is of another network\n{reason}")
+
+
 def _download(url: str) -> Path:
-    """Fetch a checkpoint; what follows `#sha256=` is the digest that it has to have."""
+    """Download a checkpoint; what follows `#sha256=` in its URL is the digest that it must have."""
     address, _, digest = url.partition("#sha256=")
+    parts = urlsplit(address)
+    if parts.scheme == "http" and parts.hostname not in THIS_MACHINE and not digest:
+        raise UsageError(
+            f"ckpt_path: on its way from {parts.hostname} anyone could exchange it\n"
+            "use https://, or add the file's digest: http://…#sha256=…"
+        )
     folder = Path(tempfile.mkdtemp(prefix="mnist_lit-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     file = folder / "downloaded.ckpt"
+    before = socket.getdefaulttimeout()
     try:
-        parts = urlsplit(address)
-        if parts.scheme == "http" and parts.hostname not in THIS_MACHINE and not digest:
-            raise UsageError(
-                f"ckpt_path: on its way from {parts.hostname} anyone could exchange it\n"
-                "use https://, or add the file's digest: http://…#sha256=…"
-            )
-        download(address, file, timeout=TIMEOUT, max_bytes=MAX_BYTES)
-    except (OSError, HTTPException, ValueError) as error:
+        socket.setdefaulttimeout(TIMEOUT)  # torch would wait for ever
+        torch.hub.download_url_to_file(address, str(file), hash_prefix=digest.lower() or None, progress=False)
+    except (OSError, HTTPException, RuntimeError, ValueError) as error:
         raise MNISTLitError(f"ckpt_path: {url} cannot be downloaded: {' '.join(str(error).split())}") from error
-    if digest and hashlib.sha256(file.read_bytes()).hexdigest() != digest.lower():
-        raise MNISTLitError(f"ckpt_path: {url} is another file: its SHA-256 is not that")
+    finally:
+        socket.setdefaulttimeout(before)
     return file
 
 
 def read_checkpoint(file: Path) -> dict[str, Any]:
-    """The content of a checkpoint; nothing in it is ever executed.
+    """Read a checkpoint of plain data, without running anything in it.
 
     Raises:
-        UsageError: If the file is no checkpoint of plain data.
+        UsageError: If the file is something else.
     """
     if _is_compressed(file):
         raise _refused(file, "it is compressed")
     try:
-        with warnings.catch_warnings(action="ignore"):  # of what it is instead
+        with warnings.catch_warnings(action="ignore"):  # of other formats
             checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except PermissionError as error:
         raise UsageError(f"ckpt_path: {file} cannot be read: {error.strerror}") from error
     except Exception as error:
-        raise _refused(file, _what_is_wrong(file, str(error))) from error
+        name = re.search(r"GLOBAL (\S+)", str(error))
+        is_whole = zipfile.is_zipfile(file) and "weights_only" in str(error)
+        reason = f"it holds more than plain data{f': {name[1]}' if name else ''}"
+        raise _refused(file, reason if name or is_whole else "it is damaged or something else") from error
     state_dict = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
     if not isinstance(state_dict, dict) or not all(isinstance(value, Tensor) for value in state_dict.values()):
         raise _refused(file, "it has no state_dict")
-    if not all(map(_is_plain, _tensors([state_dict, checkpoint.get("optimizer_states")]))):
+    if not all(map(_is_plain_tensor, _tensors([state_dict, checkpoint.get("optimizer_states")]))):
         raise _refused(file, "a tensor in it is sparse, quantised, complex or larger than what is stored of it")
     return dict(checkpoint)
 
@@ -213,19 +246,12 @@ def _refused(file: Path, reason: str) -> UsageError:
 
 
 def _is_compressed(file: Path) -> bool:
-    """Whether it is an archive of more than its own size, which torch's are not: a small one could fill the memory."""
+    """Check for an archive of more than its own size, which torch's are not: a small one could fill the memory."""
     try:
         with zipfile.ZipFile(file) as archive:
             return sum(part.file_size for part in archive.infolist()) > file.stat().st_size
     except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError):
-        return False  # torch says what it is
-
-
-def _what_is_wrong(file: Path, message: str) -> str:
-    if found := re.search(r"GLOBAL (\S+)", message):
-        return f"it holds more than plain data: {found[1]}"
-    is_whole = zipfile.is_zipfile(file) and "weights_only" in message
-    return "it holds more than plain data" if is_whole else "it is damaged or something else"
+        return False  # torch refuses it
 
 
 def _tensors(content: Any) -> Iterator[Tensor]:
@@ -236,17 +262,16 @@ def _tensors(content: Any) -> Iterator[Tensor]:
             yield from _tensors(part)
 
 
-def _is_plain(tensor: Tensor) -> bool:
+def _is_plain_tensor(tensor: Tensor) -> bool:
     if tensor.is_nested or tensor.is_quantized or tensor.is_complex() or tensor.layout != torch.strided:
         return False
     return tensor.numel() * tensor.itemsize <= tensor.untyped_storage().nbytes() and not tensor.is_meta
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Checkpoints that are there as a whole or not at all, and from which nothing is executed.
+    """Writes a checkpoint as a whole or not at all, and reads plain data only.
 
-    Lightning writes through the system's temporary folder, from which a file is copied, not renamed, when that lies
-    on another disk.
+    Lightning writes through the system's temporary folder; from another disk the file would be copied, not renamed.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:

@@ -1,0 +1,174 @@
+"""The command line as it was typed: flags, config files and environment variables."""
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from mnist_lit.errors import UsageError, did_you_mean
+
+__all__ = ["COMMANDS", "DATA_DIR_VARIABLE", "DEBUG_VARIABLE", "CommandLine", "read_config"]
+
+COMMANDS = {
+    "fit": "train a model, keep its best and its last checkpoint",
+    "validate": "evaluate a checkpoint on the validation split",
+    "test": "evaluate a checkpoint on the official test set",
+    "predict": "predict the classes of image files, or of the test set",
+    "export": "write a checkpoint as ONNX or .pt2 for other programs",
+    "demo": "serve a page on which digits can be drawn",
+    "compare": "print the metrics of runs and the keys in which they differ",
+}
+PREFIX = "MNIST_LIT_"
+DATA_DIR_VARIABLE = f"{PREFIX}DATA"
+DEBUG_VARIABLE = f"{PREFIX}DEBUG"
+MAX_CONFIG_BYTES = 1_000_000
+
+
+class Variable(NamedTuple):
+    """An environment variable that sets a key."""
+
+    name: str
+    value: str
+
+
+class CommandLine:
+    """Flags, config files and environment variables of a command.
+
+    Args:
+        program: The command as it is typed in a shell.
+        args: What follows it.
+        environment: The environment variable of each key that has one.
+
+    Attributes:
+        configs: Paths of the config files, the strongest last.
+        contents: What these files hold.
+        flags: All other arguments.
+
+    Raises:
+        UsageError: If a config file is missing or no YAML.
+    """
+
+    def __init__(self, program: str, args: Sequence[str], environment: dict[str, Variable] | None = None) -> None:
+        self.program = program
+        self.environment = dict(environment or {})
+        self.configs = [self.environment.pop("config").value] if "config" in self.environment else []
+        parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+        parser.add_argument("-c", "--config", action="append", default=self.configs)
+        try:
+            known, self.flags = parser.parse_known_args(args)
+        except argparse.ArgumentError:
+            raise UsageError("--config needs the path of a YAML file") from None
+        self.configs = known.config
+        self.contents = [read_config(Path(config)) for config in self.configs]
+
+    def layers(self) -> list[str]:
+        """List all arguments in order of precedence, the strongest last."""
+        environment = [f"--{key}={variable.value}" for key, variable in self.environment.items()]
+        return [*environment, *(f"--config={config}" for config in self.configs), *self.flags]
+
+    def value_of(self, key: str) -> str | None:
+        """Find the value of a top-level key, which may be needed before the parser has run."""
+        parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        parser.add_argument(f"--{key}", nargs="?", dest="value")
+        variable = self.environment.get(key)
+        values = [
+            variable.value if variable else None,
+            *(content.get(key) for content in self.contents),
+            parser.parse_known_args(self.flags)[0].value,
+        ]
+        value = next((value for value in reversed(values) if value is not None), None)
+        return None if value in (None, "null") else str(value)
+
+    def origin(self, key: str) -> str:
+        """Name the flag, the file and line or the variable that gives a key; the key itself if none does."""
+        for name in (flag.split("=")[0] for flag in self.flags):
+            if name.rstrip("+") == f"--{key}":
+                return name
+        for config in reversed(self.configs):
+            if line := _line(yaml.compose(Path(config).read_text(encoding="utf-8")), key.split(".")):
+                return f"{config}, line {line}: {key}"
+        return f"{self.environment[key].name}: {key}" if key in self.environment else key
+
+    def is_given(self, key: str) -> bool:
+        """Check whether any layer gives a key."""
+        return self.origin(key) != key
+
+
+def read_environment(command: str) -> dict[str, Variable]:
+    """Find the keys that environment variables set.
+
+    Args:
+        command: The command that runs; `MNIST_LIT_FIT__MODEL__LR` is for `fit` alone, `MNIST_LIT_MODEL__LR` for all.
+    """
+    variables: dict[str, Variable] = {}
+    for name, value in sorted(os.environ.items()):
+        if name.startswith(PREFIX) and name not in (DATA_DIR_VARIABLE, DEBUG_VARIABLE):
+            key = name.removeprefix(PREFIX).lower().replace("__", ".")
+            first, _, rest = key.partition(".")
+            if first not in COMMANDS:
+                variables.setdefault(key, Variable(name, value))
+            elif first == command:
+                variables[rest] = Variable(name, value)
+    if data_dir := os.environ.get(DATA_DIR_VARIABLE):
+        variables.setdefault("data.data_dir", Variable(DATA_DIR_VARIABLE, data_dir))
+    return variables
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Read a YAML file of keys.
+
+    Raises:
+        UsageError: If there is no such file, or it holds something else.
+    """
+    try:
+        content = yaml.load(_read_text(path), Loader=_UniqueKeyLoader)
+    except FileNotFoundError:
+        neighbours = {str(file) for file in path.parent.glob("*.yaml")} if path.parent.is_dir() else set()
+        hint = did_you_mean(str(path), neighbours) or "give the path of a YAML file, for example configs/base.yaml"
+        raise UsageError(f"--config: {path} does not exist\n{hint}") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f"{path}, line {mark.line + 1}, column {mark.column + 1}" if mark else str(path)
+        raise UsageError(f"{where}: {error.problem}\nthe file is no valid YAML") from None
+    # PyYAML raises AttributeError for an impossible date.
+    except (AttributeError, OSError, TypeError, ValueError, yaml.YAMLError, RecursionError) as error:
+        raise UsageError(f"--config: {path} cannot be read: {str(error).splitlines()[0]}") from None
+    if not isinstance(content, dict):
+        raise UsageError(f"--config: {path} holds no keys\nit needs lines like 'model:' and '  lr: 0.01'")
+    return content
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Refuses a key that is given twice, of which YAML would silently take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            if key.value in lines:
+                problem = f"{key.value}: is given already in line {lines[key.value]}"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+            lines[key.value] = key.start_mark.line + 1
+        return super().construct_mapping(node, deep)
+
+
+def _read_text(path: Path) -> str:
+    if path.exists() and not path.is_file():
+        raise ValueError("it is a directory, a pipe or a device")
+    if path.exists() and path.stat().st_size > MAX_CONFIG_BYTES:
+        raise ValueError(f"it has more than {MAX_CONFIG_BYTES:,} bytes")
+    return path.read_text(encoding="utf-8")
+
+
+def _line(node: yaml.Node | None, path: Sequence[str]) -> int | None:
+    """Find the line in which a key stands in a YAML document."""
+    if isinstance(node, yaml.SequenceNode):
+        return next(filter(None, (_line(item, path) for item in node.value)), None)
+    for name, value in node.value if isinstance(node, yaml.MappingNode) else []:
+        if name.value == path[0]:
+            return name.start_mark.line + 1 if len(path) == 1 else _line(value, path[1:])
+        if name.value == ".".join(path):  # a key with dots, as a search space has them
+            return int(name.start_mark.line) + 1
+    return None

@@ -1,0 +1,178 @@
+"""The commands: what each of them does with trainer, model and data."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning_utilities.core.rank_zero import rank_zero_only
+from torch import Tensor
+
+from mnist_lit.cli import CLI
+from mnist_lit.command_line import CommandLine, read_environment
+from mnist_lit.console import configure_logging
+from mnist_lit.errors import MNISTLitError, Stopped, describe_machine_error
+from mnist_lit.formatting import escape_unprintable
+from mnist_lit.inference.predict import of_photographs, of_test_set, table, write_predictions
+from mnist_lit.model.networks import NUM_CLASSES
+from mnist_lit.summary import fit_lines, format_summary, metric_lines
+from mnist_lit.training.allocator import tune
+from mnist_lit.training.checkpoints import LAST, read_checkpoint
+from mnist_lit.training.run_dir import is_global_zero
+
+if TYPE_CHECKING:
+    from mnist_lit.data.image_files import Photograph
+
+__all__ = ["Commands", "dry_run", "run"]
+
+
+def run(command: str, command_line: CommandLine, callbacks: Sequence[Callback] = ()) -> "Commands":
+    """Build what a command line asks for, and run its command."""
+    configure_logging()
+    tune()
+    commands = Commands(command, command_line, callbacks)
+    try:
+        with commands.advice():
+            getattr(commands, command)()
+    finally:
+        commands.claimed.release()
+    return commands
+
+
+def dry_run(args: Sequence[str]) -> CLI:
+    """Build what a command line asks for; run and write nothing."""
+    configure_logging()
+    command, *flags = args
+    return CLI(command, CommandLine(f"python -m mnist_lit {command}", flags, read_environment(command)), is_dry=True)
+
+
+class Commands(CLI):
+    """Runs the commands."""
+
+    def fit(self) -> None:
+        """Train; then test the best checkpoint, where that is wanted."""
+        self._run("fit")
+        metrics = dict(self.trainer.callback_metrics)
+        if self.config.test_after_fit:
+            best = getattr(self.trainer.checkpoint_callback, "best_model_path", None)
+            self.trainer.test(self.model, self.datamodule, ckpt_path=best or None, verbose=False)
+            self.trainer.callback_metrics.update(metrics)
+        self._report()
+
+    def validate(self) -> None:
+        """Evaluate on the validation split."""
+        self._run("validate", verbose=False)
+        self._report()
+
+    def test(self) -> None:
+        """Evaluate on the official test set."""
+        self._run("test", verbose=False)
+        self._report()
+
+    def predict(self) -> None:
+        """Write predictions.csv; of image files also a picture."""
+        picture = self.run_dir / "pictures" / "predictions.png"
+        probabilities = self._probabilities()
+        picture.unlink(missing_ok=True)  # it would show other images than the table
+        if self.datamodule.predict_paths:
+            self._report_photographs(self.datamodule.photographs, probabilities, picture)
+        else:
+            predictions = of_test_set(self.datamodule.dataset, probabilities)
+            write_predictions(self.run_dir / "predictions.csv", predictions)
+            print(self.run_dir)
+
+    def _report_photographs(self, photographs: list["Photograph"], probabilities: Tensor, picture: Path) -> None:
+        read = [one for one in photographs if not one.problem]
+        skipped = [one for one in photographs if one.problem]
+        predictions = of_photographs(read, probabilities)
+        write_predictions(self.run_dir / "predictions.csv", predictions)
+        if read:
+            from mnist_lit.inference.prediction_grid import draw_predictions  # image libraries
+
+            draw_predictions(picture, read, predictions)
+            print(f"{table(predictions)}\nin pictures: {picture}")
+        for one in skipped:
+            print(f"skipped: {escape_unprintable(f'{one.file}: {one.problem}')}", file=sys.stderr)
+        print(self.run_dir)
+        if skipped:
+            raise MNISTLitError(f"{len(skipped):,} of {len(photographs):,} files cannot be read as images")
+
+    def export(self) -> None:
+        """Write the model for other programs, and check it against this one on the test set."""
+        from mnist_lit.inference.export import export_model
+
+        config = self.config
+        if config.int8:
+            self.datamodule.fetch("fit")  # it is calibrated on training images, never on those it is checked with
+        export_model(self.model, self.datamodule, self._probabilities(), Path(config.output), int8=config.int8)
+
+    def demo(self) -> None:
+        """Serve a page on which digits can be drawn or photographs dropped."""
+        from mnist_lit.inference.demo import serve
+
+        if self.checkpoint is not None and self.checkpoint.file is not None and not self.ensemble:
+            self.model.load_state_dict(read_checkpoint(self.checkpoint.file)["state_dict"])
+        serve(self.model, host=self.config.host, port=self.config.port)
+
+    def _probabilities(self) -> Tensor:
+        return torch.cat([torch.empty(0, NUM_CLASSES), *(self._run("predict") or [])])
+
+    def _run(self, function: str, **kwargs: Any) -> Any:
+        # The networks of an ensemble have their weights already.
+        file = self.checkpoint.file if self.checkpoint is not None and not self.ensemble else None
+        return getattr(self.trainer, function)(self.model, self.datamodule, ckpt_path=file, **kwargs)
+
+    @contextmanager
+    def advice(self) -> Iterator[None]:
+        """Add to an error how to go on with the run, or remove a run that has not begun."""
+        try:
+            yield
+        except Stopped as stop:
+            advice = self._how_to_go_on()
+            if not is_global_zero():
+                raise SystemExit(0) from stop  # the first process prints the message and has the exit code
+            raise Stopped(stop.signum, advice) from stop
+        except MNISTLitError:
+            self._how_to_go_on()
+            raise
+        except Exception as error:
+            reason = describe_machine_error(error) or f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+            raise MNISTLitError(f"{reason}\n{self._how_to_go_on()}") from error
+
+    def _how_to_go_on(self) -> str:
+        """Remove a run that has not begun; name the command that goes on with one that has."""
+        num_done = self.checkpoint.step if self.checkpoint is not None else 0
+        if self.command != "fit" or self.trainer.global_step <= num_done:
+            self.claimed.remove()
+            return ""
+        checkpoints = Path(getattr(self.trainer.checkpoint_callback, "dirpath", None) or self.run_dir / "checkpoints")
+        if not checkpoints.parent.is_dir():
+            return f"{self.run_dir} is gone, and with it what was done"
+        if not (checkpoints / LAST).is_file():
+            return ""
+        run_dir = self.run_dir if is_global_zero() else checkpoints.parent
+        return f"what was done is kept; go on with: {self.command_line.program} --ckpt_path {run_dir}"
+
+    @rank_zero_only
+    def _report(self) -> None:
+        page = self._write_page()
+        metrics = self.trainer.callback_metrics
+        lines = fit_lines(self.run_dir, self.trainer, page) if self.command == "fit" else metric_lines(metrics)
+        print(format_summary(lines))
+        print(self.run_dir)
+
+    def _write_page(self) -> Path | None:
+        # Results of a checkpoint from elsewhere lie in a directory without a run.
+        if not self.config.report or not (self.run_dir / "config.yaml").is_file():
+            return None
+        from mnist_lit.reports.run_report import write_run_report  # TensorBoard
+
+        try:
+            return write_run_report(self.run_dir, self.defaults())
+        except (OSError, MNISTLitError) as error:
+            # What was trained or measured is kept all the same.
+            print(f"note: report.html is not written: {error}", file=sys.stderr)
+            return None
