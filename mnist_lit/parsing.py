@@ -22,7 +22,7 @@ __all__ = ["Parser", "called_functions", "parse"]
 ABOVE_ZERO = ("trainer.accumulate_grad_batches", "trainer.check_val_every_n_epoch", "trainer.val_check_interval")
 LARGEST = 2**63  # where the integers of torch end
 
-# jsonargparse 4 only warns of these settings: a class path that can run, delete or load anything is refused, and a value
+# jsonargparse 4 only warns of these: a class path that can run, delete or load anything is refused, and a value
 # of any type is never made an object.
 set_parsing_settings(import_path_denylist=[], instantiate_subclass_spec_in_any=False)
 # Some defaults of Lightning are strings of a class of their own: Timer's interval, for one.
