@@ -98,6 +98,7 @@ class Commands(CLI):
             print(f"skipped: {escape_unprintable(f'{one.file}: {one.problem}')}", file=sys.stderr)
         print(self.run_dir)
         if skipped:
+            self.claimed.keep()
             raise MNISTLitError(f"{len(skipped):,} of {len(photographs):,} files cannot be read as images")
 
     def export(self) -> None:
