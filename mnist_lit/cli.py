@@ -32,14 +32,13 @@ from mnist_lit.parser_errors import explain_object, explain_trainer
 from mnist_lit.parsing import Parser, parse
 from mnist_lit.signals import ignore_sigint, raise_on_signals
 from mnist_lit.summary import fit_lines, format_summary, metric_lines
-from mnist_lit.training.allocator import tune
 from mnist_lit.training.callbacks import EMA, BestCheckpoint, EarlyStop, LastCheckpoint, Progress
 from mnist_lit.training.checkpoints import LAST, AtomicCheckpointIO, Source
+from mnist_lit.training.hardware import configure_cpu, native_precision
 from mnist_lit.training.launcher import Companions, companions, is_loss_of_another
-from mnist_lit.training.loggers import CSV, TensorBoard
-from mnist_lit.training.metrics import RunRecord
+from mnist_lit.training.loggers import TensorBoard
+from mnist_lit.training.metrics import MetricsWriter
 from mnist_lit.training.plots import Pictures
-from mnist_lit.training.precision import native_precision
 from mnist_lit.training.run_dir import LOGS, Claim, claimed, is_first_process, write_text
 from mnist_lit.training.trainer import DigitTrainer
 
@@ -80,7 +79,7 @@ PARSERS: dict[str, dict[str, Any]] = {}
 def run(request: Request, callbacks: Sequence[Callback] = ()) -> "CLI":
     """Carry out what was asked for."""
     configure_logging()
-    tune()
+    configure_cpu()
     return CLI(request, callbacks)
 
 
@@ -270,10 +269,14 @@ class CLI(LightningCLI):
     def _callbacks(self, config: Namespace) -> list[Any]:
         if not self.datamodule.val_size:
             config.checkpoint.monitor = None
-        record = RunRecord(
-            self.run_dir, self.plain_config, monitor=config.checkpoint.monitor, mode=config.checkpoint.mode
+        writer = MetricsWriter(
+            self.run_dir,
+            self.plain_config,
+            self._defaults(),
+            monitor=config.checkpoint.monitor,
+            mode=config.checkpoint.mode,
         )
-        callbacks: list[Any] = [record, *self.callbacks]
+        callbacks: list[Any] = [writer, *self.callbacks]
         if config.checkpoint.enabled:
             last = LastCheckpoint()
             config.checkpoint.dirpath = last.dirpath = str((self.run_dir / "checkpoints").resolve())
@@ -289,10 +292,8 @@ class CLI(LightningCLI):
         others = configured if isinstance(configured, list) else [configured]
         # What a killed run wrote after its last checkpoint is written again.
         step = self.source.step if self.source is not None and self.source.goes_on else None
-        loggers: list[Logger] = [TensorBoard(self.run_dir, purge_step=step)]
-        if self.config[self.request.command].csv:
-            loggers.append(CSV(self.run_dir, purge_step=step))
-        return loggers + [logger for logger in others if isinstance(logger, Logger)]
+        board = TensorBoard(self.run_dir, purge_step=step, csv=self.config[self.request.command].csv)
+        return [board] + [logger for logger in others if isinstance(logger, Logger)]
 
     @rank_zero_only
     def after_instantiate_classes(self) -> None:
