@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from datetime import timedelta
 from typing import Any
 
 __all__ = [
@@ -60,12 +61,8 @@ def escape_unprintable(text: str) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """Format seconds as hours and minutes, minutes and seconds, or seconds."""
-    for size, unit, small_size, small_unit in ((3600, "h", 60, "min"), (60, "min", 1, "s")):
-        if seconds >= size:
-            small = int(seconds % size // small_size)
-            return f"{int(seconds // size):,} {unit}" + (f" {small} {small_unit}" if small else "")
-    return f"{seconds:.3g} s"
+    """Format seconds, from a minute on as hours:minutes:seconds."""
+    return f"{seconds:.3g} s" if seconds < 60 else str(timedelta(seconds=round(seconds)))
 
 
 def format_percent(share: float) -> str:

@@ -20,13 +20,8 @@ from mnist_lit.training.run_dir import write_text
 __all__ = ["MetricsWriter"]
 
 PACKAGES = ("mnist_lit", "torch", "torchvision", "lightning", "torchmetrics")
-# Hyper-parameters that are logged even where they are the defaults, and all that are logged where they are not.
+# Hyper-parameters that are logged even where they have their defaults.
 ALWAYS = ("model.lr", "model.channels", "data.batch_size", "trainer.max_epochs")
-SECTIONS = ("model.", "data.", "ema.", "early_stopping.")
-TRAINER_KEYS = tuple(
-    f"trainer.{name}"
-    for name in ("max_epochs", "max_steps", "precision", "accumulate_grad_batches", "gradient_clip_val", "devices")
-)
 
 
 class MetricsWriter(Callback):
@@ -84,7 +79,7 @@ class MetricsWriter(Callback):
         self.started = time.monotonic()
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any
     ) -> None:
         self.num_images += len(batch[1]) * trainer.world_size
 
@@ -123,20 +118,15 @@ class MetricsWriter(Callback):
                 logger.log_hyperparams(self._hparams(trainer), {"val/acc_best": self.best["val/acc_best"]})
 
     def _hparams(self, trainer: Trainer) -> dict[str, Any]:
+        """Select the keys that differ from their defaults, and those that always count."""
         config, defaults = flatten(self.config), flatten(self.defaults)
-        changed = {key for key in config if key.startswith(SECTIONS) or key in TRAINER_KEYS}
-        changed = {key for key in changed if config[key] != defaults.get(key)}
-        values = {key: config[key] for key in config if key in ALWAYS or key in changed}
+        values = {key: config[key] for key in config if key in ALWAYS or config[key] != defaults.get(key)}
         values["model.optimizer"] = type(trainer.optimizers[0]).__name__
-        values["seed"] = self.config["seed_everything"]
+        values["seed"] = values.pop("seed_everything", self.config["seed_everything"])
         return {key: value if isinstance(value, int | float) else format_value(value) for key, value in values.items()}
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._write(trainer)
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if trainer.state.fn == TrainerFn.FITTING and self.started is not None:
-            self._write(trainer)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._merge(trainer)

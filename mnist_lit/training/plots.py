@@ -1,5 +1,6 @@
 """Pictures of a run, as PNG files in the run directory and for the loggers."""
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,41 +15,47 @@ from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from PIL import Image
 from torch import Tensor
 from torch.distributed import all_gather_object
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassConfusionMatrix
-from torchvision.utils import make_grid
+from torchvision.utils import make_grid  # type: ignore[import-untyped]
 
 from mnist_lit.training.metrics import MetricsWriter
 from mnist_lit.training.run_dir import atomic_write
 
 __all__ = ["Pictures", "plot_confusion", "plot_images"]
 
-SPLITS = {"val": "Validation", "test": "Test"}
 DPI = 100
 NUM_COLUMNS = 9
 IMAGE_SIDE = 112  # pixels, of an image in a grid: 4 for each of MNIST's
 HEADER = 64  # pixels, above a grid
+MAX_CHARACTERS = 23  # of a line above an image
 MAX_CLASSES_WITH_COUNTS = 20
 # A count of one among thousands is still visible.
 COUNTS = ListedColormap(colormaps["Blues"](np.linspace(0, 1, 8192) ** 0.3))
 
 
-class Misclassified(NamedTuple):
-    """Misclassified images (n, channels, h, w) in [0, 1], their labels (n,) and logits (n, num_classes)."""
-
-    images: Tensor
-    labels: Tensor
-    logits: Tensor
+Losses = tuple[Tensor, Tensor, Tensor]  # images, labels and logits, as in an Evaluation
 
 
 class Evaluation(NamedTuple):
-    """Confusion matrix (num_classes, num_classes), true classes in rows, and the images with the top losses."""
+    """The results of a split that are plotted.
+
+    Args:
+        counts: Confusion matrix (num_classes, num_classes), true classes in rows.
+        images: Misclassified images with the highest losses (n, channels, h, w), 0 to 255.
+        labels: Their classes (n,).
+        logits: Their logits (n, num_classes).
+        epoch: Epoch of the weights, from 0.
+    """
 
     counts: Tensor
-    top_losses: Misclassified
+    images: Tensor
+    labels: Tensor
+    logits: Tensor
     epoch: int
 
 
@@ -77,38 +84,25 @@ class Pictures(Callback):
         self.histograms = histograms
         self.folder = Path("pictures")
         self.confusion: MulticlassConfusionMatrix | None = None
-        self.top_losses: Misclassified | None = None
-        self.first_batch: tuple[Tensor, Tensor] | None = None
+        self.top_losses: Losses | None = None
+        self.first_batch: list[Tensor] | None = None
         self.validation: Evaluation | None = None
         self.is_plotted = True
 
-    # A resumed run ends with the pictures of its best epoch, which may have come before the stop.
     def state_dict(self) -> dict[str, Any]:
-        if self.validation is None:
-            return {}
-        counts, (images, labels, logits), epoch = self.validation
-        return {
-            "counts": counts,
-            "images": (images * 255).round().byte(),
-            "labels": labels,
-            "logits": logits,
-            "epoch": epoch,
-        }
+        # A resumed run ends with the pictures of its best epoch, which may lie before the stop.
+        return {} if self.validation is None else {"validation": tuple(self.validation)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        wrong = Misclassified(state_dict["images"] / 255, state_dict["labels"], state_dict["logits"])
-        self.validation = Evaluation(state_dict["counts"], wrong, state_dict["epoch"])
+        self.validation = Evaluation(*state_dict["validation"])
         self.is_plotted = False
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if trainer.global_step == 0 and batch_idx == 0 and trainer.is_global_zero:
-            images, labels = (part[: self.num_images].float().cpu() for part in batch)
-            self.first_batch = images, labels.long()
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, *args: Any) -> None:
+        if trainer.global_step == 0 and self.first_batch is None and trainer.is_global_zero:
+            self.first_batch = [part[: self.num_images].cpu() for part in batch]
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.confusion = self.top_losses = None
-
-    on_test_start = on_validation_start
 
     def on_validation_batch_end(
         self,
@@ -124,10 +118,11 @@ class Pictures(Callback):
             self.confusion = MulticlassConfusionMatrix(outputs.shape[1], validate_args=False).to(pl_module.device)
         self.confusion.update(outputs, labels)
         is_wrong = outputs.argmax(dim=1) != labels
-        images, labels, logits = (part[is_wrong].cpu() for part in (images, labels, outputs))
-        wrong = Misclassified(images.float(), labels, logits.float())
+        images, labels, logits = (part[is_wrong].float().cpu() for part in (images, labels, outputs))
+        wrong = ((images * 255).round().byte(), labels.long(), logits)
         self.top_losses = _top_losses([self.top_losses, wrong], self.num_images)
 
+    on_test_start = on_validation_start
     on_test_batch_end = on_validation_batch_end
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -135,41 +130,45 @@ class Pictures(Callback):
             return
         writers = (callback for callback in trainer.callbacks if isinstance(callback, MetricsWriter))  # type: ignore[attr-defined]
         if all(writer.is_best(trainer) for writer in writers):
-            self.validation = self._evaluation(trainer)
+            self.validation = self._evaluate(trainer)
             self.is_plotted = False
         if self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
             self._plot_run(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        for board in _boards(trainer) if self.histograms else []:
+        if self.histograms:
             for name, parameter in pl_module.get_submodule("network").named_parameters():
-                board.add_histogram(f"weights/{name}", parameter.detach().float(), trainer.global_step)
+                for logger in _tensorboards(trainer):
+                    values = parameter.detach().float()
+                    logger.experiment.add_histogram(f"weights/{name}", values, trainer.global_step)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._plot_run(trainer, pl_module)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.confusion is not None:
-            self._plot_evaluation(trainer, "test", self._evaluation(trainer))
+            self._plot_evaluation(trainer, "test", self._evaluate(trainer))
 
-    def _evaluation(self, trainer: Trainer) -> Evaluation:
-        """Combine what all processes have evaluated."""
+    def _evaluate(self, trainer: Trainer) -> Evaluation:
+        """Combine the results of all processes."""
         assert self.confusion is not None
         shares = [self.top_losses]
         if trainer.world_size > 1:
             shares = [None] * trainer.world_size
             all_gather_object(shares, self.top_losses)
-        return Evaluation(self.confusion.compute().cpu(), _top_losses(shares, self.num_images), trainer.current_epoch)
+        return Evaluation(self.confusion.compute().cpu(), *_top_losses(shares, self.num_images), trainer.current_epoch)
 
     def _plot_run(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.first_batch is not None:
+        if self.first_batch:
             images, labels = self.first_batch
-            self.first_batch = None
+            self.first_batch = []
             _add_graph(trainer, pl_module, images[:1])
-            names = _class_names(trainer)
-            texts = [names.get(int(label), str(int(label))) for label in labels]
-            title, caption = "Training images", "the first batch, augmented, with its labels"
-            self._publish(trainer, "training_images", plot_images(title, caption, images, texts), 0)
+            names = _class_names(trainer, int(labels.max()) + 1)
+            caption = "the first batch after augmentation, with its labels"
+            figure = plot_images(
+                "Training images", caption, images.float(), [names[label] for label in labels.tolist()]
+            )
+            self._publish(trainer, "training_images", figure, 0)
         if self.validation is not None and not self.is_plotted:
             self.is_plotted = True
             self._plot_evaluation(trainer, "val", self.validation)
@@ -177,28 +176,25 @@ class Pictures(Callback):
     def _plot_evaluation(self, trainer: Trainer, split: str, evaluation: Evaluation) -> None:
         if not trainer.is_global_zero:
             return
-        counts, (images, labels, logits), epoch = evaluation
-        num_images, num_correct = int(counts.sum()), int(counts.trace())
-        names, step = _class_names(trainer), trainer.global_step
-        title = SPLITS[split] + (f", epoch {epoch + 1}" if split == "val" else "")
-        accuracy = f"{title}: {100 * num_correct / max(num_images, 1):.2f} % of {num_images:,} images are correct"
-        self._publish(trainer, f"{split}_confusion", plot_confusion(accuracy, counts, list(names.values())), step)
-        confidences, predictions = logits.softmax(dim=1).max(dim=1)
+        counts, images, labels, logits, epoch = evaluation
+        names, step = _class_names(trainer, len(counts)), trainer.global_step
+        num_images, num_wrong = int(counts.sum()), int(counts.sum() - counts.trace())
+        split_name = f"Validation, epoch {epoch + 1}" if split == "val" else "Test"
+        title = f"{split_name}: {num_wrong:,} of {num_images:,} images are misclassified"
+        self._publish(trainer, f"{split}_confusion", plot_confusion(title, counts, names), step)
+        confidences, predictions = (part.tolist() for part in logits.softmax(dim=1).max(dim=1))
         texts = [
-            f"{names.get(label, label)} predicted as\n{names.get(prediction, prediction)}, {confidence:.0%}"
-            for label, prediction, confidence in zip(
-                labels.tolist(), predictions.tolist(), confidences.tolist(), strict=True
-            )
+            textwrap.fill(f"{names[label]} predicted as {names[prediction]}, {confidence:.0%}", MAX_CHARACTERS)
+            for label, prediction, confidence in zip(labels.tolist(), predictions, confidences, strict=True)
         ]
-        errors = f"{title}: {num_images - num_correct:,} of {num_images:,} images are misclassified"
         caption = "the highest losses first: label, predicted class and its confidence" if texts else ""
-        self._publish(trainer, f"{split}_mistakes", plot_images(errors, caption, images, texts), step)
+        self._publish(trainer, f"{split}_mistakes", plot_images(title, caption, images / 255, texts), step)
 
     def _publish(self, trainer: Trainer, name: str, figure: Figure, step: int) -> None:
         """Write a figure to its file, and give it to the loggers."""
         canvas = FigureCanvasAgg(figure)
-        canvas.draw()
-        pixels = np.asarray(canvas.buffer_rgba())[..., :3]
+        canvas.draw()  # type: ignore[no-untyped-call]
+        pixels = np.asarray(canvas.buffer_rgba())[..., :3]  # type: ignore[no-untyped-call]
         self.folder.mkdir(exist_ok=True)
         file = self.folder / f"{name}.png"
         with atomic_write(file) as temporary:
@@ -238,7 +234,7 @@ def plot_confusion(title: str, counts: Tensor, names: Sequence[str]) -> Figure:
     """Plot a confusion matrix of counts (num_classes, num_classes), true classes in rows."""
     num_classes = len(counts)
     side = max(7.0, 0.35 * num_classes)
-    figure = Figure(figsize=(side, side), dpi=DPI, layout="constrained")
+    figure = Figure(figsize=(side, side), dpi=DPI, layout=ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.15))
     axes = figure.add_subplot()
     has_counts = num_classes <= MAX_CLASSES_WITH_COUNTS
     metric = MulticlassConfusionMatrix(num_classes)
@@ -248,31 +244,33 @@ def plot_confusion(title: str, counts: Tensor, names: Sequence[str]) -> Figure:
     if max(map(len, names), default=0) <= 2:
         axes.tick_params(labelrotation=0)
     axes.set_title(title, fontsize=14, weight="bold", loc="left", pad=10)
+    axes.set_xlabel("predicted class", fontsize=11)
+    axes.set_ylabel("true class", fontsize=11)
     return figure
 
 
-def _top_losses(shares: Sequence[Misclassified | None], limit: int) -> Misclassified:
-    """Select the images whose true class has got the least probability, the least first."""
+def _top_losses(shares: Sequence[Losses | None], limit: int) -> Losses:
+    """Select the images whose true class has got the lowest probability, the lowest first."""
     images, labels, logits = (torch.cat(parts) for parts in zip(*filter(None, shares), strict=True))
     losses = F.cross_entropy(logits, labels, reduction="none")
     top = losses.topk(min(limit, len(losses))).indices
-    return Misclassified(images[top], labels[top], logits[top])
+    return images[top], labels[top], logits[top]
 
 
-def _class_names(trainer: Trainer) -> dict[int, str]:
-    names = getattr(trainer.datamodule, "class_names", None) or ()  # type: ignore[attr-defined]
-    return dict(enumerate(map(str, names)))
+def _class_names(trainer: Trainer, num_classes: int) -> list[str]:
+    datamodule = trainer.datamodule  # type: ignore[attr-defined]
+    return list(getattr(datamodule, "class_names", None) or map(str, range(num_classes)))
 
 
-def _boards(trainer: Trainer) -> list[Any]:
-    return [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+def _tensorboards(trainer: Trainer) -> list[TensorBoardLogger]:
+    return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
 
 
 def _add_graph(trainer: Trainer, pl_module: LightningModule, image: Tensor) -> None:
     network = pl_module.get_submodule("network")
     was_training = network.training
-    # Tracing runs the network: in eval mode it leaves the batch statistics alone. Compiled code cannot be traced.
+    # In eval mode, as tracing runs the network and would move its batch statistics; compiled code cannot be traced.
     with torch.compiler.set_stance("force_eager"):
-        for board in _boards(trainer):
-            board.add_graph(network.eval(), image.to(pl_module.device))
+        for logger in _tensorboards(trainer):
+            logger.experiment.add_graph(network.eval(), image.to(pl_module.device))
     network.train(was_training)
