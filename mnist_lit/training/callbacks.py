@@ -167,10 +167,6 @@ class Progress(TQDMProgressBar):
     def __init__(self) -> None:
         super().__init__(refresh_rate=20 if sys.stdout.isatty() else 0)
 
-    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        metrics = super().get_metrics(trainer, pl_module)
-        return {name: value for name, value in metrics.items() if name != "v_num"}
-
 
 def _check_monitor(trainer: Trainer, key: str, monitor: str | None) -> None:
     """Raise a UsageError if an epoch with its validation has not logged `monitor`."""

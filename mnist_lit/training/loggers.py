@@ -84,12 +84,12 @@ def _write_csv(run_dir: Path) -> None:
 
     events = EventAccumulator(str(run_dir), size_guidance={SCALARS: 0}).Reload()
     tags = events.Tags()[SCALARS]
-    rows: dict[int, dict[str, float]] = defaultdict(dict)
+    rows: dict[int, dict[str, str]] = defaultdict(dict)
     for tag in tags:
         for event in events.Scalars(tag):
-            rows[event.step][tag] = event.value
+            rows[event.step][tag] = f"{event.value:.8g}"  # events hold single precision
     text = io.StringIO()
     writer = csv.DictWriter(text, ["step", *sorted(tags)], lineterminator="\n")
     writer.writeheader()
-    writer.writerows({"step": step, **rows[step]} for step in sorted(rows))
+    writer.writerows({"step": str(step), **rows[step]} for step in sorted(rows))
     write_text(run_dir / "metrics.csv", text.getvalue())

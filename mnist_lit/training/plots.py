@@ -38,19 +38,12 @@ MAX_CLASSES_WITH_COUNTS = 20
 COUNTS = ListedColormap(colormaps["Blues"](np.linspace(0, 1, 8192) ** 0.3))
 
 
-Losses = tuple[Tensor, Tensor, Tensor]  # images, labels and logits, as in an Evaluation
+# Misclassified images (n, channels, h, w) of 0 to 255, their classes (n,) and logits (n, num_classes).
+Losses = tuple[Tensor, Tensor, Tensor]
 
 
 class Evaluation(NamedTuple):
-    """The results of a split that are plotted.
-
-    Args:
-        counts: Confusion matrix (num_classes, num_classes), true classes in rows.
-        images: Misclassified images with the highest losses (n, channels, h, w), 0 to 255.
-        labels: Their classes (n,).
-        logits: Their logits (n, num_classes).
-        epoch: Epoch of the weights, from 0.
-    """
+    """Hold the confusion matrix (num_classes, num_classes), true classes in rows, and the highest losses."""
 
     counts: Tensor
     images: Tensor
