@@ -114,7 +114,7 @@ def test_any_logged_metric_decides(metric: str, fit: Fit) -> None:
 
 
 @pytest.mark.parametrize(
-    "flags", [["--checkpoint.monitor=M"], ["--early_stopping.enabled=1", "--early_stopping.monitor=M"]]
+    "flags", [["--checkpoint.monitor=M"], ["--early_stopping.enabled=true", "--early_stopping.monitor=M"]]
 )
 def test_metric_that_is_not_logged_is_named_with_those_that_are(flags: list[str], fails: Callable[..., str]) -> None:
     error = fails("fit", *SMALL, *[flag.replace("=M", "=val/accuracy") for flag in flags])

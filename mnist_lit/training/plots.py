@@ -32,7 +32,7 @@ DPI = 100
 NUM_COLUMNS = 9
 IMAGE_SIDE = 112  # pixels, of an image in a grid: 4 for each of MNIST's
 HEADER = 64  # pixels, above a grid
-MAX_CHARACTERS = 23  # of a line above an image
+MAX_CHARACTERS = 22  # of a line above an image
 MAX_CLASSES_WITH_COUNTS = 20
 # A count of one among thousands is still visible.
 COUNTS = ListedColormap(colormaps["Blues"](np.linspace(0, 1, 8192) ** 0.3))
@@ -217,7 +217,7 @@ def plot_images(title: str, caption: str, images: Tensor, texts: Sequence[str]) 
     axes.imshow(grid.clip(0, 1), interpolation="nearest", aspect="auto")
     for index, text in enumerate(texts):
         row, column = divmod(index, NUM_COLUMNS)
-        axes.text((column + 0.5) * tiles.shape[3], row * tiles.shape[2] + top - 1.5, text, fontsize=8.5, ha="center")
+        axes.text((column + 0.5) * tiles.shape[3], row * tiles.shape[2] + top - 1.5, text, fontsize=8, ha="center")
     figure.text(0.01, 1 - 28 / (height + HEADER), title, fontsize=14, weight="bold")
     figure.text(0.01, 1 - 50 / (height + HEADER), caption, fontsize=10, color="dimgray")
     return figure
