@@ -29,10 +29,10 @@ from mnist_lit.training.checkpoints import (
     check_network,
     find_checkpoint,
 )
-from mnist_lit.training.loggers import CSV, TensorBoard
-from mnist_lit.training.metrics import RunRecord
+from mnist_lit.training.hardware import native_precision
+from mnist_lit.training.loggers import TensorBoard
+from mnist_lit.training.metrics import MetricsWriter
 from mnist_lit.training.plots import Pictures
-from mnist_lit.training.precision import native_precision
 from mnist_lit.training.run_dir import LOGS, RunDir, is_global_zero, write_text
 
 __all__ = ["CLI"]
@@ -272,10 +272,14 @@ class CLI(LightningCLI):
     def _callbacks(self, config: Namespace) -> list[Any]:
         if not self.datamodule.val_size:
             config.checkpoint.monitor = None
-        record = RunRecord(
-            self.run_dir, self.plain_config, monitor=config.checkpoint.monitor, mode=config.checkpoint.mode
+        writer = MetricsWriter(
+            self.run_dir,
+            self.plain_config,
+            self.defaults(),
+            monitor=config.checkpoint.monitor,
+            mode=config.checkpoint.mode,
         )
-        callbacks: list[Any] = [record, *self.callbacks]
+        callbacks: list[Any] = [writer, *self.callbacks]
         if config.checkpoint.enabled:
             last = LastCheckpoint()
             config.checkpoint.dirpath = last.dirpath = str((self.run_dir / "checkpoints").resolve())
@@ -291,10 +295,8 @@ class CLI(LightningCLI):
         others = configured if isinstance(configured, list) else [configured]
         # What a killed run wrote after its last checkpoint is written again.
         step = self.checkpoint.step if self.checkpoint is not None and self._goes_on() else None
-        loggers: list[Logger] = [TensorBoard(self.run_dir, purge_step=step)]
-        if self.config.csv:
-            loggers.append(CSV(self.run_dir, purge_step=step))
-        return loggers + [logger for logger in others if isinstance(logger, Logger)]
+        board = TensorBoard(self.run_dir, purge_step=step, csv=self.config.csv)
+        return [board, *(logger for logger in others if isinstance(logger, Logger))]
 
     @rank_zero_only
     def after_instantiate_classes(self) -> None:

@@ -19,8 +19,8 @@ from mnist_lit.formatting import escape_unprintable
 from mnist_lit.inference.predict import of_photographs, of_test_set, table, write_predictions
 from mnist_lit.model.networks import NUM_CLASSES
 from mnist_lit.summary import fit_lines, format_summary, metric_lines
-from mnist_lit.training.allocator import tune
 from mnist_lit.training.checkpoints import LAST, read_checkpoint
+from mnist_lit.training.hardware import configure_cpu
 from mnist_lit.training.run_dir import is_global_zero
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ __all__ = ["Commands", "dry_run", "run"]
 def run(command: str, command_line: CommandLine, callbacks: Sequence[Callback] = ()) -> "Commands":
     """Build what a command line asks for, and run its command."""
     configure_logging()
-    tune()
+    configure_cpu()
     commands = Commands(command, command_line, callbacks)
     try:
         with commands.advice():

@@ -114,8 +114,7 @@ def _curves(run_dir: Path) -> dict[str, Curve]:
     events = EventAccumulator(str(run_dir), size_guidance={SCALARS: 0})
     events.Reload()
     lines = {tag: _line(events.Scalars(tag)) for tag in events.Tags()[SCALARS]}
-    epoch_at = {point.step: point.value for point in lines.get("epoch", [])}
-    ends = [(point.step + 1, epoch_at[point.step] + 1) for point in lines.get("train/loss", [])]
+    ends = [(point.step + 1, float(number)) for number, point in enumerate(lines.get("train/loss", []), start=1)]
     if not ends:
         return {}
     return {tag: _curve(line, [(0, 0.0), *ends]) for tag, line in lines.items()}
