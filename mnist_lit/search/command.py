@@ -78,9 +78,9 @@ def _about(settings: Settings, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _tell(study: Study, settings: Settings, space: Space) -> None:
-    from mnist_lit.search.report import write_report  # matplotlib
+    from mnist_lit.search.report import write_report  # plotly
 
-    page = write_report(settings.folder / "report", summarize(study, settings, space))
+    page = write_report(study, settings)
     if not (best := ranked(study)[:1]):
         raise MNISTLitError(f"no trial has ended with a score\nsee {page}")
     print(table(study, settings))
