@@ -23,6 +23,7 @@ __all__ = ["Chart", "draw_charts", "last_score", "params_of"]
 
 MAX_LINES = 100  # a browser takes seconds for more, and nobody can tell them apart
 MAX_TICKS = 12
+ABSENT = "\N{EN DASH}"
 MIN_SCORES = 4  # different ones; the importance of keys is chance with fewer
 # Legible on white and on black.
 BEST, COMPLETE, PRUNED, FAIL = "#e8590c", "#2f7fd6", "#8b96a1", "#d6336c"
@@ -77,7 +78,7 @@ def draw_charts(study: optuna.Study, settings: Settings) -> Iterator[Chart]:
             for chart in _charts_of(objective, label, study, settings):
                 suffix = f": {metrics[objective]}" if len(labels) > 1 else ""
                 yield chart._replace(heading=chart.heading + suffix)
-        if view.get_trials(deepcopy=False):
+        if len(view.trials) > 1:
             yield _timeline(view)
 
 
@@ -188,6 +189,11 @@ def _html(figure: Figure, height: int, **layout: Any) -> str:
     return html
 
 
+def _dtick(count: int) -> int | None:
+    """Choose the distance of ticks at whole numbers; of many the plot chooses it."""
+    return 1 if count <= MAX_TICKS else None
+
+
 def _star(figure: Figure, x: Any, y: float) -> None:
     marker = {"symbol": "star", "size": 15, "color": BEST}
     figure.add_trace(Scatter(x=[x], y=[y], mode="markers", name="best", marker=marker, showlegend=False))
@@ -196,9 +202,13 @@ def _star(figure: Figure, x: Any, y: float) -> None:
 def _pareto(view: optuna.Study, labels: list[str]) -> Chart:
     figure = visualization.plot_pareto_front(view, target_names=labels)
     for trace, color in zip(figure.data, (PRUNED, BEST), strict=True):
-        trace.marker = {"color": color, "size": 9}
+        trace.marker = {"color": color, "size": 9 if len(labels) == 2 else 5}
+    scores = zip(*(trial.values for trial in ranked(view)), strict=True)
+    spans = zip("xyz", map(_span, scores, view.directions), strict=False)
+    scene = "" if len(labels) == 2 else "scene_"
+    layout = {f"{scene}{axis}axis_range": span for axis, span in spans}
     caption = "Of the orange trials no other is better in every objective: choose among them."
-    return Chart("Trade-off", caption, [_html(figure, 420)])
+    return Chart("Trade-off", caption, [_html(figure, 420, **layout)])
 
 
 def _history(view: optuna.Study, label: str, span: list[float]) -> Chart:
@@ -215,7 +225,8 @@ def _history(view: optuna.Study, label: str, span: list[float]) -> Chart:
     for best in ranked(view)[:1]:
         _star(figure, best.number, best.values[0])
     caption = "Each mark is a trial; the star is the best. Pruned trials show their last score, failed ones stand at the edge."
-    return Chart("History", caption, [_html(figure, 380, yaxis_range=span, xaxis_title="trial")])
+    layout = {"xaxis_title": "trial", "xaxis_dtick": _dtick(len(view.trials)), "yaxis_range": span, "margin_t": 36}
+    return Chart("History", caption, [_html(figure, 380, **layout)])
 
 
 def _importance(study: optuna.Study, settings: Settings, objective: int) -> Chart:
@@ -246,10 +257,11 @@ def _parallel(view: optuna.Study, label: str, span: list[float]) -> Chart:
     for line, shade in zip(figure.data, sample_colorscale(SHADES, np.linspace(0, 1, len(lines))), strict=True):
         line.line = {"color": shade, "width": 1.5}
     figure.data[-1].update(line={"color": BEST, "width": 3}, opacity=1)
-    caption = "Each line is a complete trial, the bluer the better; the best is orange. Follow the blue ones from key to key."
+    caption = f"Each line is one of the best {len(lines)} trials, the bluer the better; the best of all is orange."
     axes = figure.layout.xaxis.tickvals
     notes = [[note for note in figure.layout.annotations if note.x == axis] for axis in axes]
     figure.layout.annotations = [note for on_axis in notes for note in on_axis[:: 1 + len(on_axis) // MAX_TICKS]]
+    figure.update_annotations({"text": ABSENT}, selector={"text": "None"})
     layout = {"xaxis_range": [-0.5, len(axes) - 0.7]}
     return Chart("Combinations", caption, [_html(figure, 420, **layout)], min_width=8 * len(axes))
 
@@ -271,7 +283,9 @@ def _slices(view: optuna.Study, label: str, span: list[float]) -> Chart:
         if name in best.params:
             _star(figure, repr(best.params[name]) if is_text else best.params[name], best.values[0])
         figures.append(_html(figure, 280, yaxis_range=span))
-    caption = "Each dot is a complete trial, the bluer the later; the star is the best. Blue dots show where the search went."
+    caption = (
+        "Each dot is a complete trial, the bluer the later; the star is the best. Blue dots show where the search went."
+    )
     return Chart("Key by key", caption, figures)
 
 
@@ -280,15 +294,19 @@ def _learning_curves(view: optuna.Study, label: str, span: list[float]) -> Chart
     sign = 1 if view.direction == StudyDirection.MAXIMIZE else -1
     pruned = {f"Trial{trial.number}" for trial in view.get_trials(deepcopy=False, states=[TrialState.PRUNED])}
     for line in figure.data:
-        line.update(mode="lines+markers", marker={"size": 4}, line={"width": 1.5}, opacity=0.6)
-        line.update(marker_color=PRUNED if line.name in pruned else COMPLETE, line_color=PRUNED if line.name in pruned else COMPLETE)
+        color = PRUNED if line.name in pruned else COMPLETE
+        line.update(marker={"size": 4, "color": color}, line={"width": 1.5, "color": color}, opacity=0.6)
     best = [f"Trial{trial.number}" for trial in ranked(view)[:1]]
     figure.data = sorted(figure.data, key=lambda line: (line.name in best, sign * line.y[-1]))[-MAX_LINES:]
     if best:
         figure.data[-1].update(marker={"color": BEST}, line={"color": BEST, "width": 3}, opacity=1)
-    caption = "Each line is a trial from where it enters the range that matters; pruned ones are grey, the best is orange."
-    axes = {"xaxis_title": "validation, counted from 0", "yaxis_title": label, "yaxis_range": span}
-    return Chart("Learning curves", caption, [_html(figure, 380, **axes)])
+    caption = (
+        f"Each line is one of the best {len(figure.data)} trials, from where it enters the range that matters: "
+        "the best orange, pruned ones grey."
+    )
+    layout = {"xaxis_title": "validation, counted from 0", "yaxis_title": label, "yaxis_range": span}
+    dtick = _dtick(max(len(line.x) for line in figure.data))
+    return Chart("Learning curves", caption, [_html(figure, 380, **layout, xaxis_dtick=dtick)])
 
 
 def _timeline(view: optuna.Study) -> Chart:
@@ -296,5 +314,6 @@ def _timeline(view: optuna.Study) -> Chart:
     colors = {"COMPLETE": COMPLETE, "PRUNED": PRUNED, "FAIL": FAIL}
     for bars in figure.data:
         bars.update(name=bars.name.lower(), marker={"color": colors.get(bars.name, BEST), "line": {"width": 0}})
+    layout = {"xaxis_title": None, "yaxis_title": "trial", "yaxis_dtick": _dtick(len(view.trials)), "margin_t": 36}
     caption = "Each bar is a trial; those above each other ran at the same time."
-    return Chart("Timeline", caption, [_html(figure, 340, xaxis_title=None, yaxis_title="trial")])
+    return Chart("Timeline", caption, [_html(figure, 340, **layout)])

@@ -33,6 +33,10 @@ def write_report(study: optuna.Study, settings: Settings) -> Path:
     order = ranked(study)
     trials = order + [trial for state in STATES for trial in study.get_trials(deepcopy=False, states=[state])]
     front = study.best_trials if len(study.directions) > 1 else order[:1]
+    best = [
+        (max if objective.direction == "maximize" else min)(order, key=lambda trial, place=place: trial.values[place])
+        for place, objective in enumerate(settings.objectives if order else [])
+    ]
     counts = Counter(trial.state.name.lower() for trial in trials)
     page = render(
         "search/report.html.jinja",
@@ -43,6 +47,7 @@ def write_report(study: optuna.Study, settings: Settings) -> Path:
         trials=trials,
         params={trial.number: params_of(trial) for trial in trials},
         scores={trial.number: trial.values or last_score(trial) for trial in trials},
+        best=best,
         front=sorted(trial.number for trial in front),
         confirmed=_confirmed(study),
         counts=", ".join(f"{count} {state}" for state, count in counts.items()),
