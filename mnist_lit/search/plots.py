@@ -1,9 +1,8 @@
-"""Optuna's plots of a study, with one axis for each key of the space and the best trial marked."""
+"""Optuna's plots of a study: one axis for each key of the space, accuracies in per cent, the best trial marked."""
 
 import copy
-import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import optuna
@@ -13,93 +12,45 @@ from optuna.importance import get_param_importances
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from plotly.colors import sample_colorscale
-from plotly.graph_objects import Bar, Figure, Scatter
+from plotly.graph_objects import Bar, Figure
 
 from mnist_lit.formatting import format_score, format_value, short_names
 from mnist_lit.search.settings import Settings
 from mnist_lit.search.study import ranked
 
-__all__ = ["Chart", "draw_charts", "last_score", "params_of"]
+__all__ = ["draw_plots", "last_score", "params_of"]
 
 MAX_LINES = 100  # a browser takes seconds for more, and nobody can tell them apart
 MAX_TICKS = 12
-ABSENT = "\N{EN DASH}"
-MIN_SCORES = 4  # different ones; the importance of keys is chance with fewer
-# Legible on white and on black.
-BEST, COMPLETE, PRUNED, FAIL = "#e8590c", "#2f7fd6", "#8b96a1", "#d6336c"
+MIN_SCORES = 4  # with fewer different ones the importance of keys is chance
+BEST, COMPLETE, PRUNED, FAIL = "#e8590c", "#2f7fd6", "#8b96a1", "#d6336c"  # legible on white and on black
 SHADES = ["#a9b4bf", COMPLETE]
-LAYOUT = {
-    "template": "none",
-    "title": None,
-    "paper_bgcolor": "rgba(0, 0, 0, 0)",
-    "plot_bgcolor": "rgba(0, 0, 0, 0)",
-    "font": {"family": "system-ui, sans-serif", "size": 13, "color": "#808a94"},
-    "hoverlabel": {"bgcolor": "#1d2127", "font": {"color": "#ffffff"}, "align": "left"},
-    "legend": {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"},
-    "margin": {"l": 8, "r": 16, "t": 16, "b": 8},
-    "dragmode": False,  # or a finger on a plot could not scroll the page
-}
-AXIS = {
-    "automargin": True,
-    "zeroline": False,
-    "gridcolor": "#808a94",
-    "title_font_size": 13,
-    "exponentformat": "none",
-    "ticks": "outside",  # a distance to the labels
-    "tickcolor": "rgba(0, 0, 0, 0)",
-}
 
 
-class Chart(NamedTuple):
-    """Figures below one heading.
+def draw_plots(study: optuna.Study, settings: Settings) -> Iterator[tuple[str, str, list[Figure]]]:
+    """Draw what a study has trials for.
 
-    Args:
-        heading: What they show.
-        caption: How they are read.
-        figures: HTML of each.
-        min_width: Width, in rem, below which a figure scrolls instead of shrinking.
+    Yields:
+        The kind of a plot, the metric that it shows if it is of one, and its figures.
     """
-
-    heading: str
-    caption: str
-    figures: list[str]
-    min_width: float = 16
-
-
-def draw_charts(study: optuna.Study, settings: Settings) -> Iterator[Chart]:
-    """Draw all charts that a study has trials for."""
-    metrics = settings.metrics
-    labels = [f"{metric} (%)" if _scale(metric) > 1 else metric for metric in metrics]
-    view = _view(study, settings, range(len(labels)))
-    with warnings.catch_warnings(action="ignore"):  # that trials are few, or constant
-        if len(labels) in (2, 3) and ranked(study):
-            yield _pareto(view, labels)
-        for objective, label in enumerate(labels):
-            for chart in _charts_of(objective, label, study, settings):
-                suffix = f": {metrics[objective]}" if len(labels) > 1 else ""
-                yield chart._replace(heading=chart.heading + suffix)
-        if len(view.trials) > 1:
-            yield _timeline(view)
-
-
-def _charts_of(objective: int, label: str, study: optuna.Study, settings: Settings) -> Iterator[Chart]:
-    view = _view(study, settings, [objective])
-    complete = ranked(view)
-    scores = [trial.values[0] for trial in complete] or [score for trial in view.trials for score in last_score(trial)]
-    if not scores:
-        return
-    span = _span(scores, view.direction)
-    yield _history(view, label, span)
-    if len(set(scores)) >= MIN_SCORES:
-        yield _importance(study, settings, objective)
-    if len(complete) > 1 and complete[0].params:
-        yield _parallel(view, label, span)
-        yield _slices(view, label, span)
-    if any(len(trial.intermediate_values) > 1 for trial in view.get_trials(deepcopy=False)):
-        yield _learning_curves(view, label, span)
-
-
-# ---- What the plots show
+    labels = [f"{metric} (%)" if _scale(metric) > 1 else metric for metric in settings.metrics]
+    if len(labels) in (2, 3) and ranked(study):
+        yield "pareto", "", [_pareto(_view(study, settings, range(len(labels))), labels)]
+    for place, (metric, label) in enumerate(zip(settings.metrics, labels, strict=True)):
+        view = _view(study, settings, [place])
+        trials, complete = view.get_trials(deepcopy=False), ranked(view)
+        scores = [trial.values[0] for trial in complete] or [score for trial in trials for score in last_score(trial)]
+        span = _span(scores, view.direction) if scores else []
+        names = list(dict.fromkeys(name for trial in complete for name in trial.params))
+        if scores:
+            yield "history", metric, [_history(view, label, span)]
+        if any(len(trial.intermediate_values) > 1 for trial in trials):
+            yield "curves", metric, [_learning_curves(view, label, span)]
+        if len(set(scores)) >= MIN_SCORES and names:
+            yield "importance", metric, [_importance(study, settings, place)]
+        if len(complete) > 1 and names:
+            yield "slices", metric, [_slice(view, name, label, span) for name in names]
+            yield "parallel", metric, [_parallel(view, label, span)]
 
 
 def params_of(trial: FrozenTrial) -> dict[str, Any]:
@@ -113,19 +64,24 @@ def last_score(trial: FrozenTrial) -> list[float]:
     return [trial.intermediate_values[step] for step in sorted(trial.intermediate_values)[-1:]]
 
 
+# ---- The trials as the plots show them
+
+
 def _view(study: optuna.Study, settings: Settings, objectives: Sequence[int]) -> optuna.Study:
-    """Copy a study: one parameter for each key of the space, accuracies in per cent, some of the objectives."""
-    scales = [_scale(settings.metrics[objective]) for objective in objectives]
+    view = optuna.create_study(directions=[study.directions[place] for place in objectives])
+    scales = {place: _scale(settings.metrics[place]) for place in objectives}
     names, distributions = short_names(settings.space), _distributions(study, settings)
-    view = optuna.create_study(directions=[study.directions[objective] for objective in objectives])
     for trial in study.get_trials(deepcopy=False):
-        shown = copy.copy(trial)
-        keys = [key for key in distributions if key in params_of(trial)]
-        shown.distributions = {names[key]: distributions[key] for key in keys}
-        shown.params = {names[key]: _axis_value(trial, key, distributions[key]) for key in keys}
+        shown, params = copy.copy(trial), params_of(trial)
+        shown.distributions = {names[key]: distributions[key] for key in distributions if key in params}
+        shown.params = {
+            names[key]: format_value(params[key]) if _is_choice(distributions[key]) else trial.params[key]
+            for key in distributions
+            if key in params
+        }
         if trial.values:
-            shown.values = [trial.values[place] * scale for place, scale in zip(objectives, scales, strict=True)]
-        shown.intermediate_values = {step: value * scales[0] for step, value in trial.intermediate_values.items()}
+            shown.values = [trial.values[place] * scale for place, scale in scales.items()]
+        shown.intermediate_values = {step: value * scales[objectives[0]] for step, value in trial.intermediate_values.items()}
         shown.user_attrs = {}
         view.add_trial(shown)
     return view
@@ -137,27 +93,17 @@ def _distributions(study: optuna.Study, settings: Settings) -> dict[str, BaseDis
     trials = study.get_trials(deepcopy=False)
     for key in settings.space:
         drawn = [trial.distributions[key] for trial in trials if key in trial.distributions]
-        values = [params_of(trial)[key] for trial in trials if key in params_of(trial)]
-        if drawn and not isinstance(drawn[0], CategoricalDistribution):
+        texts = {format_value(params_of(trial)[key]) for trial in trials if key in params_of(trial)}
+        if drawn and not _is_choice(drawn[0]):
             distributions[key] = drawn[0]
-        elif values:
-            labels = map(_label, sorted(values, key=_order))
-            distributions[key] = CategoricalDistribution(list(dict.fromkeys(labels)))
+        elif texts:  # short lists and small numbers come first
+            choices = sorted(texts, key=lambda text: (text.count(","), len(text), text))
+            distributions[key] = CategoricalDistribution(choices)
     return distributions
 
 
-def _axis_value(trial: FrozenTrial, key: str, distribution: BaseDistribution) -> Any:
-    return _label(params_of(trial)[key]) if isinstance(distribution, CategoricalDistribution) else trial.params[key]
-
-
-def _label(value: Any) -> Any:
-    return value if isinstance(value, int | float) else format_value(value)
-
-
-def _order(value: Any) -> tuple[Any, ...]:
-    """Sort numbers by size, and lists by length and then by their items."""
-    items = value if isinstance(value, list) else [value]
-    return len(items), [item if isinstance(item, int | float) else 0 for item in items], format_value(value)
+def _is_choice(distribution: BaseDistribution) -> bool:
+    return isinstance(distribution, CategoricalDistribution)
 
 
 def _scale(metric: str) -> int:
@@ -166,12 +112,9 @@ def _scale(metric: str) -> int:
 
 def _span(scores: Sequence[float], direction: StudyDirection) -> list[float]:
     """Choose the range of an axis; far worse scores, beyond the whisker of a box plot, are left out."""
-    quarter, three_quarters = np.quantile(scores, [0.25, 0.75])
-    whisker = 1.5 * (three_quarters - quarter)
-    if direction == StudyDirection.MAXIMIZE:
-        near = [score for score in scores if score >= quarter - whisker]
-    else:
-        near = [score for score in scores if score <= three_quarters + whisker]
+    sign = 1 if direction == StudyDirection.MAXIMIZE else -1
+    low, high = np.quantile(np.multiply(sign, scores), [0.25, 0.75])
+    near = [score for score in scores if sign * score >= low - 1.5 * (high - low)]
     margin = 0.08 * (max(near) - min(near)) or 0.01 * abs(near[0]) or 1
     return [min(near) - margin, max(near) + margin]
 
@@ -179,141 +122,87 @@ def _span(scores: Sequence[float], direction: StudyDirection) -> list[float]:
 # ---- The plots
 
 
-def _html(figure: Figure, height: int, **layout: Any) -> str:
-    figure.update_layout(**LAYOUT, height=height, width=None)
-    figure.update_layout(**layout)
-    figure.update_xaxes(**AXIS)
-    figure.update_yaxes(**AXIS)
-    config = {"responsive": True, "displayModeBar": False}
-    html: str = figure.to_html(full_html=False, include_plotlyjs=False, config=config)
-    return html
-
-
-def _dtick(count: int) -> int | None:
-    """Choose the distance of ticks at whole numbers; of many the plot chooses it."""
-    return 1 if count <= MAX_TICKS else None
-
-
-def _star(figure: Figure, x: Any, y: float) -> None:
-    marker = {"symbol": "star", "size": 15, "color": BEST}
-    figure.add_trace(Scatter(x=[x], y=[y], mode="markers", name="best", marker=marker, showlegend=False))
-
-
-def _pareto(view: optuna.Study, labels: list[str]) -> Chart:
+def _pareto(view: optuna.Study, labels: list[str]) -> Figure:
     figure = visualization.plot_pareto_front(view, target_names=labels)
     for trace, color in zip(figure.data, (PRUNED, BEST), strict=True):
         trace.marker = {"color": color, "size": 9 if len(labels) == 2 else 5}
-    scores = zip(*(trial.values for trial in ranked(view)), strict=True)
-    spans = zip("xyz", map(_span, scores, view.directions), strict=False)
     scene = "" if len(labels) == 2 else "scene_"
-    layout = {f"{scene}{axis}axis_range": span for axis, span in spans}
-    caption = "Of the orange trials no other is better in every objective: choose among them."
-    return Chart("Trade-off", caption, [_html(figure, 420, **layout)])
+    scores = zip(*(trial.values for trial in ranked(view)), strict=True)
+    for axis, of_objective, direction in zip("xyz", scores, view.directions, strict=False):
+        figure.update_layout({f"{scene}{axis}axis_range": _span(of_objective, direction)})
+    return figure
 
 
-def _history(view: optuna.Study, label: str, span: list[float]) -> Chart:
+def _history(view: optuna.Study, label: str, span: list[float]) -> Figure:
     figure = visualization.plot_optimization_history(view, target_name=label)
-    figure.data[0].update(name="complete", marker={"color": COMPLETE, "size": 7})
+    figure.data[0].update(name="complete", marker={"color": COMPLETE})
     figure.data[1].update(name="best so far", line={"color": COMPLETE, "shape": "hv"})
     worst = span[0] if view.direction == StudyDirection.MAXIMIZE else span[1]
     for state, color, symbol in ((TrialState.PRUNED, PRUNED, "x"), (TrialState.FAIL, FAIL, "triangle-up")):
-        if trials := view.get_trials(deepcopy=False, states=[state]):
-            scores = [float(np.clip((*last_score(trial), worst)[0], *span)) for trial in trials]
-            numbers, name = [trial.number for trial in trials], state.name.lower()
-            marker = {"color": color, "symbol": symbol, "size": 8}
-            figure.add_trace(Scatter(x=numbers, y=scores, mode="markers", name=name, marker=marker, cliponaxis=False))
+        trials = view.get_trials(deepcopy=False, states=[state])
+        scores = [float(np.clip((*last_score(trial), worst)[0], *span)) for trial in trials]
+        marker = {"color": color, "symbol": symbol}
+        numbers, name = [trial.number for trial in trials], state.name.lower()
+        figure.add_scatter(x=numbers, y=scores, mode="markers", name=name, marker=marker, cliponaxis=False)
     for best in ranked(view)[:1]:
-        _star(figure, best.number, best.values[0])
-    caption = "Each mark is a trial; the star is the best. Pruned trials show their last score, failed ones stand at the edge."
-    layout = {"xaxis_title": "trial", "xaxis_dtick": _dtick(len(view.trials)), "yaxis_range": span, "margin_t": 36}
-    return Chart("History", caption, [_html(figure, 380, **layout)])
+        _mark_best(figure, best.number, best)
+    return figure.update_layout(xaxis_title="trial", yaxis_range=span)
 
 
-def _importance(study: optuna.Study, settings: Settings, objective: int) -> Chart:
-    # With a target, the evaluator asks what makes it low.
-    sign = -1 if study.directions[objective] == StudyDirection.MAXIMIZE else 1
-    shares = get_param_importances(study, target=lambda trial: sign * trial.values[objective])
-    names, sums = short_names(settings.space), dict.fromkeys(settings.space, 0.0)
+def _mark_best(figure: Figure, x: Any, best: FrozenTrial) -> None:
+    marker = {"symbol": "star", "size": 15, "color": BEST}
+    figure.add_scatter(x=[x], y=best.values, mode="markers", name="best", marker=marker, showlegend=False)
+
+
+def _importance(study: optuna.Study, settings: Settings, place: int) -> Figure:
+    # With a target, Optuna asks what makes it low.
+    sign = -1 if study.directions[place] == StudyDirection.MAXIMIZE else 1
+    shares = get_param_importances(study, target=lambda trial: sign * trial.values[place])
+    sums = dict.fromkeys(settings.space, 0.0)
     for name, share in shares.items():  # model.channels.length and model.channels.0 are parts of model.channels
-        key = name if name in sums else name.rpartition(".")[0]
-        sums[key] += share
-    keys = sorted(sums, key=lambda key: sums[key])
-    percent = [100 * sums[key] for key in keys]
-    texts = [f"{share:.0f} %" for share in percent]
-    figure = Figure(Bar(x=percent, y=[names[key] for key in keys], text=texts, orientation="h", marker_color=COMPLETE))
-    figure.update_traces(textposition="outside", cliponaxis=False, hoverinfo="skip")
-    caption = "How much each key matters for a trial to be among the best; the shares sum to 100 %."
-    height = 100 + 32 * len(keys)
-    return Chart("Importance", caption, [_html(figure, height, xaxis_title="share (%)", xaxis_range=[0, 110])])
+        sums[name if name in sums else name.rpartition(".")[0]] += 100 * share
+    names, keys = short_names(sums), sorted(sums, key=lambda key: sums[key])
+    texts = [f"{sums[key]:.0f} %" for key in keys]
+    bars = Bar(x=[sums[key] for key in keys], y=[names[key] for key in keys], text=texts, orientation="h")
+    bars.update(marker={"color": COMPLETE}, textposition="outside", cliponaxis=False, hoverinfo="skip")
+    return Figure(bars, {"xaxis": {"title": "share (%)", "range": [0, 110]}})
 
 
-def _parallel(view: optuna.Study, label: str, span: list[float]) -> Chart:
+def _parallel(view: optuna.Study, label: str, span: list[float]) -> Figure:
     few = optuna.create_study(direction=view.direction)
     few.add_trials([trial for trial in ranked(view) if span[0] <= trial.values[0] <= span[1]][:MAX_LINES])
     figure = visualization.plot_parallel_coordinate(few, target_name=label)
-    is_better_low = view.direction == StudyDirection.MINIMIZE
-    lines = [trace for trace in figure.data if trace.mode == "lines"]
-    figure.data = sorted(lines, key=lambda line: line.y[0], reverse=is_better_low)  # the best is drawn last
-    for line, shade in zip(figure.data, sample_colorscale(SHADES, np.linspace(0, 1, len(lines))), strict=True):
-        line.line = {"color": shade, "width": 1.5}
+    # The best is drawn last, and the bar of colours goes.
+    figure.data = [trace for trace in reversed(figure.data) if trace.mode == "lines"]
+    for line, shade in zip(figure.data, sample_colorscale(SHADES, len(figure.data) + 1), strict=False):
+        line.line.update(color=shade)
     figure.data[-1].update(line={"color": BEST, "width": 3}, opacity=1)
-    caption = f"Each line is one of the best {len(lines)} trials, the bluer the better; the best of all is orange."
     axes = figure.layout.xaxis.tickvals
     notes = [[note for note in figure.layout.annotations if note.x == axis] for axis in axes]
     figure.layout.annotations = [note for on_axis in notes for note in on_axis[:: 1 + len(on_axis) // MAX_TICKS]]
-    figure.update_annotations({"text": ABSENT}, selector={"text": "None"})
-    layout = {"xaxis_range": [-0.5, len(axes) - 0.7]}
-    return Chart("Combinations", caption, [_html(figure, 420, **layout)], min_width=8 * len(axes))
+    return figure.update_layout(xaxis_range=[-0.5, len(axes) - 0.7])
 
 
-def _slices(view: optuna.Study, label: str, span: list[float]) -> Chart:
-    trials, figures = ranked(view), []
-    best = trials[0]
-    for name in dict.fromkeys(name for trial in trials for name in trial.params):
-        figure = visualization.plot_slice(view, params=[name], target_name=label)
-        marker = {"colorscale": SHADES, "showscale": False, "size": 7, "line": {"width": 0}}
-        figure.update_traces(marker=marker, hovertemplate="%{x}: %{y}<extra></extra>")
-        is_text = figure.layout.xaxis.type == "category"
-        if figure.layout.xaxis.type == "log":
-            figure.update_xaxes(nticks=5)
-        if is_text:
-            categories = figure.layout.xaxis.categoryarray
-            some = categories[:: 1 + len(categories) // MAX_TICKS]
-            figure.update_xaxes(tickvals=some, ticktext=[text.strip("'") for text in some])
-        if name in best.params:
-            _star(figure, repr(best.params[name]) if is_text else best.params[name], best.values[0])
-        figures.append(_html(figure, 280, yaxis_range=span))
-    caption = (
-        "Each dot is a complete trial, the bluer the later; the star is the best. Blue dots show where the search went."
-    )
-    return Chart("Key by key", caption, figures)
+def _slice(view: optuna.Study, name: str, label: str, span: list[float]) -> Figure:
+    figure, best = visualization.plot_slice(view, params=[name], target_name=label), ranked(view)[0]
+    figure.update_traces(marker={"colorscale": SHADES, "showscale": False, "line": {"width": 0}}, name="trial")
+    is_choice = figure.layout.xaxis.type == "category"
+    if is_choice:
+        choices = figure.layout.xaxis.categoryarray
+        some = choices[:: 1 + len(choices) // MAX_TICKS]
+        figure.update_xaxes(tickvals=some, ticktext=[text.strip("'") for text in some])
+    if name in best.params:
+        _mark_best(figure, repr(best.params[name]) if is_choice else best.params[name], best)
+    return figure.update_layout(yaxis_range=span)
 
 
-def _learning_curves(view: optuna.Study, label: str, span: list[float]) -> Chart:
+def _learning_curves(view: optuna.Study, label: str, span: list[float]) -> Figure:
     figure = visualization.plot_intermediate_values(view)
     sign = 1 if view.direction == StudyDirection.MAXIMIZE else -1
-    pruned = {f"Trial{trial.number}" for trial in view.get_trials(deepcopy=False, states=[TrialState.PRUNED])}
-    for line in figure.data:
-        color = PRUNED if line.name in pruned else COMPLETE
-        line.update(marker={"size": 4, "color": color}, line={"width": 1.5, "color": color}, opacity=0.6)
+    pruned = [f"Trial{trial.number}" for trial in view.get_trials(deepcopy=False, states=[TrialState.PRUNED])]
     best = [f"Trial{trial.number}" for trial in ranked(view)[:1]]
     figure.data = sorted(figure.data, key=lambda line: (line.name in best, sign * line.y[-1]))[-MAX_LINES:]
-    if best:
-        figure.data[-1].update(marker={"color": BEST}, line={"color": BEST, "width": 3}, opacity=1)
-    caption = (
-        f"Each line is one of the best {len(figure.data)} trials, from where it enters the range that matters: "
-        "the best orange, pruned ones grey."
-    )
-    layout = {"xaxis_title": "validation, counted from 0", "yaxis_title": label, "yaxis_range": span}
-    dtick = _dtick(max(len(line.x) for line in figure.data))
-    return Chart("Learning curves", caption, [_html(figure, 380, **layout, xaxis_dtick=dtick)])
-
-
-def _timeline(view: optuna.Study) -> Chart:
-    figure = visualization.plot_timeline(view)
-    colors = {"COMPLETE": COMPLETE, "PRUNED": PRUNED, "FAIL": FAIL}
-    for bars in figure.data:
-        bars.update(name=bars.name.lower(), marker={"color": colors.get(bars.name, BEST), "line": {"width": 0}})
-    layout = {"xaxis_title": None, "yaxis_title": "trial", "yaxis_dtick": _dtick(len(view.trials)), "margin_t": 36}
-    caption = "Each bar is a trial; those above each other ran at the same time."
-    return Chart("Timeline", caption, [_html(figure, 340, **layout)])
+    for line in figure.data:
+        color = BEST if line.name in best else PRUNED if line.name in pruned else COMPLETE
+        line.update(line={"color": color, "width": 3 if line.name in best else 1.5}, marker={"color": color, "size": 4})
+    return figure.update_layout(xaxis_title="validation", yaxis_title=label, yaxis_range=span)
