@@ -34,7 +34,7 @@ COMMANDS = {
     "predict": "read the digits in image files, or those of the test set",
     "export": "write a checkpoint as ONNX or .pt2 for other programs",
     "demo": "serve a page on which digits can be drawn",
-    "compare": "show runs side by side: what differs, what they reached, their curves",
+    "compare": "print the metrics of runs side by side, and the keys in which they differ",
 }
 HELP = """usage: python -m mnist_lit COMMAND [--config FILE]... [--any.key VALUE]...
 
@@ -236,7 +236,7 @@ def _answer_at_once(args: Sequence[str]) -> None:
     elif args[0].startswith("-"):
         raise UsageError(f"the command comes first, got {args[0]!r}\nfor example: python -m mnist_lit fit {args[0]} …")
     elif args[0] == "compare":
-        from mnist_lit.reports.comparison import compare
+        from mnist_lit.reports.compare import compare
 
         compare(args[1:])
     else:

@@ -81,7 +81,9 @@ def _view(study: optuna.Study, settings: Settings, objectives: Sequence[int]) ->
         }
         if trial.values:
             shown.values = [trial.values[place] * scale for place, scale in scales.items()]
-        shown.intermediate_values = {step: value * scales[objectives[0]] for step, value in trial.intermediate_values.items()}
+        shown.intermediate_values = {
+            step: value * scales[objectives[0]] for step, value in trial.intermediate_values.items()
+        }
         shown.user_attrs = {}
         view.add_trial(shown)
     return view
