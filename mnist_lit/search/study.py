@@ -28,7 +28,7 @@ from mnist_lit.search.journal import open_journal
 from mnist_lit.search.settings import Settings
 from mnist_lit.search.space import Space, flat
 
-__all__ = ["Study", "open_study", "set_aside"]
+__all__ = ["Study", "open_study", "ranked", "set_aside"]
 
 # What a trial says of itself, beside Optuna's record.
 ABOUT = "about"  # of the study: its space, its objectives, and the configuration that its trials start from
@@ -349,3 +349,11 @@ def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str
 
 def _shown(leaves: Mapping[str, Any], name: str) -> str:
     return json.dumps(leaves[name]) if name in leaves else "absent"
+
+
+def ranked(study: optuna.Study) -> list[FrozenTrial]:
+    """Sort the complete trials, the best first; with several objectives the Pareto front leads."""
+    front = {trial.number for trial in study.best_trials} if len(study.directions) > 1 else set()
+    sign = -1 if study.directions[0] == optuna.study.StudyDirection.MAXIMIZE else 1
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    return sorted(complete, key=lambda trial: (trial.number not in front, sign * trial.values[0], trial.number))
