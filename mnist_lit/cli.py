@@ -44,7 +44,7 @@ from mnist_lit.training.run_dir import LOGS, Claim, claimed, is_first_process, w
 from mnist_lit.training.trainer import DigitTrainer
 
 if TYPE_CHECKING:
-    from mnist_lit.data.image_files import Photograph
+    from mnist_lit.data.image_files import ImageFile
 
 __all__ = ["CLI", "rehearse", "run"]
 
@@ -341,12 +341,12 @@ class CLI(LightningCLI):
         probabilities = torch.cat([torch.empty(0, NUM_CLASSES), *(batches or [])])
         picture.unlink(missing_ok=True)  # it would be of other images than the table
         if datamodule.predict_paths:
-            self._report_photographs(datamodule.photographs, probabilities, picture)
+            self._report_photographs(datamodule.image_files, probabilities, picture)
         else:
             write_predictions(self.run_dir / "predictions.csv", of_test_set(datamodule.dataset, probabilities))
             print(self.run_dir)
 
-    def _report_photographs(self, photographs: list["Photograph"], probabilities: Tensor, picture: Path) -> None:
+    def _report_photographs(self, photographs: list["ImageFile"], probabilities: Tensor, picture: Path) -> None:
         read = [one for one in photographs if not one.problem]
         skipped = [one for one in photographs if one.problem]
         predictions = of_photographs(read, probabilities)

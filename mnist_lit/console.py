@@ -20,7 +20,6 @@ NEEDLESS_WARNINGS = [
     "Checkpoint directory .* exists and is not empty",  # a run that goes on
     "WeightAveraging callback, but loading a checkpoint outside",  # a test uses the average that it holds
     "Total length of `.*` across ranks is zero",  # data.val_size: 0, photographs without a digit
-    "using a custom batch sampler `Shares` for prediction",  # it has each image
     "Experiment logs directory .* exists and is not empty",  # it is the run directory; nothing in it is deleted
     "PyTorch Profiler default schedule will be overridden",  # few steps are what a profile wants
     "Profiler clears events at the end of each cycle",

@@ -21,7 +21,7 @@ from PIL import Image
 
 from mnist_lit import main
 from mnist_lit.data.datasets import load
-from mnist_lit.data.image_files import find_files, read_photographs
+from mnist_lit.data.image_files import find_files, load_image_files
 from mnist_lit.errors import MNISTLitError
 from mnist_lit.search.command import main as search
 
@@ -824,7 +824,7 @@ def test_any_damage_to_a_checkpoint_is_a_short_error_for_long(
 def test_any_damage_to_an_image_is_read_or_named(damage: Any, kind: str, tmp_path: Path) -> None:
     tmp_path.joinpath("any.img").write_bytes(damaged(picture(kind, size=(60, 60)), damage))
 
-    (read,) = read_photographs(find_files(["any.img"]))
+    (read,) = load_image_files(find_files(["any.img"]))
 
     assert (read.digit is None) or read.digit.shape == (28, 28)
 

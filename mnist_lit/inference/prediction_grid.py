@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from mnist_lit.data.image_files import Photograph, thumbnail
+from mnist_lit.data.image_files import ImageFile, thumbnail
 from mnist_lit.inference.predict import Prediction
 from mnist_lit.reports.drawing import drawable, own_style
 from mnist_lit.training.run_dir import write_bytes
@@ -29,7 +29,7 @@ CELL_HEIGHT = SIDE + 58
 HEADER = 70
 
 
-def draw_predictions(file: Path, photographs: Sequence[Photograph], predictions: Sequence[Prediction]) -> None:
+def draw_predictions(file: Path, photographs: Sequence[ImageFile], predictions: Sequence[Prediction]) -> None:
     """Draw each image beside what the network saw of it and what was read.
 
     Args:
@@ -59,7 +59,7 @@ def draw_predictions(file: Path, photographs: Sequence[Photograph], predictions:
     write_bytes(file, content.getvalue())
 
 
-def _draw(axes: Axes, corner: tuple[int, int], photograph: Photograph, prediction: Prediction) -> None:
+def _draw(axes: Axes, corner: tuple[int, int], photograph: ImageFile, prediction: Prediction) -> None:
     left, top = corner
     axes.text(left, top + 14, prediction.reading, fontsize=11, weight="bold")
     axes.text(left, top + 30, drawable(photograph.file.name, 34), fontsize=8, color="dimgray")
