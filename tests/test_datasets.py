@@ -168,14 +168,12 @@ def test_all_four_files_are_downloaded_and_kept_as_they_came(tmp_path: Path, mir
         assert all(map(torch.equal, load("mnist", mnist_dir, split), load("mnist", tmp_path, split)))
 
 
-@pytest.mark.parametrize(
-    "manner", ["absent", "truncated", "cut", "altered", "login", "hanging", "bomb", "loop", "nonsense"]
-)
+@pytest.mark.parametrize("manner", ["absent", "truncated", "cut", "altered", "login", "hanging", "bomb", "loop"])
 def test_a_mirror_that_fails_is_named_and_the_next_one_is_tried(data_dir: Path, mirror: Mirror, manner: str) -> None:
-    url = manner if manner == "nonsense" else mirror.url(manner)
+    url = mirror.url(manner)
     with pytest.raises(MNISTLitError) as error:
         fetch(data_dir, url)
-    assert f"{url.rstrip('/')}/{LABELS}.gz" in str(error.value)
+    assert f"{url}{LABELS}.gz" in str(error.value)
     assert new_files(data_dir) == set()
     fetch(data_dir, url, mirror.url("moved"))
     assert new_files(data_dir) == {f"{LABELS}.gz"}

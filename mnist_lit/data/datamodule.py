@@ -103,12 +103,10 @@ class MNISTDataModule(LightningDataModule):
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Return the names of the classes, in the order of the labels."""
         return DATASETS[self.dataset].class_names
 
     @property
     def num_classes(self) -> int:
-        """Return the number of classes."""
         return len(self.class_names)
 
     @classmethod
@@ -144,21 +142,20 @@ class MNISTDataModule(LightningDataModule):
             # All processes of a run must shuffle alike, also if none was given a seed.
             self.seed = self.trainer.strategy.broadcast(self.seed)  # type: ignore[union-attr]
         if stage == "predict" and self.predict_paths is not None:
-            self._setup_image_files(self.predict_paths)
+            self.splits["image_files"] = self._on_device(self._load_image_files(self.predict_paths))
         elif stage in ("test", "predict") and "test" not in self.splits:
             self.splits["test"] = self._on_device(ImageDataset(*load(self.dataset, self.data_dir, "test")))
 
     def _training_data(self) -> tuple[ImageDataset, ImageDataset, tuple[float, float]]:
         return _load_training_data(self.dataset, self.data_dir.resolve(), self.val_size)
 
-    def _setup_image_files(self, paths: Sequence[str]) -> None:
+    def _load_image_files(self, paths: Sequence[str]) -> ImageDataset:
         from mnist_lit.data.image_files import find_files, load_image_files  # here, as image libraries take a second
 
         self.image_files = load_image_files(find_files(paths))
         digits = [torch.from_numpy(file.digit) for file in self.image_files if file.digit is not None]
         images = torch.stack(digits) if digits else torch.empty(0, 28, 28, dtype=torch.uint8)
-        unknown = torch.full((len(images),), -1)
-        self.splits["image_files"] = self._on_device(ImageDataset(images, unknown))
+        return ImageDataset(images, labels=torch.full((len(images),), -1))
 
     def _on_device(self, dataset: ImageDataset) -> ImageDataset:
         return dataset.to(self.trainer.strategy.root_device) if self.resident else dataset  # type: ignore[union-attr]

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torchvision  # type: ignore[import-untyped]
 from torch import Tensor
 from torch.nn import functional as F
+from torchvision import datasets  # type: ignore[import-untyped]
 
 from mnist_lit.data.mnist_files import MNISTFiles, Split
 
@@ -25,24 +25,12 @@ class DatasetInfo:
         class_names: Names of the classes, in the order of the labels 0, 1, 2, ...
         load: Function of the data folder and a split. It returns images, uint8 of shape (n, h, w) or (n, c, h, w) with
             bright ink on 0, and labels, int64 of shape (n,).
-        prepare: Function with the arguments of `prepare` but the name; None if `load` needs no files.
+        prepare: Function of the arguments of `prepare` after the name; None if `load` needs no files.
     """
 
     class_names: tuple[str, ...]
     load: Callable[[Path, Split], tuple[Tensor, Tensor]]
-    prepare: Callable[..., None] | None = None
-
-
-def load(name: str, data_dir: Path, split: Split) -> tuple[Tensor, Tensor]:
-    """Load and verify one split of a data set.
-
-    Returns:
-        The images, uint8 of shape (n, h, w) or (n, c, h, w), and the labels, int64 of shape (n,).
-
-    Raises:
-        MNISTLitError: If a file is missing, damaged or unreadable.
-    """
-    return DATASETS[name].load(data_dir, split)
+    prepare: Callable[[Path, Collection[Split], Sequence[str] | None, bool, float], None] | None = None
 
 
 def prepare(
@@ -70,7 +58,16 @@ def prepare(
         MNISTLitError: If files are missing and cannot be downloaded, or the folder cannot be used.
     """
     if (prepare_files := DATASETS[name].prepare) is not None:
-        prepare_files(data_dir, splits, mirrors=mirrors, download=download, timeout=timeout)
+        prepare_files(data_dir, splits, mirrors, download, timeout)
+
+
+def load(name: str, data_dir: Path, split: Split) -> tuple[Tensor, Tensor]:
+    """Load images and labels of one split, as `DatasetInfo.load` does, and verify them.
+
+    Raises:
+        MNISTLitError: If a file is missing, damaged or unreadable.
+    """
+    return DATASETS[name].load(data_dir, split)
 
 
 def stratified_split(labels: Tensor, num_held_out: int) -> tuple[Tensor, Tensor]:
@@ -89,9 +86,9 @@ def stratified_split(labels: Tensor, num_held_out: int) -> tuple[Tensor, Tensor]
 
 def _load_digits(_: Path, split: Split) -> tuple[Tensor, Tensor]:
     """Load the 8x8 digits of scikit-learn in the form of MNIST: 1,437 to train and 360 to test."""
-    from sklearn import datasets  # type: ignore[import-untyped]  # here, as its import takes a second
+    from sklearn.datasets import load_digits  # type: ignore[import-untyped]  # here, as its import takes a second
 
-    digits = datasets.load_digits()
+    digits = load_digits()
     images = torch.from_numpy(digits.images).unsqueeze(1) * (255 / 16)
     images = F.interpolate(images, size=(20, 20), mode="bicubic", antialias=True).clamp(0, 255).round()
     images = F.pad(images, (4, 4, 4, 4)).squeeze(1).to(torch.uint8)
@@ -103,7 +100,7 @@ def _load_digits(_: Path, split: Split) -> tuple[Tensor, Tensor]:
 
 MNIST = MNISTFiles(
     "mnist",
-    torchvision.datasets.MNIST,
+    datasets.MNIST,
     ["https://ossci-datasets.s3.amazonaws.com/mnist/", "https://storage.googleapis.com/cvdf-datasets/mnist/"],
     {
         "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
@@ -114,14 +111,14 @@ MNIST = MNISTFiles(
 )
 FASHION_MNIST = MNISTFiles(
     "fashion_mnist",
-    torchvision.datasets.FashionMNIST,
+    datasets.FashionMNIST,
     ["https://storage.googleapis.com/tensorflow/tf-keras-datasets/"],
 )
-KMNIST = MNISTFiles("kmnist", torchvision.datasets.KMNIST, ["https://codh.rois.ac.jp/kmnist/dataset/kmnist/"])
+KMNIST = MNISTFiles("kmnist", datasets.KMNIST, ["https://codh.rois.ac.jp/kmnist/dataset/kmnist/"])
 # An entry that is added before `mnist_lit.data.datamodule` is imported is a valid `data.dataset`, too.
 DATASETS = {
     "mnist": DatasetInfo(tuple(string.digits), MNIST.load, MNIST.prepare),
-    "fashion_mnist": DatasetInfo(FASHION_MNIST.class_names, FASHION_MNIST.load, FASHION_MNIST.prepare),
-    "kmnist": DatasetInfo(KMNIST.class_names, KMNIST.load, KMNIST.prepare),
+    "fashion_mnist": DatasetInfo(tuple(datasets.FashionMNIST.classes), FASHION_MNIST.load, FASHION_MNIST.prepare),
+    "kmnist": DatasetInfo(tuple(datasets.KMNIST.classes), KMNIST.load, KMNIST.prepare),
     "digits": DatasetInfo(tuple(string.digits), _load_digits),
 }

@@ -108,36 +108,29 @@ def _background(gray: Gray, max_width: int) -> Gray:
     return np.minimum(constant, sloping)[inside, inside]
 
 
-def _has_contrast(ink: Gray, mask: Mask) -> bool:
-    if not mask.any() or mask.all():
-        return False
-    contrast = ink[mask].mean() - ink[~mask].mean()
-    return bool(contrast > max(MIN_CONTRAST, 6 * ink[~mask].std()))
-
-
-def _has_sharp_edges(ink: Gray, digit: Mask, edge_width: int) -> bool:
-    """Tell ink from a shadow by the step at its edge."""
-    inside = digit & ~ndimage.binary_erosion(digit, iterations=edge_width, border_value=1)
-    outside = ndimage.binary_dilation(digit, iterations=edge_width) & ~digit
-    step = ink[inside].mean() - ink[outside].mean()
-    return bool(step > 0.5 * (ink[digit].mean() - ink[~digit].mean()))
-
-
 # Segmentation
 
 
 def _segment_digit(ink: Gray, edge_width: int) -> Mask | None:
     """Cut the digit out of its surroundings; return None if there is none."""
     mask = ink > threshold_otsu(ink)
-    if not _has_contrast(ink, mask):
+    if not mask.any() or mask.all() or _contrast(ink, mask, ~mask) <= max(MIN_CONTRAST, 6 * ink[~mask].std()):
         return None
-    digit = _main_component(_remove_rows(_remove_rows(mask).T).T)
-    if digit.sum() < MIN_AREA or not _has_sharp_edges(ink, digit, edge_width):
+    digit = _main_component(_remove_lines(_remove_lines(mask).T).T)
+    if digit.sum() < MIN_AREA:
         return None
-    return _crop(digit)
+    # A shadow ends more slowly than ink.
+    inside = digit & ~ndimage.binary_erosion(digit, iterations=edge_width, border_value=1)
+    outside = ndimage.binary_dilation(digit, iterations=edge_width) & ~digit
+    is_sharp = _contrast(ink, inside, outside) > 0.5 * _contrast(ink, digit, ~digit)
+    return _crop(digit) if is_sharp else None
 
 
-def _remove_rows(mask: Mask) -> Mask:
+def _contrast(ink: Gray, foreground: Mask, background: Mask) -> float:
+    return float(ink[foreground].mean() - ink[background].mean())
+
+
+def _remove_lines(mask: Mask) -> Mask:
     """Remove horizontal lines from edge to edge: those of ruled or squared paper."""
     height, width = mask.shape
     thick = ndimage.binary_dilation(mask, np.ones((3, 1)))  # also finds a line that is not quite level
@@ -155,12 +148,12 @@ def _remove_rows(mask: Mask) -> Mask:
 
 
 def _main_component(mask: Mask) -> Mask:
-    """Keep the connected component that scores best, and larger ones close to it."""
+    """Keep the most likely connected component and those close to it that are no specks."""
     components = label(mask)
     regions = regionprops(components)
     if not regions:
         return mask
-    main = max(regions, key=lambda region: _score(region.area, region.bbox, mask.shape))
+    main = max(regions, key=lambda region: _likelihood(region.area, region.bbox, mask.shape))
     top, left, bottom, right = main.bbox
     near = ndimage.distance_transform_edt(components != main.label) <= 0.15 * max(bottom - top, right - left)
     near_labels = set(np.unique(components[near]))
@@ -168,8 +161,8 @@ def _main_component(mask: Mask) -> Mask:
     return np.isin(components, parts)
 
 
-def _score(area: float, bbox: tuple[int, int, int, int], shape: tuple[int, ...]) -> float:
-    """Score a component: large, near the centre, and not cut off by the edge of the image."""
+def _likelihood(area: float, bbox: tuple[int, int, int, int], shape: tuple[int, ...]) -> float:
+    """Prefer components that are large, near the centre, and not cut off by the edge of the image."""
     top, left, bottom, right = bbox
     height, width = shape
     num_edges = (top == 0) + (left == 0) + (bottom == height) + (right == width)

@@ -45,8 +45,7 @@ class ImageDataset(Dataset[Batch]):
 class EpochSampler(DistributedSampler[Batch]):
     """Draw the order of an epoch from seed and epoch, and begin after the batches that were trained on.
 
-    Lightning sets the epoch and counts the batches, and both are in its checkpoints: a resumed run needs no other
-    state.
+    Lightning counts epochs and batches, and has both in its checkpoints: a resumed run needs no other state.
 
     Args:
         dataset: Training images; all processes get equally many of them.
