@@ -25,7 +25,7 @@ from PIL import Image
 
 from mnist_lit import ConvNet, MNISTDataModule, main
 from mnist_lit.data.datamodule import preprocess
-from mnist_lit.data.digits import digit_in
+from mnist_lit.data.digits import extract_digit
 
 # Corners of one stroke, in shares of the sheet's side from its middle.
 SEVEN = [(-0.25, -0.3), (0.25, -0.3), (-0.05, 0.35)]
@@ -299,7 +299,7 @@ def test_an_ensemble_with_images_of_another_size(fit: Callable[..., Any], tmp_pa
     with served("--ckpt_path=run_1", "--ensemble=[run_2]", cwd=tmp_path) as (url, _):
         label, probabilities = ask(url, png(drawing))
 
-    digit = digit_in(Image.fromarray(drawing))
+    digit = extract_digit(Image.fromarray(drawing))
     assert digit is not None
     files = [tmp_path / f"run_{seed}" / "checkpoints" / "best.ckpt" for seed in (1, 2)]
     models = [ConvNet.load_from_checkpoint(file, map_location="cpu").eval() for file in files]

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from mnist_lit.data.datamodule import preprocess
-from mnist_lit.data.digits import digit_in
+from mnist_lit.data.digits import extract_digit
 from mnist_lit.errors import Stopped, UsageError
 from mnist_lit.model.classifier import ConvNet
 
@@ -118,7 +118,7 @@ def page(model: ConvNet) -> gradio.Blocks:
 def _read(model: ConvNet, url: str) -> tuple[str | dict[str, float], str]:
     """What the label shows for an image, and what the network saw of it."""
     try:
-        digit = digit_in(Image.open(io.BytesIO(base64.b64decode(str(url).removeprefix(PREFIX)))))
+        digit = extract_digit(Image.open(io.BytesIO(base64.b64decode(str(url).removeprefix(PREFIX)))))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise gradio.Error("it is no image", print_exception=False) from error
     if digit is None:

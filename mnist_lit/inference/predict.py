@@ -13,7 +13,7 @@ from mnist_lit.model.networks import NUM_CLASSES
 from mnist_lit.training.run_dir import write_text
 
 if TYPE_CHECKING:
-    from mnist_lit.data.image_files import Photograph
+    from mnist_lit.data.image_files import ImageFile
 
 __all__ = ["Prediction", "of_photographs", "of_test_set", "table", "write_predictions"]
 
@@ -53,7 +53,7 @@ def of_test_set(dataset: str, probabilities: Tensor) -> list[Prediction]:
     return [Prediction(f"{dataset}/test/{index}", row) for index, row in enumerate(probabilities.tolist())]
 
 
-def of_photographs(photographs: Sequence["Photograph"], probabilities: Tensor) -> list[Prediction]:
+def of_photographs(photographs: Sequence["ImageFile"], probabilities: Tensor) -> list[Prediction]:
     """The predictions for image files.
 
     Args:

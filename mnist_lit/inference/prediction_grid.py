@@ -4,18 +4,16 @@ from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.font_manager import findfont, get_font
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from mnist_lit.data.image_files import Photograph, thumbnail
-from mnist_lit.formatting import shorten
+from mnist_lit.data.image_files import ImageFile, thumbnail
 from mnist_lit.inference.predict import Prediction
+from mnist_lit.reports.drawing import drawable, own_style
 from mnist_lit.training.run_dir import write_bytes
 
 __all__ = ["draw_predictions"]
@@ -31,7 +29,7 @@ CELL_HEIGHT = SIDE + 58
 HEADER = 70
 
 
-def draw_predictions(file: Path, photographs: Sequence[Photograph], predictions: Sequence[Prediction]) -> None:
+def draw_predictions(file: Path, photographs: Sequence[ImageFile], predictions: Sequence[Prediction]) -> None:
     """Draw each image beside what the network saw of it and what was read.
 
     Args:
@@ -42,7 +40,7 @@ def draw_predictions(file: Path, photographs: Sequence[Photograph], predictions:
     num_drawn = min(len(predictions), MAX_DRAWN)
     num_columns, num_rows = min(NUM_COLUMNS, max(num_drawn, 2)), -(-num_drawn // NUM_COLUMNS)
     width, height = num_columns * CELL_WIDTH + GAP, num_rows * CELL_HEIGHT + HEADER
-    with mpl.rc_context({"text.parse_math": False}):  # a dollar sign in a name is one
+    with own_style():
         figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
         figure.set_layout_engine("none")  # every place is known
         FigureCanvasAgg(figure)
@@ -61,20 +59,14 @@ def draw_predictions(file: Path, photographs: Sequence[Photograph], predictions:
     write_bytes(file, content.getvalue())
 
 
-def _draw(axes: Axes, corner: tuple[int, int], photograph: Photograph, prediction: Prediction) -> None:
+def _draw(axes: Axes, corner: tuple[int, int], photograph: ImageFile, prediction: Prediction) -> None:
     left, top = corner
     axes.text(left, top + 14, prediction.reading, fontsize=11, weight="bold")
-    axes.text(left, top + 30, _drawable(photograph.file.name), fontsize=8, color="dimgray")
+    axes.text(left, top + 30, drawable(photograph.file.name, 34), fontsize=8, color="dimgray")
     _show(axes, np.asarray(thumbnail(photograph.file, SIDE)), left, top + 38)
     if photograph.digit is not None:
         seen = Image.fromarray(255 - photograph.digit).resize((SIDE, SIDE), Image.Resampling.NEAREST)
         _show(axes, np.asarray(seen.convert("RGB")), left + SIDE + GAP, top + 38)
-
-
-def _drawable(text: str) -> str:
-    """Replace what the font cannot draw."""
-    glyphs = get_font(findfont("DejaVu Sans")).get_charmap()
-    return "".join(char if ord(char) in glyphs else "?" for char in shorten(text, 34))
 
 
 def _show(axes: Axes, pixels: "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]", left: int, top: int) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mnist_lit.data.augment import inverse
+from mnist_lit.data.augment import inverse_affine
 
 __all__ = ["Ensemble", "distortions", "mean_probabilities", "shifts"]
 
@@ -53,7 +53,7 @@ def distortions(images: Tensor) -> Iterator[Tensor]:
     """
     for turn, scale, slant in itertools.product((-1, 1), repeat=3):
         numbers = torch.tensor([[turn * TURN], [slant * SLANT], [1 + scale * SCALE]])
-        matrix = inverse(*numbers.to(images))
+        matrix = inverse_affine(*numbers.to(images))
         pixels = torch.tensor([[turn * scale], [turn * slant]]).to(images)
         matrix = torch.cat([matrix, matrix @ (-2 / images.shape[-1] * pixels)], dim=2)
         grid = F.affine_grid(matrix, [1, 1, *images.shape[-2:]], align_corners=False)
