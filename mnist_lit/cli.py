@@ -25,7 +25,7 @@ from mnist_lit.errors import MNISTLitError, Stopped, UsageError
 from mnist_lit.formatting import escape_unprintable
 from mnist_lit.inference.predict import of_photographs, of_test_set, table, write_predictions
 from mnist_lit.machine_errors import describe_machine_error
-from mnist_lit.model.classifier import ConvNet
+from mnist_lit.model.convnet import ConvNet
 from mnist_lit.model.ensemble import Ensemble
 from mnist_lit.model.networks import NUM_CLASSES
 from mnist_lit.parser_errors import explain_object, explain_trainer
@@ -236,7 +236,7 @@ class CLI(LightningCLI):
             if model.hparams["image_size"] != self.model.hparams["image_size"]:
                 raise UsageError(f"ensemble: {source.file} is for images of another size (data.image_size)")
         # To whoever evaluates it there is no difference.
-        self.model.network = Ensemble([model.network for model in models])  # type: ignore[assignment]
+        self.model.network = Ensemble([model.network for model in models])
 
     def _place(self, config: Namespace) -> AbstractContextManager[Claim]:
         command = self.request.command

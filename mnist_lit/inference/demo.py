@@ -13,7 +13,7 @@ from PIL import Image
 from mnist_lit.data.datamodule import preprocess
 from mnist_lit.data.digits import digit_in
 from mnist_lit.errors import Stopped, UsageError
-from mnist_lit.model.classifier import ConvNet
+from mnist_lit.model.convnet import ConvNet
 
 try:
     import gradio

@@ -20,7 +20,7 @@ from torch.export import Dim
 from mnist_lit.data.datamodule import MNISTDataModule, preprocess
 from mnist_lit.data.datasets import load
 from mnist_lit.errors import MNISTLitError, UsageError
-from mnist_lit.model.classifier import ConvNet
+from mnist_lit.model.convnet import ConvNet
 from mnist_lit.signals import raise_if_stopped
 
 __all__ = ["check_output", "export_model"]

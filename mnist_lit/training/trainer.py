@@ -8,7 +8,7 @@ from jsonargparse.typing import restricted_number_type
 from lightning.pytorch import Trainer
 
 from mnist_lit.data.datamodule import MNISTDataModule
-from mnist_lit.model.classifier import ConvNet
+from mnist_lit.model.convnet import ConvNet
 from mnist_lit.training.checkpoints import read_checkpoint
 
 __all__ = ["DigitTrainer"]
