@@ -23,7 +23,12 @@ from mnist_lit.console import configure_logging
 from mnist_lit.data.datamodule import MNISTDataModule
 from mnist_lit.errors import MNISTLitError, Stopped, UsageError
 from mnist_lit.formatting import escape_unprintable
-from mnist_lit.inference.predict import of_photographs, of_test_set, table, write_predictions
+from mnist_lit.inference.predict import (
+    format_predictions,
+    predictions_for_files,
+    predictions_for_test_set,
+    write_predictions,
+)
 from mnist_lit.machine_errors import describe_machine_error
 from mnist_lit.model.convnet import ConvNet
 from mnist_lit.model.ensemble import Ensemble
@@ -343,19 +348,20 @@ class CLI(LightningCLI):
         if datamodule.predict_paths:
             self._report_photographs(datamodule.photographs, probabilities, picture)
         else:
-            write_predictions(self.run_dir / "predictions.csv", of_test_set(datamodule.dataset, probabilities))
+            predictions = predictions_for_test_set(datamodule.dataset, probabilities)
+            write_predictions(self.run_dir / "predictions.csv", predictions, probabilities.shape[1])
             print(self.run_dir)
 
     def _report_photographs(self, photographs: list["Photograph"], probabilities: Tensor, picture: Path) -> None:
         read = [one for one in photographs if not one.problem]
         skipped = [one for one in photographs if one.problem]
-        predictions = of_photographs(read, probabilities)
-        write_predictions(self.run_dir / "predictions.csv", predictions)
+        predictions = predictions_for_files(read, probabilities)
+        write_predictions(self.run_dir / "predictions.csv", predictions, probabilities.shape[1])
         if read:
             from mnist_lit.inference.prediction_grid import draw_predictions  # image libraries
 
             draw_predictions(picture, read, predictions)
-            print(f"{table(predictions)}\nin pictures: {picture}")
+            print(f"{format_predictions(predictions)}\nin pictures: {picture}")
         for one in skipped:
             print(f"skipped: {escape_unprintable(f'{one.file}: {one.problem}')}", file=sys.stderr)
         print(self.run_dir)
