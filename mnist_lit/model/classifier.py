@@ -80,8 +80,9 @@ class Classifier(LightningModule):
         self.val_metrics = metrics.clone(prefix="val/")
         self.test_metrics = metrics.clone(prefix="test/")
         self.best_acc = 0.0
-        self.is_fitting = self.is_tuned = False
+        self.applies_settings = self.is_tuned = False
         self.schedule_steps, self.keeps_lr = 0, False  # of the checkpoint that a run goes on from
+        self.saved_val_loss: float | None = None
         self.configure_optimizers()  # a wrong argument is found now, not when training begins
 
     @classmethod
@@ -112,11 +113,12 @@ class Classifier(LightningModule):
         return mean_probabilities(self.network(copy) for copy in copies)
 
     def setup(self, stage: str) -> None:
-        self.is_fitting, self.is_tuned = stage == "fit", False
+        has_own_optimizers = type(self).configure_optimizers is not Classifier.configure_optimizers
+        self.applies_settings, self.is_tuned = stage == "fit" and not has_own_optimizers, False
         if stage != "fit":
             return
         self.best_acc = 0.0  # of this run; a run that goes on gets it back from its checkpoint
-        self.schedule_steps, self.keeps_lr = 0, False
+        self.schedule_steps, self.keeps_lr, self.saved_val_loss = 0, False, None
         statistics = getattr(self.trainer.datamodule, "statistics", None)  # type: ignore[attr-defined]
         if statistics is not None:
             buffers = dict(self.network.named_buffers(recurse=False))
@@ -211,14 +213,20 @@ class Classifier(LightningModule):
         self.is_tuned = True
 
     def on_train_start(self) -> None:
-        optimizer = self.trainer.optimizers[0]
-        optim.check_states(optimizer)
-        if not self.is_tuned:
-            return
+        for optimizer in self.trainer.optimizers:
+            optim.check_states(optimizer)
+        if self.applies_settings and self.is_tuned:
+            self._apply_settings(self.trainer.optimizers[0])
+
+    def _apply_settings(self, optimizer: Optimizer) -> None:
         configured = optim.build_optimizer(self.optimizer, self.network, self.lr)
         optim.apply_settings(optimizer, configured, keep_lr=self.keeps_lr)
         for config in self.trainer.lr_scheduler_configs:
-            if self.schedule is not None and config.interval == "step":
+            if isinstance(config.scheduler, ReduceLROnPlateau):
+                # Lightning steps it after the checkpoint at the end of an epoch.
+                if self.saved_val_loss is not None and config.scheduler.last_epoch < self.current_epoch:
+                    config.scheduler.step(self.saved_val_loss)
+            elif self.schedule is not None:
                 config.scheduler = optim.build_schedule(
                     self.schedule,
                     optimizer,
@@ -249,6 +257,8 @@ class Classifier(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["val_acc_best"] = self.best_acc
+        if "val/loss" in self.trainer.callback_metrics:
+            checkpoint["val_loss"] = float(self.trainer.callback_metrics["val/loss"])
         # What the batches before a stop have added up to belongs to their epoch's train/loss and train/acc.
         checkpoint["train_metrics"] = {name: metric.metric_state for name, metric in self._train_metrics().items()}
 
@@ -258,7 +268,8 @@ class Classifier(LightningModule):
             metric = self._train_metrics()[name]
             for part, value in state.items():
                 setattr(metric, part, value.to(metric.device))
-        if self.is_fitting:
+        if self.applies_settings:
+            self.saved_val_loss = checkpoint.get("val_loss")
             self.schedule_steps, self.keeps_lr = optim.restore_matching(checkpoint, self.hparams)
 
 

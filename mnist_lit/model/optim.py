@@ -30,7 +30,6 @@ __all__ = [
 ]
 
 LENGTHS = ("total_steps", "total_iters", "T_max")
-PLATEAU = "torch.optim.lr_scheduler.ReduceLROnPlateau"
 PLATEAU_STATE = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch")
 
 
@@ -166,9 +165,9 @@ def restore_matching(checkpoint: dict[str, Any], hyper_parameters: Mapping[str, 
     states, checkpoint["lr_schedulers"] = checkpoint.get("lr_schedulers") or [], []
     if not states or not same["schedule"]:
         return 0, False
-    if _class_path(recorded, "schedule") == PLATEAU:
+    if "num_bad_epochs" in states[0]:  # ReduceLROnPlateau follows the validation loss, not the steps
         checkpoint["lr_schedulers"] = [{name: states[0][name] for name in PLATEAU_STATE}]
-        return 0, same["optimizer"] and recorded["lr"] == hyper_parameters["lr"]
+        return 0, same["optimizer"] and recorded.get("lr") == hyper_parameters.get("lr")
     return int(states[0]["last_epoch"]), False
 
 
