@@ -18,7 +18,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from mnist_lit.command_line import CommandLine
 from mnist_lit.data.datamodule import MNISTDataModule
 from mnist_lit.errors import UsageError
-from mnist_lit.model.classifier import ConvNet
+from mnist_lit.model.convnet import ConvNet
 from mnist_lit.model.ensemble import Ensemble
 from mnist_lit.parser_errors import explain_object, explain_trainer
 from mnist_lit.parsing import Parser, parse
@@ -223,7 +223,7 @@ class CLI(LightningCLI):
             if model.hparams["image_size"] != self.model.hparams["image_size"]:
                 raise UsageError(f"ensemble: {member.file} is for images of another size (data.image_size)")
         # To whoever evaluates it there is no difference.
-        self.model.network = Ensemble([model.network for model in models])  # type: ignore[assignment]
+        self.model.network = Ensemble([model.network for model in models])
 
     def _claim(self) -> RunDir:
         """Find or make the run directory of this command, locked if it is trained in."""

@@ -22,7 +22,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from mnist_lit.errors import UsageError
-from mnist_lit.model.instantiate import arguments, made
+from mnist_lit.model.optim import accepted_parameters, instantiate
 from mnist_lit.search.database import Database, open_database
 from mnist_lit.search.journal import open_journal
 from mnist_lit.search.settings import Settings
@@ -320,12 +320,12 @@ def _sampler(settings: Settings, space: Space, *, is_new: bool) -> BaseSampler:
     if seed is not None and not is_new and not is_ordered:
         seed = int(np.random.SeedSequence((seed, uuid4().int)).generate_state(1)[0])
     filled_in: dict[str, Any] = {} if seed is None else {"seed": seed}
-    if BruteForceSampler in classes or "search_space" in arguments(factory):
+    if BruteForceSampler in classes or "search_space" in accepted_parameters(factory):
         filled_in["search_space"] = space.grid()
     if CmaEsSampler in classes and not find_spec("cmaes"):  # Optuna would miss it in the second trial
         raise UsageError("sampler: CmaEsSampler needs the package cmaes\npip install 'mnist_lit[samplers]'")
     try:
-        sampler: BaseSampler = made(factory, **filled_in)
+        sampler: BaseSampler = instantiate(factory, **filled_in)
     except (TypeError, ValueError) as error:
         raise UsageError(f"sampler: {error}") from error
     return sampler
