@@ -18,7 +18,7 @@ import torch
 from conftest import CONFIGS, SMALL
 from lightning.pytorch import Callback, LightningModule, Trainer
 from onnxruntime import InferenceSession
-from test_interruption import Dying
+from test_signals import Dying
 from torch import Tensor
 from torch.export import ExportedProgram
 
