@@ -15,30 +15,29 @@ from lightning.pytorch import Callback
 import mnist_lit
 from mnist_lit import main
 
+Capsys = pytest.CaptureFixture[str]
 Fails = Callable[..., str]
 COMMANDS = {"fit", "validate", "test", "predict", "export", "demo", "compare"}
 
 
-def answer(capsys: pytest.CaptureFixture[str], *args: str) -> str:
+def answer(capsys: Capsys, args: list[str] | None) -> str:
     """Return what a command prints that ends with exit code 0 without a run."""
     with pytest.raises(SystemExit) as stop:
-        main(list(args))
+        main(args)
     assert stop.value.code == 0
     return capsys.readouterr().out
 
 
-def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    assert answer(capsys, "--version") == f"mnist_lit {version('mnist_lit')}\n"
-
+@pytest.mark.parametrize("args", [["--version"], None])
+def test_version_is_that_of_the_package(args: Any, capsys: Capsys, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["mnist_lit", "--version"])
-    with pytest.raises(SystemExit):
-        main()
-    assert capsys.readouterr().out == f"mnist_lit {version('mnist_lit')}\n"
+
+    assert answer(capsys, args) == f"mnist_lit {version('mnist_lit')}\n"
 
 
 @pytest.mark.parametrize("args", [[], ["-h"], ["--help"]])
-def test_help_lists_every_command(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert {line.split()[0] for line in answer(capsys, *args).splitlines() if line} >= COMMANDS
+def test_help_lists_every_command(args: list[str], capsys: Capsys) -> None:
+    assert {line.split()[0] for line in answer(capsys, args).splitlines() if line} >= COMMANDS
 
 
 @pytest.mark.parametrize(
@@ -61,8 +60,7 @@ def test_error_of_a_process_is_short_and_comes_before_torch(args: list[str]) -> 
     lines = done.stderr.splitlines()
     imported = {line.rpartition("|")[2].strip() for line in lines if line.startswith("import time:")}
     errors = [line for line in lines if not line.startswith("import time:")]
-    assert done.returncode == 2
-    assert done.stdout == ""
+    assert (done.returncode, done.stdout) == (2, "")
     assert errors[0].startswith("error: --config")
     assert len(errors) <= 2
     assert "mnist_lit.app" in imported
@@ -78,14 +76,14 @@ def test_importing_the_package_does_not_import_torch() -> None:
 
 
 def test_debug_variable_shows_the_traceback_and_is_no_key(
-    shell: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    shell: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, capsys: Capsys
 ) -> None:
     done = shell("fit", "--config", "nowhere.yaml", env={**os.environ, "MNIST_LIT_DEBUG": "1"})
 
     assert done.returncode != 0
     assert done.stderr.startswith("Traceback")
     monkeypatch.setenv("MNIST_LIT_DEBUG", "1")
-    assert "max_epochs" in answer(capsys, "fit", "--print_config")
+    assert "max_epochs" in answer(capsys, ["fit", "--print_config"])
 
 
 class Broken(Callback):
@@ -93,16 +91,13 @@ class Broken(Callback):
         raise ArithmeticError("a\x1b\nb\nc\nd\ne\nf")
 
 
-def test_unexpected_error_is_short_and_the_cause_of_the_exit(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_unexpected_error_is_short_and_the_cause_of_the_exit(tmp_path: Path, capsys: Capsys) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["fit", *SMALL], callbacks=[Broken()])
 
     error = capsys.readouterr().err
     assert stop.value.code == 1
     assert stop.value.__cause__ is not None
-    assert "ArithmeticError" in error
     assert len(error.splitlines()) <= 5
     assert "\x1b" not in error
     assert not (tmp_path / "logs").exists()

@@ -4,17 +4,13 @@ import contextlib
 import copy
 import gc
 import hashlib
-import json
 import os
 import pickle
-import shutil
 import sys
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
-from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from importlib.metadata import requires
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -23,21 +19,18 @@ import pytest
 import torch
 import yaml
 from conftest import SMALL
-from packaging.requirements import Requirement
+from lightning_utilities.core.apply_func import apply_to_collection
 from test_bad_input import refused
 
-from mnist_lit import ConvNet, MNISTDataModule, main
+from mnist_lit import ConvNet, main
 from mnist_lit.errors import UsageError
 
 __all__ = ["refused"]
 
 Fails = Callable[..., str]
 Good = dict[str, Any]  # what a good checkpoint holds
-Capsys = pytest.CaptureFixture[str]
 DIGITS = ["--data.dataset=digits", "--data.val_size=200"]
 TOUCH = {"class_path": "os.system", "init_args": {"command": "touch executed"}}
-ESCAPE = "\x1b]0;owned\x07\x1b[31m"
-SCRIPT = f"{ESCAPE}<script>alert('x')</script>"
 
 
 class Call:
@@ -48,16 +41,10 @@ class Call:
 
 
 @pytest.fixture(scope="module")
-def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("source") / "run"
-    main(["fit", *SMALL, "--trainer.max_epochs=1", f"--run_dir={folder}"])
-    return folder
-
-
-@pytest.fixture(scope="module")
-def good(run_dir: Path) -> Good:
-    content: Good = torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)
-    return content
+def good(tmp_path_factory: pytest.TempPathFactory) -> Good:
+    run_dir = tmp_path_factory.mktemp("source") / "run"
+    main(["fit", *SMALL, "--trainer.max_epochs=1", f"--run_dir={run_dir}"])
+    return dict(torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True))
 
 
 @pytest.fixture(autouse=True)
@@ -75,14 +62,13 @@ def _hostile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Files(SimpleHTTPRequestHandler):
-    def log_message(self, *args: Any) -> None:
-        pass
+    def log_message(self, *args: Any) -> None: ...
 
 
 @pytest.fixture
-def served(tmp_path: Path) -> Iterator[str]:
+def served() -> Iterator[str]:
     """The URL of the working folder."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Files, directory=str(tmp_path)))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Files)
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}).start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
@@ -98,24 +84,22 @@ def saved(content: Any, **kwargs: Any) -> bytes:
     return file.getvalue()
 
 
-def rezipped(good: Good, change: Callable[[str, bytes], bytes], compression: int = zipfile.ZIP_STORED) -> bytes:
-    """Change the parts of a good checkpoint's file."""
+def zip_bomb(good: Good) -> bytes:
+    """Compress a checkpoint with a part that would fill the memory."""
     target = BytesIO()
-    with zipfile.ZipFile(BytesIO(saved(good))) as old, zipfile.ZipFile(target, "w", compression) as new:
+    with zipfile.ZipFile(BytesIO(saved(good))) as old, zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as new:
         for name in old.namelist():
-            new.writestr(name, change(name, old.read(name)))
+            new.writestr(name, old.read(name) + bytes(2**28 if name.endswith("data/0") else 0))
     return target.getvalue()
 
 
 PICKLED: dict[str, Callable[[Good], bytes]] = {
     "state_dict": lambda good: saved({**good, "state_dict": {"network.mean": Call()}}),
     "callbacks": lambda good: saved({**good, "callbacks": {"EMA": Call()}}),
-    "data.pkl": lambda good: rezipped(good, lambda name, old: pickle.dumps(Call()) if name.endswith(".pkl") else old),
+    "whole file": lambda _: saved(Call()),
     "legacy": lambda good: saved({**good, "extra": Call()}, _use_new_zipfile_serialization=False),
     "pickle of protocol 0": lambda _: pickle.dumps(Call(), protocol=0),
-    "zip bomb": lambda good: rezipped(
-        good, lambda name, old: old + bytes(2**28) if name.endswith("data/0") else old, zipfile.ZIP_DEFLATED
-    ),
+    "zip bomb": zip_bomb,
 }
 
 
@@ -131,15 +115,14 @@ def test_pickled_code_is_refused_in_every_form(
 @pytest.fixture
 def _pickled(good: Good, tmp_path: Path) -> None:
     """Make a run directory whose checkpoints hold code, and a good file beside it."""
-    folder = tmp_path / "run" / "checkpoints"
-    folder.mkdir(parents=True)
-    for name in ("best", "last"):
-        torch.save({**good, "extra": Call()}, folder / f"{name}.ckpt")
-    torch.save(good, tmp_path / "good.ckpt")
+    tmp_path.joinpath("run", "checkpoints").mkdir(parents=True)
     tmp_path.joinpath("run", "config.yaml").write_text(yaml.safe_dump(good["config"]))
+    for name in ("best", "last"):
+        torch.save({**good, "extra": Call()}, f"run/checkpoints/{name}.ckpt")
+    torch.save(good, "good.ckpt")
 
 
-PATHS = ["run", "run/checkpoints/best.ckpt", "{url}/run/checkpoints/best.ckpt"]
+PATHS = ["run", "run/checkpoints/best.ckpt", "{served}/run/checkpoints/best.ckpt"]
 ARGS = [[command, "--ckpt_path=run"] for command in ("fit", "validate", "test", "predict", "export", "demo")]
 ARGS += [["test", f"--ckpt_path={path}"] for path in PATHS[1:]]
 ARGS += [["test", "--ckpt_path=good.ckpt", f"--ensemble=[{path}]"] for path in PATHS]
@@ -148,16 +131,14 @@ ARGS += [["test", "--ckpt_path=good.ckpt", f"--ensemble=[{path}]"] for path in P
 @pytest.mark.parametrize("args", ARGS, ids=" ".join)
 @pytest.mark.usefixtures("_pickled")
 def test_pickled_code_is_refused_by_every_command(args: list[str], served: str, refused: Fails) -> None:
-    assert "posix.system" in refused(*(arg.format(url=served) for arg in args))
+    assert "posix.system" in refused(*(arg.format(served=served) for arg in args))
 
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.usefixtures("_pickled")
 def test_pickled_code_is_refused_in_python(path: str, served: str, tmp_path: Path) -> None:
-    for kind in (ConvNet, MNISTDataModule):
-        with pytest.raises(UsageError, match=r"posix\.system"):
-            kind.load_from_checkpoint(path.format(url=served), weights_only=False)
-
+    with pytest.raises(UsageError, match=r"posix\.system"):
+        ConvNet.load_from_checkpoint(path.format(served=served), weights_only=False)
     assert not (tmp_path / "executed").exists()
 
 
@@ -165,7 +146,7 @@ def test_pickled_code_is_refused_in_python(path: str, served: str, tmp_path: Pat
 
 THING = {"class_path": "imported.Thing"}
 HUB = {"class_path": "torch.hub.load", "init_args": {"repo_or_dir": ".", "model": "x", "source": "local"}}
-LAMBDA = {"class_path": "torch.optim.lr_scheduler.LambdaLR", "init_args": {"lr_lambda": [TOUCH]}}
+LAMBDA = {"class_path": "torch.optim.lr_scheduler.LambdaLR", "init_args": {"lr_lambda": "os.abort"}}
 CODE: list[tuple[str, Any]] = [
     ("optimizer", TOUCH),
     ("optimizer", HUB),
@@ -174,7 +155,6 @@ CODE: list[tuple[str, Any]] = [
     ("optimizer", THING),
     ("optimizer", "imported.thing"),
     ("schedule", LAMBDA),
-    ("schedule", LAMBDA | {"init_args": {"lr_lambda": "os.abort"}}),
 ]
 
 
@@ -201,11 +181,11 @@ def test_code_that_a_checkpoint_names_is_not_run(
 
 @pytest.mark.parametrize("command", ["fit", "test"])
 def test_a_checkpoint_of_a_stranger_sets_no_paths_and_no_classes(
-    command: str, good: Good, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capsys
+    command: str, good: Good, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MNIST_LIT_DATA", str(tmp_path / "data"))
     content = with_model(good, {} if command == "fit" else {"optimizer": THING, "schedule": THING})
-    content["config"] |= {"run_dir": "theirs", "ensemble": ["theirs"], ESCAPE: 3}
+    content["config"] |= {"run_dir": "theirs", "ensemble": ["theirs"], "\x1b[31m": 3}
     content["config"]["data"] |= {"data_dir": "theirs", "mirrors": ["theirs"], "predict_paths": "theirs"}
     content["config"]["trainer"] = {"callbacks": [THING], "logger": [THING], "profiler": "simple"}
     torch.save(content, tmp_path / "theirs.ckpt")
@@ -229,15 +209,12 @@ UNUSUAL: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("change", UNUSUAL, ids=str)
+@pytest.mark.parametrize("change", UNUSUAL)
 def test_code_in_the_unusual_keys_of_a_checkpoint_is_not_run(change: Good, good: Good, tmp_path: Path) -> None:
     torch.save({**good, **change}, tmp_path / "bad.ckpt")
 
     with contextlib.suppress(Exception):  # some keys are ignored, some refused
         ConvNet.load_from_checkpoint("bad.ckpt")
-    with contextlib.suppress(SystemExit):
-        main(["validate", "--ckpt_path=bad.ckpt"])
-
     assert not (tmp_path / "executed").exists()
 
 
@@ -245,21 +222,12 @@ def test_code_in_the_unusual_keys_of_a_checkpoint_is_not_run(change: Good, good:
 
 
 def tensors(make: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Any], Any]:
-    """Return a function that replaces the weights of convolutions anywhere in a part of a checkpoint."""
-
-    def change(part: Any) -> Any:
-        if isinstance(part, dict):
-            return {name: change(value) for name, value in part.items()}
-        if isinstance(part, list):
-            return [change(value) for value in part]
-        return make(part) if isinstance(part, torch.Tensor) and part.ndim == 4 else part
-
-    return change
+    """Return a function that replaces the weights of convolutions in a part of a checkpoint."""
+    return lambda part: apply_to_collection(part, torch.Tensor, lambda old: make(old) if old.ndim == 4 else old)
 
 
 DAMAGE: dict[str, tuple[str, Callable[[Any], Any], int]] = {
     "sparse": ("state_dict", tensors(lambda old: old.to_sparse()), 2),
-    "quantised": ("state_dict", tensors(lambda old: torch.quantize_per_tensor(old, 0.1, 0, torch.qint8)), 2),
     "without values": ("state_dict", tensors(lambda old: old.to("meta")), 2),
     "huge": ("state_dict", tensors(lambda _: torch.zeros(1).expand(10**9, 10**9)), 2),
     "small moments": ("optimizer_states", tensors(lambda _: torch.zeros(1)), 1),
@@ -282,31 +250,32 @@ def test_damaged_tensors_and_states_end_a_fit_before_it_has_begun(
 # URLs
 
 
-@pytest.mark.parametrize(("path", "code"), [("missing", 1), ("page.ckpt", 2), ("page.ckpt#sha256=00", 1)])
+URLS = [
+    ("{served}/missing", 1),
+    ("{served}/page.ckpt", 2),
+    ("{served}/page.ckpt#sha256=00", 1),
+    ("http://example.invalid/a.ckpt", 2),  # anyone could exchange it on its way
+    ("http://[::1/x", 2),
+    ("https://", 1),
+]
+
+
+@pytest.mark.parametrize(("url", "code"), URLS)
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_url_of_no_checkpoint_is_one_error(path: str, code: int, served: str, tmp_path: Path, refused: Fails) -> None:
+def test_a_url_of_no_checkpoint_is_one_error(url: str, code: int, served: str, tmp_path: Path, refused: Fails) -> None:
     tmp_path.joinpath("page.ckpt").write_text("<html>Please log in</html>")
 
-    assert "ckpt_path: " in refused("test", f"--ckpt_path={served}/{path}", code=code)
+    assert "ckpt_path: " in refused("test", f"--ckpt_path={url.format(served=served)}", code=code)
     gc.collect()  # urllib leaves the sockets of errors open
 
 
-@pytest.mark.parametrize(
-    ("url", "code"),
-    [("http://example.invalid/a.ckpt", 2), ("http://[::1/x", 2), ("https://", 1), ("https://\x00/x", 1)],
-)
-def test_a_url_that_cannot_be_fetched_safely_is_one_error(url: str, code: int, fails: Fails) -> None:
-    assert "ckpt_path: " in fails("test", f"--ckpt_path={url}", code=code)
+def test_a_checkpoint_may_be_a_url_with_its_digest(good: Good, served: str) -> None:
+    torch.save(good, "good.ckpt")
+    digest = hashlib.sha256(Path("good.ckpt").read_bytes()).hexdigest()
 
+    cli = main(["test", f"--ckpt_path={served}/good.ckpt#sha256={digest}"])
 
-def test_a_checkpoint_may_be_a_url_with_its_digest(run_dir: Path, tmp_path: Path, served: str) -> None:
-    shutil.copy(run_dir / "checkpoints" / "best.ckpt", tmp_path)
-    digest = hashlib.sha256(tmp_path.joinpath("best.ckpt").read_bytes()).hexdigest()
-
-    cli = main(["test", f"--ckpt_path={served}/best.ckpt#sha256={digest}"])
-
-    expected = torch.load("best.ckpt", weights_only=True)["state_dict"]
-    assert all(torch.equal(tensor, expected[name]) for name, tensor in cli.model.state_dict().items())
+    assert 0 < float(cli.trainer.callback_metrics["test/acc"]) <= 1
     assert str(cli.run_dir) == "logs/run_1"
 
 
@@ -328,44 +297,7 @@ def test_a_class_path_is_of_the_kind_that_its_key_takes(key: str, tmp_path: Path
 
 @pytest.mark.parametrize("function", [TOUCH, {"class_path": "imported.thing"}])
 def test_a_function_as_an_argument_of_a_class_is_not_called(function: Any, tmp_path: Path, fails: Fails) -> None:
-    spec = {"class_path": "LambdaCallback", "init_args": {"on_fit_start": function}}
+    callback = {"class_path": "LambdaCallback", "init_args": {"on_fit_start": function}}
 
-    assert function["class_path"] in fails("fit", *DIGITS, f"--trainer.callbacks={json.dumps([spec])}")
+    assert function["class_path"] in fails("fit", *DIGITS, f"--trainer.callbacks=[{callback}]")
     assert not (tmp_path / "called").exists()
-
-
-# Run directories in reports and on the terminal
-
-
-def test_a_run_directory_shows_markup_and_escapes_as_text(run_dir: Path, tmp_path: Path, capsys: Capsys) -> None:
-    folder = tmp_path / "<img src=x onerror=alert(1)>"
-    shutil.copytree(run_dir, folder)
-    metrics = json.loads((folder / "metrics.json").read_text())
-    (folder / "metrics.json").write_text(json.dumps({**metrics, "device": SCRIPT, "precision": SCRIPT}))
-
-    main(["test", f"--ckpt_path={folder}", "--report=true"])
-    config = yaml.safe_load((folder / "config.yaml").read_text())
-    (folder / "config.yaml").write_text(yaml.safe_dump({**config, SCRIPT: SCRIPT}))
-    with pytest.raises(SystemExit) as stop:
-        main(["compare", str(folder), str(run_dir)])
-
-    page, console = (folder / "report.html").read_text(), capsys.readouterr()
-    assert stop.value.code == 0
-    assert "&lt;img" in page
-    assert [tag for tag in ("<script", "<img src=x") if tag in page] == []
-    assert not {"\x1b", "\x07"} & {*console.out, *console.err}
-
-
-@pytest.mark.parametrize("name", ["config.yaml", "metrics.json"])
-def test_a_comparison_refuses_a_damaged_run(name: str, run_dir: Path, tmp_path: Path, refused: Fails) -> None:
-    shutil.copytree(run_dir, tmp_path / "bad")
-    for content in (b"\xff\0", b"[" * 100_000, b"3", yaml.dump(Call()).encode()):
-        tmp_path.joinpath("bad", name).write_bytes(content)
-        assert f"bad/{name}" in refused("compare", "bad", str(run_dir))
-
-
-@pytest.mark.parametrize("release", ["2.6.2", "2.6.3"])
-def test_malicious_releases_of_lightning_are_excluded(release: str) -> None:
-    [bound] = [bound for bound in map(Requirement, requires("mnist_lit") or []) if bound.name == "lightning"]
-
-    assert release not in bound.specifier
