@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
+from mnist_lit.command_line import DATA_DIR_VARIABLE
 from mnist_lit.data.augment import Augment
 from mnist_lit.data.datasets import DATASETS, Split, load, prepare, stratified_split
 from mnist_lit.data.loaders import Batch, DistributedEvalBatchSampler, EpochSampler, ImageDataset, LazyLoader
-from mnist_lit.command_line import DATA_DIR_VARIABLE
 from mnist_lit.errors import UsageError
 
 if TYPE_CHECKING:

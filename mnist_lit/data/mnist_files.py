@@ -22,8 +22,7 @@ from torch import Tensor
 from torch.hub import download_url_to_file
 from torchvision.datasets.utils import check_integrity  # type: ignore[import-untyped]
 
-from mnist_lit.errors import MNISTLitError
-from mnist_lit.errors import is_disk_full
+from mnist_lit.errors import MNISTLitError, is_disk_full
 
 __all__ = ["MNISTFiles", "Split"]
 
