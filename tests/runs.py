@@ -71,8 +71,17 @@ class Signals(Callback):
                 os.kill(os.getpid(), self.signum)
 
 
+def callback(class_path: str, **init_args: Any) -> str:
+    return "--trainer.callbacks=" + json.dumps([{"class_path": class_path, "init_args": init_args}])
+
+
 def signals(**init_args: Any) -> str:
-    return "--trainer.callbacks=" + json.dumps([{"class_path": "runs.Signals", "init_args": init_args}])
+    return callback("runs.Signals", **init_args)
+
+
+def slow(*values: Any) -> Any:
+    """Mark one case of a test as slow."""
+    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 def stop(*args: str) -> int:

@@ -1,5 +1,8 @@
 """Every shipped config runs and does what its first comment says."""
 
+import contextlib
+import functools
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +17,11 @@ from mnist_lit import main
 ALL_NAMES = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
 # The others are for searches.
 NAMES = [name for name in ALL_NAMES if not name.startswith("search")]
-# These need more than one process, an extra, or real data, and have tests of their own.
-ELSEWHERE = {"base", "ddp", "mlflow"}
+# These have tests of their own, mlflow.yaml with the other trackers; any other one is run by `test_config_runs`.
+TESTED = {
+    *("accuracy", "base", "ddp", "debug", "digits", "fast", "gpu", "large_batch", "lr_finder", "mlflow", "mlp"),
+    *("overfit", "profile", "quick"),
+}
 
 
 def fit_config(tmp_path: Path, *names: str, flags: tuple[str, ...] = ()) -> Any:
@@ -26,40 +32,40 @@ def fit_config(tmp_path: Path, *names: str, flags: tuple[str, ...] = ()) -> Any:
 @pytest.mark.parametrize("name", ALL_NAMES)
 def test_first_comment_says_when_to_use_it(name: str) -> None:
     comment = CONFIGS.joinpath(f"{name}.yaml").read_text().split("\n\n")[0]
-
     assert comment.startswith("# ")
     assert "Use it" in comment or "Start here" in comment
 
 
+@pytest.fixture(scope="module")
+def merged() -> Callable[..., Any]:
+    """`merged(*names)`: what `--print_config` prints for these configs."""
+
+    @functools.cache
+    def merge(*names: str) -> Any:
+        output = io.StringIO()
+        with contextlib.redirect_stdout(output), pytest.raises(SystemExit):
+            main(["fit", *(f"--config={CONFIGS / name}.yaml" for name in names), "--print_config"])
+        return yaml.safe_load(output.getvalue())
+
+    return merge
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_overlay_is_small_and_changes_something(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ["fit", f"--config={CONFIGS / 'base.yaml'}", "--print_config"]
-    with pytest.raises(SystemExit):
-        main(flags)
-    base = yaml.safe_load(capsys.readouterr().out)
-
-    with pytest.raises(SystemExit):
-        main([*flags, f"--config={CONFIGS / name}.yaml"])
-    merged = yaml.safe_load(capsys.readouterr().out)
-
-    assert (merged != base) == (name != "base")
+def test_overlay_is_small_and_changes_something(name: str, merged: Callable[..., Any]) -> None:
+    assert (merged("base", name) != merged("base")) == (name != "base")
     assert len(CONFIGS.joinpath(f"{name}.yaml").read_text().splitlines()) <= 50
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in ELSEWHERE])
-def test_config_runs_on_the_digits(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in TESTED])
+def test_config_runs(name: str, tmp_path: Path) -> None:
     flags = ("--trainer.max_epochs=1", "--trainer.check_val_every_n_epoch=1", "--data.val_size=200")
-
     cli = fit_config(tmp_path, "base", "digits", name, flags=flags)
-
-    assert cli.trainer.fit_loop.total_batch_idx >= 0
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
     assert 0 <= float(cli.trainer.callback_metrics["val/acc_best"]) <= 1
 
 
 def test_digits_reach_97_percent_without_a_download(tmp_path: Path) -> None:
     cli = fit_config(tmp_path, "base", "digits")
-
     assert float(cli.trainer.callback_metrics["test/acc"]) >= 0.97
     assert not (tmp_path / "data").exists()
 
@@ -76,27 +82,23 @@ def test_mlp_is_784_500_10(tmp_path: Path) -> None:
 
 def test_debug_is_one_batch(tmp_path: Path) -> None:
     cli = fit_config(tmp_path, "base", "digits", "debug")
-
     assert cli.trainer.global_step == 1
     assert cli.trainer.num_test_batches == [1]
 
 
 def test_overfit_learns_its_batches_by_heart(tmp_path: Path) -> None:
     cli = fit_config(tmp_path, "base", "digits", "overfit")
-
     assert cli.trainer.num_training_batches == 4
     assert float(cli.trainer.callback_metrics["train/acc"]) == 1.0
 
 
 def test_profile_leaves_a_trace(tmp_path: Path) -> None:
-    fit_config(tmp_path, "base", "digits", "profile")
-
+    fit_config(tmp_path, "base", "digits", "profile", flags=("--trainer.max_epochs=1",))
     assert list((tmp_path / "run").glob("*.pt.trace.json"))
 
 
 def test_gpu_runs_on_a_cpu_too(tmp_path: Path) -> None:
     cli = fit_config(tmp_path, "base", "digits", "gpu", "debug")
-
     assert cli.datamodule.splits["train"].images.device == cli.model.device
 
 
@@ -114,7 +116,6 @@ def test_large_batch_finds_its_size_and_accumulates(tmp_path: Path) -> None:
 
 def test_lr_finder_replaces_the_learning_rate(tmp_path: Path) -> None:
     cli = fit_config(tmp_path, "base", "digits", "lr_finder")
-
     assert cli.model.lr != 0.02
     assert max(group["max_lr"] for group in cli.trainer.optimizers[0].param_groups) == cli.model.lr
     assert float(cli.trainer.callback_metrics["test/acc"]) > 0.8
@@ -123,8 +124,7 @@ def test_lr_finder_replaces_the_learning_rate(tmp_path: Path) -> None:
 def test_ddp_is_two_processes_and_one_run(tmp_path: Path, shell: Callable[..., Any]) -> None:
     configs = [f"--config={CONFIGS / name}.yaml" for name in ("base", "digits", "ddp")]
 
-    done = shell("fit", *configs, "--trainer.max_epochs=2", "--run_dir=run", cwd=tmp_path)
-
+    done = shell("fit", *configs, "--trainer.max_epochs=1", "--run_dir=run", cwd=tmp_path, timeout=240)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "run"
     assert done.stdout.count("test/acc") == 1
@@ -134,21 +134,17 @@ def test_ddp_is_two_processes_and_one_run(tmp_path: Path, shell: Callable[..., A
 @pytest.mark.parametrize("name", ["fast", "quick", "accuracy"])
 def test_recipe_is_complete_in_itself(name: str, tmp_path: Path) -> None:
     flags = ("--data.dataset=digits", "--data.val_size=200", "--trainer.max_epochs=1")
-
     cli = fit_config(tmp_path, name, flags=flags)
-
     assert cli.trainer.lr_scheduler_configs[0].scheduler.total_steps == cli.trainer.global_step
     assert "test/acc" in cli.trainer.callback_metrics
 
 
 def test_base_trains_on_real_mnist(tmp_path: Path, mnist_dir: Path) -> None:
-    flags = (f"--data.data_dir={mnist_dir}", "--trainer.max_epochs=1")
-
+    flags = (f"--data.data_dir={mnist_dir}", "--trainer.max_epochs=1", "--trainer.limit_train_batches=0.3")
     cli = fit_config(tmp_path, "base", flags=flags)
-
     assert len(cli.datamodule.splits["train"]) == 55_000
     assert len(cli.datamodule.splits["test"]) == 10_000
-    assert float(cli.trainer.callback_metrics["test/acc"]) >= 0.98
+    assert float(cli.trainer.callback_metrics["test/acc"]) >= 0.95
 
 
 @pytest.mark.slow

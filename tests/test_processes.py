@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import SMALL
 from launch import DDP, FOREVER, Command, assert_goes_on, last, trouble, wait_for
-from runs import assert_same, files, learned, read
+from runs import assert_same, files, learned, read, slow
 
 from mnist_lit import main
 
@@ -50,10 +50,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_dir = tmp_path_factory.mktemp("trained") / "run"
     main(["fit", *SMALL, f"--run_dir={run_dir}", "--trainer.precision=32-true"])
     return run_dir
-
-
-def slow(*values: Any) -> Any:
-    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 # One result
