@@ -106,8 +106,7 @@ class CommandLine:
         for config in reversed(self.configs):
             found = _find(yaml.compose(Path(config).read_text(encoding="utf-8")), key.split("."))
             if found is not None:
-                name, node = found
-                yield f"{config}, line {name.start_mark.line + 1}: {key}", str(node.value)
+                yield f"{config}, line {found[0].start_mark.line + 1}: {key}", str(found[1].value)
         if key in self.environment:
             yield f"{self.environment[key].name}: {key}", self.environment[key].value
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 from conftest import SMALL
+from launch import DDP, FOREVER, Command, assert_goes_on, last, wait_for
 from postgresql import Server, serving
-from test_processes import DDP, FOREVER, Command, assert_goes_on, last, wait_for
-from test_runs import assert_same, learned
+from runs import assert_same, learned
 from test_storages import SCRIPT, config, numbers
 
 pytestmark = pytest.mark.slow

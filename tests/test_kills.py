@@ -15,8 +15,7 @@ import pytest
 import torch
 import yaml
 from conftest import SMALL
-from test_datasets import FILES, Mirror, mirror, zipped
-from test_runs import (
+from runs import (
     CHANCE,
     CHILDREN,
     assert_as_whole,
@@ -30,6 +29,7 @@ from test_runs import (
     rows,
     saved,
 )
+from test_datasets import FILES, Mirror, mirror, zipped
 
 from mnist_lit import main
 from mnist_lit.data.datasets import prepare

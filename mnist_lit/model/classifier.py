@@ -96,6 +96,7 @@ class Classifier(LightningModule):
             UsageError: If it is no checkpoint of plain data.
         """
         checkpoint = find_checkpoint(str(checkpoint_path))
+        assert checkpoint.file is not None
         # Lightning takes them from other places in the file, too, unless they are given.
         factories = {name: checkpoint.hyper_parameters.get(name) for name in ("optimizer", "schedule")}
         return super().load_from_checkpoint(checkpoint.file, *args, **{**factories, **kwargs, "weights_only": True})

@@ -79,15 +79,19 @@ def find_checkpoint(path: str, *, for_fit: bool = False, key: str = "ckpt_path")
     try:
         if path.startswith(("http://", "https://")):
             return _read(_download(path), for_fit=for_fit)
-        if os.path.isdir(path):  # noqa: PTH112  # also false for a name that is too long
-            return _read_run_dir(Path(path), for_fit=for_fit)
-        if not os.path.isfile(path):  # noqa: PTH113
-            raise UsageError(f"ckpt_path: {path!r} does not exist\ngive a checkpoint file, a URL or a run directory")
-        folder = Path(path).parent
-        is_of_run = folder.name == "checkpoints" and (folder.parent / "config.yaml").is_file()
-        return _read(Path(path), folder.parent if is_of_run else None, for_fit=for_fit)
+        return _read_path(Path(path), for_fit=for_fit)
     except UsageError as error:
         raise UsageError(str(error).replace("ckpt_path", key, 1)) from error
+
+
+def _read_path(path: Path, *, for_fit: bool) -> Checkpoint:
+    if os.path.isdir(path):  # noqa: PTH112  # also false for a name that is too long
+        return _read_run_dir(path, for_fit=for_fit)
+    if not os.path.isfile(path):  # noqa: PTH113
+        raise UsageError(f"ckpt_path: '{path}' does not exist\ngive a checkpoint file, a URL or a run directory")
+    folder = path.parent
+    is_of_run = folder.name == "checkpoints" and (folder.parent / "config.yaml").is_file()
+    return _read(path, folder.parent if is_of_run else None, for_fit=for_fit)
 
 
 def _read_run_dir(run_dir: Path, *, for_fit: bool) -> Checkpoint:
