@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from mnist_lit.command_line import COMMANDS, DEBUG_VARIABLE, CommandLine, read_environment
+from mnist_lit.command_line import COMMANDS, DEBUG_VARIABLE, CommandLine, program, read_environment
 from mnist_lit.errors import MNISTLitError, Stopped, UsageError, describe_machine_error, did_you_mean
 from mnist_lit.formatting import escape_unprintable, shorten
 from mnist_lit.signals import defer_signals, ignore_sigint, raise_on_signals
@@ -17,25 +17,38 @@ from mnist_lit.signals import defer_signals, ignore_sigint, raise_on_signals
 if TYPE_CHECKING:
     from lightning.pytorch import Callback
 
+    from mnist_lit.data.datamodule import MNISTDataModule
+    from mnist_lit.model.classifier import Classifier
+
 __all__ = ["main", "short_errors"]
 
-HELP = """usage: python -m mnist_lit COMMAND [--config FILE]... [--any.key VALUE]...
+HELP = """usage: {program} COMMAND [--config FILE]... [--any.key VALUE]...
 
 commands:
 {commands}
 
-python -m mnist_lit COMMAND --help       every key of a command: type, default, unit and range
-python -m mnist_lit COMMAND --print_config    the configuration that a command line amounts to
-python -m mnist_lit --version"""
+{program} COMMAND --help       every key of a command: type, default, unit and range
+{program} COMMAND --print_config    the configuration that a command line amounts to
+{program} --version"""
 MAX_ERROR_LINES, MAX_LINE = 5, 1000
 
 
-def main(args: Sequence[str] | None = None, callbacks: Sequence["Callback"] = ()) -> Any:
+def main(
+    args: Sequence[str] | None = None,
+    *,
+    model_class: "type[Classifier] | None" = None,
+    datamodule_class: "type[MNISTDataModule] | None" = None,
+    callbacks: Sequence["Callback"] = (),
+    is_dry: bool = False,
+) -> Any:
     """Run one command.
 
     Args:
         args: The command line after `python -m mnist_lit`; default that of this process.
+        model_class: The model; its `__init__` arguments are the keys below `model`. Default ConvNet.
+        datamodule_class: The data; its `__init__` arguments are the keys below `data`. Default MNISTDataModule.
         callbacks: Callbacks of the trainer beside the configured ones.
+        is_dry: Whether everything is built, and nothing is run or written.
 
     Returns:
         The command's CLI with its `trainer`, `model` and `datamodule`; of `search` Optuna's study.
@@ -48,21 +61,25 @@ def main(args: Sequence[str] | None = None, callbacks: Sequence["Callback"] = ()
     command, *flags = (sys.argv[1:] if args is None else args) or ["--help"]
     # A terminal sends Ctrl-C to all processes of a run; the first one stops the others.
     is_first = os.environ.get("LOCAL_RANK", "0") == "0"
+    classes = {"model_class": model_class, "datamodule_class": datamodule_class}
     with short_errors(), raise_on_signals() if is_first else ignore_sigint():
         _answer_without_torch(command, flags)
-        command_line = CommandLine(f"python -m mnist_lit {command}", flags, read_environment(command))
+        command_line = CommandLine(f"{program()} {command}", flags, read_environment(command))
         # torch's imports abort or recurse endlessly when they are interrupted.
         with _without_garbage_collection(), defer_signals():
-            from mnist_lit.commands import run
+            from mnist_lit.commands import dry_run, run
 
-        return run(command, command_line, callbacks)
+        if is_dry:
+            return dry_run(command, command_line, **classes)
+        return run(command, command_line, callbacks=callbacks, **classes)
     raise AssertionError
 
 
 def _answer_without_torch(command: str, flags: Sequence[str]) -> None:
     """Answer what needs no import of torch, which takes seconds; return if there is more to do."""
     if command in ("-h", "--help"):
-        print(HELP.format(commands="\n".join(f"  {name:10}{text}" for name, text in COMMANDS.items())))
+        commands = "\n".join(f"  {name:10}{text}" for name, text in COMMANDS.items())
+        print(HELP.format(program=program(), commands=commands))
     elif command == "--version":
         print(f"mnist_lit {version('mnist_lit')}")
     elif command == "compare":
@@ -70,7 +87,7 @@ def _answer_without_torch(command: str, flags: Sequence[str]) -> None:
 
         compare(flags)
     elif command.startswith("-"):
-        raise UsageError(f"the command comes first, got {command!r}\nfor example: python -m mnist_lit fit {command} …")
+        raise UsageError(f"the command comes first, got {command!r}\nfor example: {program()} fit {command} …")
     elif command not in COMMANDS:
         hint = did_you_mean(command, COMMANDS) or f"commands: {', '.join(COMMANDS)}"
         raise UsageError(f"{command!r} is no command\n{hint}")

@@ -1,5 +1,6 @@
 """The LightningCLI: objects from layers of configuration, and the commands that run them."""
 
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -18,6 +19,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from mnist_lit.command_line import CommandLine
 from mnist_lit.data.datamodule import MNISTDataModule
 from mnist_lit.errors import UsageError
+from mnist_lit.model.classifier import Classifier
 from mnist_lit.model.convnet import ConvNet
 from mnist_lit.model.ensemble import Ensemble
 from mnist_lit.parser_errors import explain_object, explain_trainer
@@ -58,29 +60,68 @@ TRAINER_WITHOUT_RUN = {
     "logger": False,
     "profiler": None,
 }
-# Making the parser of a command takes a quarter of a second, and a search runs `fit` many times in a process.
-PARSERS: dict[str, LightningArgumentParser] = {}
+# Type, default and help of the arguments beside trainer, model, data and callbacks.
+ARGUMENTS: dict[str, tuple[Any, Any, str]] = {
+    "ckpt_path": (str | None, None, "Checkpoint: a run directory, a file or a URL."),
+    "run_dir": (str | None, None, "Folder of the run; default the next free logs/run_N."),
+    "test_after_fit": (bool, False, "Whether fit ends with a test of the best checkpoint."),
+    "csv": (bool, False, "Whether the scalars are also written to RUN/metrics.csv."),
+    "report": (bool, True, "Whether the run is also shown on a page, RUN/report.html."),
+    "num_threads": (
+        Threads | None,
+        None,
+        "Threads of torch on the CPU, 1 to 1024; default one for each core. The last bits depend on it.",
+    ),
+}
+ENSEMBLE: tuple[Any, Any, str] = (
+    list[str],
+    [],
+    "More checkpoints (file, URL, run directory), whose probabilities are averaged with ckpt_path's.",
+)
+COMMAND_ARGUMENTS: dict[str, dict[str, tuple[Any, Any, str]]] = {
+    "fit": {},
+    "export": {
+        "ensemble": ENSEMBLE,
+        "output": (
+            str,
+            "model.onnx",
+            "File to write, from uint8 images to probabilities: `.onnx`, or `.pt2` of torch.",
+        ),
+        "int8": (bool, False, "Whether a variant of eight bits is written, too (`.onnx` only)."),
+    },
+    "demo": {
+        "ensemble": ENSEMBLE,
+        "host": (str, "127.0.0.1", "Address to listen at; the default can be reached from this machine only."),
+        "port": (Port, 7860, "Port to listen at, 1 to 65535."),
+    },
+}
+# Making a parser takes a quarter of a second, and a search runs `fit` many times in a process.
+PARSERS: dict[Any, LightningArgumentParser] = {}
 
 
 class CLI(LightningCLI):
-    """Builds trainer, model and data of one command, and runs it.
+    """Builds trainer, model and data of one command.
 
     Args:
         command: The command.
         command_line: What follows it.
+        model_class: The LightningModule.
+        datamodule_class: The LightningDataModule.
         callbacks: Callbacks of the trainer beside the configured ones.
         is_dry: Whether nothing is run or written.
     """
 
-    model: ConvNet
+    model: Classifier
     datamodule: MNISTDataModule
 
     def __init__(
         self,
         command: str,
         command_line: CommandLine,
-        callbacks: Sequence[Callback] = (),
         *,
+        model_class: type[Classifier] | None = None,
+        datamodule_class: type[MNISTDataModule] | None = None,
+        callbacks: Sequence[Callback] = (),
         is_dry: bool = False,
     ) -> None:
         self.command = command
@@ -88,11 +129,12 @@ class CLI(LightningCLI):
         self.callbacks = callbacks
         self.is_dry = is_dry
         self.checkpoint: Checkpoint | None = None
+        self.goes_on = False  # `fit` continues a run in its own directory
         self.ensemble: list[Checkpoint] = []
         self.run_dir = LOGS
         super().__init__(
-            ConvNet,
-            MNISTDataModule,
+            model_class or ConvNet,
+            datamodule_class or MNISTDataModule,
             run=False,
             args=[],
             save_config_callback=None,
@@ -110,46 +152,30 @@ class CLI(LightningCLI):
     # Configuration
 
     def setup_parser(self, *args: Any) -> None:
-        if self.command not in PARSERS:
+        key = (self.command, self.model_class, self.datamodule_class)
+        if key not in PARSERS:
             super().setup_parser(*args)
-            PARSERS[self.command] = self.parser
-        self.parser = PARSERS[self.command]
+            PARSERS[key] = self.parser
+        self.parser = PARSERS[key]
         self.parser.callback_keys = list(CALLBACKS)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         for name, callback in CALLBACKS.items():
             parser.add_lightning_class_args(callback, name)
-        add = parser.add_argument
-        add("--ckpt_path", type=str | None, default=None, help="Checkpoint: a run directory, a file or a URL.")
-        add("--run_dir", type=str | None, default=None, help="Folder of the run; default the next free logs/run_N.")
-        add("--test_after_fit", type=bool, default=False, help="Whether fit ends with a test of the best checkpoint.")
-        add("--csv", type=bool, default=False, help="Whether the scalars are also written to RUN/metrics.csv.")
-        add("--report", type=bool, default=True, help="Whether the run is also shown on a page, RUN/report.html.")
-        threads = "Threads of torch on the CPU, 1 to 1024; default one for each core. The last bits depend on it."
-        add("--num_threads", type=Threads | None, default=None, help=threads)
-        if self.command != "fit":
-            ensemble = "More checkpoints (file, URL, run directory), whose probabilities are averaged with ckpt_path's."
-            add("--ensemble", type=list[str], default=[], help=ensemble)
-        if self.command == "export":
-            output = (
-                "File to write: `.onnx`, or `.pt2` for `torch.export.load`. It takes uint8 images of shape "
-                "(n, 1, 28, 28) and gives probabilities of shape (n, 10)."
-            )
-            add("--output", type=str, default="model.onnx", help=output)
-            int8 = "Whether a variant with weights and activations of eight bits is written, too (`.onnx` only)."
-            add("--int8", type=bool, default=False, help=int8)
-        if self.command == "demo":
-            host = "Address to listen at; the default can be reached from this machine only."
-            add("--host", type=str, default="127.0.0.1", help=host)
-            add("--port", type=Port, default=7860, help="Port to listen at, 1 to 65535.")
-        parser.link_arguments("data.image_size", "model.image_size")
+        arguments = ARGUMENTS | COMMAND_ARGUMENTS.get(self.command, {"ensemble": ENSEMBLE})
+        for name, (value_type, default, text) in arguments.items():
+            parser.add_argument(f"--{name}", type=value_type, default=default, help=text)
+        if "image_size" in inspect.signature(self._model_class).parameters:
+            parser.link_arguments("data.image_size", "model.image_size")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         assert isinstance(parser, Parser)
-        path = self.command_line.value_of("ckpt_path")
-        self.checkpoint = None if path is None else find_checkpoint(path, for_fit=self.command == "fit")
+        is_fit = self.command == "fit"
+        if path := self.command_line.value_of("ckpt_path"):
+            self.checkpoint = find_checkpoint(path, for_fit=is_fit)
+            self.goes_on = is_fit and Path(path).is_dir()
         self.config = parse(parser, self.command_line, self.checkpoint)
-        if self.command != "fit" and self.checkpoint is None:
+        if not is_fit and self.checkpoint is None:
             raise UsageError(f"{self.command} needs a checkpoint\ngive --ckpt_path: a run directory, a file or a URL")
         self.ensemble = [find_checkpoint(member, key="ensemble") for member in self.config.get("ensemble", [])]
 
@@ -166,7 +192,7 @@ class CLI(LightningCLI):
             check_output(Path(config.output), int8=config.int8)
         if config.trainer.precision is None:
             config.trainer.precision = native_precision(config.trainer.accelerator)
-        if self._goes_on():
+        if self.goes_on:
             config.ckpt_path = None
         self.wanted_run_dir = Path(config.run_dir) if config.run_dir else None
         config.run_dir = None  # config.yaml repeats the run in a directory of its own
@@ -174,11 +200,6 @@ class CLI(LightningCLI):
         self.config_dump = self._plain(config)
         model = {name: value for name, value in self.config_dump["model"].items() if name != "image_size"}
         self.plain_config = {**self.config_dump, "model": model}
-
-    def _goes_on(self) -> bool:
-        """Check whether `fit` continues a run in its own directory."""
-        path = self.command_line.value_of("ckpt_path")
-        return self.command == "fit" and path is not None and Path(path).is_dir()
 
     def _plain(self, config: Namespace) -> dict[str, Any]:
         plain: dict[str, Any] = yaml.safe_load(self.parser.dump(config, skip_unset=False, skip_link_targets=False))
@@ -218,37 +239,32 @@ class CLI(LightningCLI):
             raise
 
     def _average(self, checkpoints: Sequence[Checkpoint]) -> None:
-        models = [ConvNet.load_from_checkpoint(str(member.file), map_location="cpu") for member in checkpoints]
+        models = [type(self.model).load_from_checkpoint(str(member.file), map_location="cpu") for member in checkpoints]
         for member, model in zip(checkpoints, models, strict=True):
-            if model.hparams["image_size"] != self.model.hparams["image_size"]:
+            if model.hparams.get("image_size") != self.model.hparams.get("image_size"):
                 raise UsageError(f"ensemble: {member.file} is for images of another size (data.image_size)")
         # To whoever evaluates it there is no difference.
         self.model.network = Ensemble([model.network for model in models])
 
     def _claim(self) -> RunDir:
         """Find or make the run directory of this command, locked if it is trained in."""
-        existing = self._existing_run_dir()
-        wanted = self.wanted_run_dir
-        if self.command in WITHOUT_RUN:
-            return RunDir(LOGS)
-        if not is_global_zero():
+        existing, wanted = self._existing_run_dir(), self.wanted_run_dir
+        if self.command in WITHOUT_RUN or not is_global_zero():
             return RunDir(wanted or existing or LOGS)
         if existing is None or (wanted is not None and wanted.resolve() != existing.resolve()):
-            run_dir = RunDir.make(wanted)
-        else:
-            run_dir = RunDir(existing)
-            if self._goes_on():
-                run_dir.acquire()
+            return RunDir.make(wanted)
+        run_dir = RunDir(existing)
+        if self.goes_on:
+            run_dir.acquire()
         return run_dir
 
     def _existing_run_dir(self) -> Path | None:
         """Find the run that this command belongs to: its results are of that run's network and data only."""
-        checkpoint = self.checkpoint
-        if checkpoint is None or checkpoint.run_dir is None or self._goes_on():
-            return checkpoint.run_dir if checkpoint else None
-        dataset = checkpoint.config.get("data", {}).get("dataset", self.datamodule.dataset)
-        is_its_own = self.command != "fit" and not self.ensemble and dataset == self.datamodule.dataset
-        return checkpoint.run_dir if is_its_own else None
+        if self.checkpoint is None or self.goes_on:
+            return self.checkpoint.run_dir if self.checkpoint else None
+        dataset = self.checkpoint.config.get("data", {}).get("dataset", self.datamodule.dataset)
+        is_of_run = self.command != "fit" and not self.ensemble and dataset == self.datamodule.dataset
+        return self.checkpoint.run_dir if is_of_run else None
 
     def _make_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config_init
@@ -294,7 +310,7 @@ class CLI(LightningCLI):
             return False
         others = configured if isinstance(configured, list) else [configured]
         # What a killed run wrote after its last checkpoint is written again.
-        step = self.checkpoint.step if self.checkpoint is not None and self._goes_on() else None
+        step = self.checkpoint.step if self.checkpoint is not None and self.goes_on else None
         board = TensorBoard(self.run_dir, purge_step=step, csv=self.config.csv)
         return [board, *(logger for logger in others if isinstance(logger, Logger))]
 

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +11,15 @@ import yaml
 
 from mnist_lit.errors import UsageError, did_you_mean
 
-__all__ = ["COMMANDS", "DATA_DIR_VARIABLE", "DEBUG_VARIABLE", "CommandLine", "read_config"]
+__all__ = [
+    "COMMANDS",
+    "DATA_DIR_VARIABLE",
+    "DEBUG_VARIABLE",
+    "CommandLine",
+    "program",
+    "read_config",
+    "read_environment",
+]
 
 COMMANDS = {
     "fit": "train a model, keep its best and its last checkpoint",
@@ -25,6 +34,13 @@ PREFIX = "MNIST_LIT_"
 DATA_DIR_VARIABLE = f"{PREFIX}DATA"
 DEBUG_VARIABLE = f"{PREFIX}DEBUG"
 MAX_CONFIG_BYTES = 1_000_000
+
+
+def program() -> str:
+    """Name the program as it is typed: a project of one's own has a name of its own."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    name = spec.name.removesuffix(".__main__") if spec else ""
+    return f"python -m {name}" if name and not name.startswith(("pytest", "multiprocessing")) else "python -m mnist_lit"
 
 
 class Variable(NamedTuple):
@@ -70,17 +86,9 @@ class CommandLine:
         return [*environment, *(f"--config={config}" for config in self.configs), *self.flags]
 
     def value_of(self, key: str) -> str | None:
-        """Find the value of a top-level key, which may be needed before the parser has run."""
-        parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-        parser.add_argument(f"--{key}", nargs="?", dest="value")
-        variable = self.environment.get(key)
-        values = [
-            variable.value if variable else None,
-            *(content.get(key) for content in self.contents),
-            parser.parse_known_args(self.flags)[0].value,
-        ]
-        value = next((value for value in reversed(values) if value is not None), None)
-        return None if value in (None, "null") else str(value)
+        """Find the value of a key that is needed before the parser has run."""
+        value = next((value for _, value in self._origins(key)), "null")
+        return None if value == "null" else value
 
     def origin(self, key: str, message: str = "") -> str:
         """Name the flag, the file and line or the variable that gives a key; the key itself if none does.
@@ -95,7 +103,7 @@ class CommandLine:
 
     def is_given(self, key: str) -> bool:
         """Check whether any layer gives a key."""
-        return any(True for _ in self._origins(key))
+        return self.origin(key) != key
 
     def _origins(self, key: str) -> Iterator[tuple[str, str]]:
         """List where a key is given and its value there, the strongest first."""
@@ -106,7 +114,8 @@ class CommandLine:
         for config in reversed(self.configs):
             found = _find(yaml.compose(Path(config).read_text(encoding="utf-8")), key.split("."))
             if found is not None:
-                yield f"{config}, line {found[0].start_mark.line + 1}: {key}", str(found[1].value)
+                line, value = found[0].start_mark.line + 1, found[1]
+                yield f"{config}, line {line}: {key}", "null" if value.tag.endswith(":null") else str(value.value)
         if key in self.environment:
             yield f"{self.environment[key].name}: {key}", self.environment[key].value
 
@@ -155,6 +164,12 @@ def read_config(path: Path) -> dict[str, Any]:
     return content
 
 
+def _read_text(path: Path) -> str:
+    if path.exists() and (not path.is_file() or path.stat().st_size > MAX_CONFIG_BYTES):
+        raise ValueError(f"it is no file of at most {MAX_CONFIG_BYTES:,} bytes")
+    return path.read_text(encoding="utf-8")
+
+
 class _UniqueKeyLoader(yaml.SafeLoader):
     """Refuses a key that is given twice, of which YAML would silently take the last."""
 
@@ -166,14 +181,6 @@ class _UniqueKeyLoader(yaml.SafeLoader):
                 raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
             lines[key.value] = key.start_mark.line + 1
         return super().construct_mapping(node, deep)
-
-
-def _read_text(path: Path) -> str:
-    if path.exists() and not path.is_file():
-        raise ValueError("it is a directory, a pipe or a device")
-    if path.exists() and path.stat().st_size > MAX_CONFIG_BYTES:
-        raise ValueError(f"it has more than {MAX_CONFIG_BYTES:,} bytes")
-    return path.read_text(encoding="utf-8")
 
 
 def _find(node: yaml.Node | None, path: Sequence[str]) -> tuple[yaml.Node, yaml.Node] | None:

@@ -1,18 +1,17 @@
 """The commands: what each of them does with trainer, model and data."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.callbacks import Callback
 from lightning_utilities.core.rank_zero import rank_zero_only
 from torch import Tensor
 
 from mnist_lit.cli import CLI
-from mnist_lit.command_line import CommandLine, read_environment
+from mnist_lit.command_line import CommandLine
 from mnist_lit.console import configure_logging
 from mnist_lit.errors import MNISTLitError, Stopped, describe_machine_error
 from mnist_lit.inference.predict import predictions_for_test_set, report_predictions, write_predictions
@@ -24,11 +23,11 @@ from mnist_lit.training.run_dir import is_global_zero
 __all__ = ["Commands", "dry_run", "run"]
 
 
-def run(command: str, command_line: CommandLine, callbacks: Sequence[Callback] = ()) -> "Commands":
+def run(command: str, command_line: CommandLine, **kwargs: Any) -> "Commands":
     """Build what a command line asks for, and run its command."""
     configure_logging()
     configure_cpu()
-    commands = Commands(command, command_line, callbacks)
+    commands = Commands(command, command_line, **kwargs)
     try:
         with commands.advice():
             getattr(commands, command)()
@@ -37,11 +36,10 @@ def run(command: str, command_line: CommandLine, callbacks: Sequence[Callback] =
     return commands
 
 
-def dry_run(args: Sequence[str]) -> CLI:
+def dry_run(command: str, command_line: CommandLine, **kwargs: Any) -> CLI:
     """Build what a command line asks for; run and write nothing."""
     configure_logging()
-    command, *flags = args
-    return CLI(command, CommandLine(f"python -m mnist_lit {command}", flags, read_environment(command)), is_dry=True)
+    return CLI(command, command_line, is_dry=True, **kwargs)
 
 
 class Commands(CLI):

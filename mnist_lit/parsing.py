@@ -20,7 +20,6 @@ from mnist_lit.training.checkpoints import Checkpoint
 __all__ = ["Parser", "called_functions", "parse"]
 
 ABOVE_ZERO = ("trainer.accumulate_grad_batches", "trainer.check_val_every_n_epoch", "trainer.val_check_interval")
-LARGEST = 2**63  # where the integers of torch end
 
 # jsonargparse 4 only warns of these: a class path that can run, delete or load anything is refused, and a value
 # of any type is never made an object.
@@ -90,38 +89,38 @@ def _check(config: Namespace, command_line: CommandLine) -> None:
         wrong.append(("seed_everything", ">=0 and <2^32"))
     if config.run_dir == "":
         wrong.append(("run_dir", "a folder"))
-    wrong += [(key, "a finite number below 2^63") for key in _unbounded(config.as_dict(), [])]
+    numbers = (key for key, value in _walk(config.as_dict()) if _is_unbounded(value))
+    wrong += [(key, "a finite number below 2^63") for key in numbers]
     # A key that another one fills in is given nowhere.
     for key, wanted in sorted(wrong, key=lambda found: not command_line.is_given(found[0]))[:1]:
         raise UsageError(f"{command_line.origin(key)}: must be {wanted}, got {config.get(key)}")
 
 
-def called_functions(config: Any, key: str = "") -> Iterator[tuple[str, str]]:
+def called_functions(config: Any) -> Iterator[tuple[str, str]]:
     """List the class paths that name functions, each after its key.
 
     The parser checks that a class is of the right kind, but would call any function where it expects a factory.
     """
-    if isinstance(config, dict):
-        path = config.get("class_path")
+    for key, value in _walk(config):
+        path = value.get("class_path") if isinstance(value, dict) else None
         if isinstance(path, str) and not inspect.isclass(pkgutil.resolve_name(path)):
             yield key, path
-        for name, value in config.items():
-            yield from called_functions(value, key if name == "init_args" else f"{key}.{name}".lstrip("."))
-    elif isinstance(config, list):
-        for value in config:
-            yield from called_functions(value, key)
 
 
-def _unbounded(value: Any, path: list[str]) -> Iterator[str]:
-    """List the keys of numbers that are NaN, infinite or, if integers, too large."""
+def _is_unbounded(value: Any) -> bool:
+    """Check for a number that is NaN, infinite or, if an integer, too large for torch."""
+    return (isinstance(value, int) and abs(value) >= 2**63) or (isinstance(value, float) and not math.isfinite(value))
+
+
+def _walk(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """List a nested value and all its parts, each after its key."""
+    yield key, value
     if isinstance(value, dict):
         for name, part in value.items():
-            yield from _unbounded(part, [*path, str(name)])
+            yield from _walk(part, f"{key}.{name}".lstrip("."))
     elif isinstance(value, (list, tuple)):
         for part in value:
-            yield from _unbounded(part, path)
-    elif (isinstance(value, int) and abs(value) >= LARGEST) or (isinstance(value, float) and not math.isfinite(value)):
-        yield ".".join(path)
+            yield from _walk(part, key)
 
 
 def _checkpoint_layer(checkpoint: Checkpoint, defaults: Namespace) -> dict[str, Any]:

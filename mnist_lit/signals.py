@@ -4,7 +4,7 @@ import contextlib
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
 from mnist_lit.errors import Stopped
@@ -19,8 +19,8 @@ RECEIVED: list[int] = []
 def raise_on_signals() -> Iterator[None]:
     """Raise `Stopped` at the first signal and ignore the ones after it.
 
-    Python drops an exception that is raised in a destructor, and some libraries turn any exception into one of their
-    own. After the former the next signal counts; after the latter the block ends with `Stopped` nevertheless.
+    An exception in a destructor is dropped by Python: then the next signal counts. Where a library turns it into one of
+    its own, the block ends with `Stopped` nevertheless.
     """
     is_stopping = False
     report = sys.unraisablehook
@@ -67,26 +67,20 @@ def defer_signals() -> Iterator[None]:
         signal.raise_signal(received[0])
 
 
-@contextlib.contextmanager
-def ignore_sigint() -> Iterator[None]:
+def ignore_sigint() -> contextlib.AbstractContextManager[None]:
     """Ignore Ctrl-C, also in processes that are started meanwhile."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+    return _handled(signal.SIG_IGN, (signal.SIGINT,))
 
 
 @contextlib.contextmanager
-def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+def _handled(
+    handler: Callable[[int, FrameType | None], None] | signal.Handlers, signals: Sequence[signal.Signals] = SIGNALS
+) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     # A signal that is ignored stays ignored, as under nohup; Python does not know a handler of C.
-    handlers = {signum: signal.getsignal(signum) for signum in SIGNALS}
+    handlers = {signum: signal.getsignal(signum) for signum in signals}
     before = {signum: former for signum, former in handlers.items() if former not in (None, signal.SIG_IGN)}
     try:
         for signum in before:
