@@ -97,7 +97,7 @@ def test_without_strength_the_same_images_return_and_nothing_is_drawn() -> None:
 def test_results_are_the_recorded_ones() -> None:
     """Runs of earlier versions are repeated to the last bit."""
     images = discs(4, down=3, right=-2, radius=6)
-    changed = Augment(**STRENGTHS)(images, seeded())  # type: ignore[arg-type]
+    changed = Augment(**STRENGTHS)(images, seeded())
     assert ink(changed).tolist() == pytest.approx(RECORDED, rel=1e-4)
 
 
@@ -194,7 +194,7 @@ def parser() -> ArgumentParser:
 def test_strengths_come_from_a_config_and_are_off_by_default() -> None:
     for strengths in ({}, STRENGTHS):
         config = parser().parse_object({"data": {"augment": strengths}})
-        assert parser().instantiate(config).data.augment == Augment(**strengths)  # type: ignore[arg-type]
+        assert parser().instantiate(config).data.augment == Augment(**strengths)
 
 
 @pytest.mark.parametrize(
