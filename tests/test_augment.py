@@ -85,7 +85,7 @@ def test_changes_depend_on_the_generator_alone_and_differ_by_image(augment: Augm
     assert not torch.equal(first, other)
     assert torch.equal(before, images)
     assert torch.equal(state, torch.get_rng_state())
-    assert len(first.unique(dim=0)) > 10
+    assert len(first.unique(dim=0)) > 10  # type: ignore[no-untyped-call]
 
 
 def test_without_strength_the_same_images_return_and_nothing_is_drawn() -> None:
@@ -97,7 +97,7 @@ def test_without_strength_the_same_images_return_and_nothing_is_drawn() -> None:
 def test_results_are_the_recorded_ones() -> None:
     """Runs of earlier versions are repeated to the last bit."""
     images = discs(4, down=3, right=-2, radius=6)
-    changed = Augment(**STRENGTHS)(images, seeded())  # type: ignore[arg-type]
+    changed = Augment(**STRENGTHS)(images, seeded())
     assert ink(changed).tolist() == pytest.approx(RECORDED, rel=1e-4)
 
 
@@ -158,7 +158,7 @@ def test_crop_gives_each_shift_by_whole_pixels() -> None:
     padded = F.pad(image, [2] * 4)
     shifts = [padded[..., y : y + HEIGHT, x : x + WIDTH] for y in range(5) for x in range(5)]
     changed = Augment(crop=2)(image.repeat(500, 1, 1, 1), seeded())
-    assert torch.equal(torch.cat(shifts).unique(dim=0), changed.unique(dim=0))
+    assert torch.equal(torch.cat(shifts).unique(dim=0), changed.unique(dim=0))  # type: ignore[no-untyped-call]
 
 
 def test_erasing_removes_one_rectangle_of_up_to_half_the_sides() -> None:
@@ -167,7 +167,7 @@ def test_erasing_removes_one_rectangle_of_up_to_half_the_sides() -> None:
     assert torch.equal(rows[:, :, None] & columns[:, None, :], erased)
     for interval, side in ((rows, HEIGHT), (columns, WIDTH)):
         assert (interval.diff(dim=1, prepend=torch.zeros(500, 1, dtype=torch.bool)).sum(dim=1) <= 2).all()
-        assert interval.sum(dim=1).unique().tolist() == [*range(1, side // 2 + 1)]
+        assert interval.sum(dim=1).unique().tolist() == [*range(1, side // 2 + 1)]  # type: ignore[no-untyped-call]
         assert interval.any(dim=0).all()
 
 
@@ -194,7 +194,7 @@ def parser() -> ArgumentParser:
 def test_strengths_come_from_a_config_and_are_off_by_default() -> None:
     for strengths in ({}, STRENGTHS):
         config = parser().parse_object({"data": {"augment": strengths}})
-        assert parser().instantiate(config).data.augment == Augment(**strengths)  # type: ignore[arg-type]
+        assert parser().instantiate(config).data.augment == Augment(**strengths)
 
 
 @pytest.mark.parametrize(

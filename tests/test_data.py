@@ -293,7 +293,7 @@ def test_only_training_images_are_changed() -> None:
 @pytest.mark.parametrize("seed", [3, 4])
 def test_an_epoch_has_each_image_once_in_an_order_and_with_changes_that_seed_and_epoch_decide(seed: int) -> None:
     runs = [torch.cat(seen(seed, epochs=2).train) for seed in (3, seed)]
-    first, second = runs[1].split(1_237)
+    first, second = runs[1].split(1_237)  # type: ignore[no-untyped-call]
     train = ready(digits()).splits["train"]
     assert as_set(first) == as_set(second) == as_set(train.images[train.indices].unsqueeze(1) / 255)
     assert not torch.equal(first, second)

@@ -278,7 +278,7 @@ def test_raw_fashion_mnist_of_the_right_form_is_accepted(tmp_path: Path) -> None
     write_idx(raw, "t10k-images-idx3-ubyte", (10_000, 28, 28))
     write_idx(raw, LABELS, (10_000,), fill=9)
     prepare("fashion_mnist", tmp_path, ["test"], mirrors=[], download=False, timeout=1)
-    assert load("fashion_mnist", tmp_path, "test")[1].unique().tolist() == [9]
+    assert load("fashion_mnist", tmp_path, "test")[1].unique().tolist() == [9]  # type: ignore[no-untyped-call]
 
 
 @pytest.mark.parametrize(
@@ -321,7 +321,7 @@ def test_digits_have_the_form_of_mnist_and_a_fixed_stratified_test_split(tmp_pat
     )
     assert not (tmp_path / "none").exists()
     assert (train.shape, test.shape, test.dtype) == ((1_437, 28, 28), (360, 28, 28), torch.uint8)
-    assert train_labels.unique().tolist() == test_labels.unique().tolist() == list(range(10))
+    assert train_labels.unique().tolist() == test_labels.unique().tolist() == list(range(10))  # type: ignore[no-untyped-call]
     expected = torch.cat([train_labels, test_labels]).bincount() * 360 / 1797
     assert (test_labels.bincount() - expected).abs().max() < 1
     images = torch.cat([train, test])
