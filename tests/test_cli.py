@@ -68,7 +68,7 @@ def leaves(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 
 
 def write_config(name: str, settings: dict[str, Any]) -> str:
-    config = Namespace()
+    config = Namespace()  # type: ignore[no-untyped-call]
     for key, value in settings.items():
         config[key] = value
     Path(name).write_text(yaml.safe_dump(config.as_dict()))
@@ -90,7 +90,7 @@ def test_stronger_level_wins(
     for level in (weaker, stronger):
         settings = {key: values[LEVELS.index(level)] for key, values in KEYS.items()}
         if level == weaker or weaker == "default":  # the class of the optimizer is given only once
-            settings[OPTIMIZER] = "torch.optim.AdamW"
+            settings = {OPTIMIZER: "torch.optim.AdamW", **settings}
         if level == "checkpoint":
             args.append(f"--ckpt_path={run_dir}")
         elif level == "environment":
