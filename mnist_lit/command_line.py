@@ -114,8 +114,8 @@ class CommandLine:
         for config in reversed(self.configs):
             found = _find(yaml.compose(Path(config).read_text(encoding="utf-8")), key.split("."))
             if found is not None:
-                line, value = found[0].start_mark.line + 1, found[1]
-                yield f"{config}, line {line}: {key}", "null" if value.tag.endswith(":null") else str(value.value)
+                line, node = found[0].start_mark.line + 1, found[1]
+                yield f"{config}, line {line}: {key}", "null" if node.tag.endswith(":null") else str(node.value)
         if key in self.environment:
             yield f"{self.environment[key].name}: {key}", self.environment[key].value
 
