@@ -87,7 +87,8 @@ def test_runs_that_lack_something_are_compared(folder: Path, compare: Compare) -
         (["logs/adam", "logs/sgd", "--ouput=x"], "--ouput=x"),
     ],
 )
-def test_mistake_names_what_is_wrong(args: list[str], names: str, folder: Path, fails: Callable[..., str]) -> None:
+@pytest.mark.usefixtures("folder")
+def test_mistake_names_what_is_wrong(args: list[str], names: str, fails: Callable[..., str]) -> None:
     assert names in fails("compare", *args)
 
 
@@ -107,7 +108,8 @@ def test_damaged_file_is_named(name: str, content: str, folder: Path, fails: Cal
     assert f"logs/sgd/{name}" in fails("compare", "logs/adam", "logs/sgd")
 
 
-def test_comparison_needs_no_torch(folder: Path) -> None:
+@pytest.mark.usefixtures("folder")
+def test_comparison_needs_no_torch() -> None:
     command = [sys.executable, "-X", "importtime", "-m", "mnist_lit", "compare", "logs/adam", "logs/sgd"]
 
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
