@@ -16,7 +16,6 @@ from mnist_lit.search.driver import Driver
 from mnist_lit.search.rehearsal import rehearse
 from mnist_lit.search.results import confirmations, ranked, table
 from mnist_lit.search.settings import Settings, Typed, parse
-from mnist_lit.search.space import Space
 from mnist_lit.search.study import Study, open_study, set_aside
 from mnist_lit.search.workers import Pool
 from mnist_lit.signals import raise_on_signals
