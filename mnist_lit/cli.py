@@ -90,18 +90,23 @@ class CLI(LightningCLI):
         self.checkpoint: Checkpoint | None = None
         self.ensemble: list[Checkpoint] = []
         self.run_dir = LOGS
-        super().__init__(
-            ConvNet,
-            MNISTDataModule,
-            run=False,
-            args=[],
-            save_config_callback=None,
-            trainer_defaults=TRAINER_DEFAULTS,
-            seed_everything_default=42,
-            parser_class=Parser,
-            parser_kwargs={"prog": command_line.program},
-            auto_configure_optimizers=False,
-        )
+        self.claimed = RunDir(LOGS)
+        try:
+            super().__init__(
+                ConvNet,
+                MNISTDataModule,
+                run=False,
+                args=[],
+                save_config_callback=None,
+                trainer_defaults=TRAINER_DEFAULTS,
+                seed_everything_default=42,
+                parser_class=Parser,
+                parser_kwargs={"prog": command_line.program},
+                auto_configure_optimizers=False,
+            )
+        except BaseException:
+            self.claimed.remove()
+            raise
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         # An optimizer that the parser makes holds its CLI, and callbacks copy the model with its optimizer.
@@ -211,11 +216,7 @@ class CLI(LightningCLI):
             self.datamodule.fetch(self.command, *["test"] * tests_too)
         self.claimed = self._claim()
         self.run_dir = self.claimed.path
-        try:
-            return self._make_trainer(**kwargs)
-        except BaseException:
-            self.claimed.remove()
-            raise
+        return self._make_trainer(**kwargs)
 
     def _average(self, checkpoints: Sequence[Checkpoint]) -> None:
         models = [ConvNet.load_from_checkpoint(str(member.file), map_location="cpu") for member in checkpoints]
