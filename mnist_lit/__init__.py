@@ -1,24 +1,26 @@
-"""A config-first PyTorch Lightning application that reads handwritten digits."""
+"""Classify images with PyTorch Lightning, configured by files and flags."""
 
+import importlib
 from typing import TYPE_CHECKING
 
 from mnist_lit.app import main
 
 if TYPE_CHECKING:
     from mnist_lit.data.datamodule import MNISTDataModule
-    from mnist_lit.model.classifier import ConvNet
+    from mnist_lit.model.classifier import Classifier
+    from mnist_lit.model.convnet import ConvNet
 
-__all__ = ["ConvNet", "MNISTDataModule", "main"]
+__all__ = ["Classifier", "ConvNet", "MNISTDataModule", "main"]
+
+MODULES = {
+    "Classifier": "mnist_lit.model.classifier",
+    "ConvNet": "mnist_lit.model.convnet",
+    "MNISTDataModule": "mnist_lit.data.datamodule",
+}
 
 
 def __getattr__(name: str) -> object:
     # Imported on first use: torch takes seconds, and a mistyped file name deserves its answer before that.
-    if name == "ConvNet":
-        from mnist_lit.model.classifier import ConvNet
-
-        return ConvNet
-    if name == "MNISTDataModule":
-        from mnist_lit.data.datamodule import MNISTDataModule
-
-        return MNISTDataModule
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(MODULES[name]), name)

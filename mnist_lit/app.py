@@ -66,7 +66,7 @@ def _answer_without_torch(command: str, flags: Sequence[str]) -> None:
     elif command == "--version":
         print(f"mnist_lit {version('mnist_lit')}")
     elif command == "compare":
-        from mnist_lit.reports.comparison import compare
+        from mnist_lit.reports.compare import compare
 
         compare(flags)
     elif command.startswith("-"):

@@ -18,7 +18,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from mnist_lit.command_line import CommandLine
 from mnist_lit.data.datamodule import MNISTDataModule
 from mnist_lit.errors import UsageError
-from mnist_lit.model.classifier import ConvNet
+from mnist_lit.model.convnet import ConvNet
 from mnist_lit.model.ensemble import Ensemble
 from mnist_lit.parser_errors import explain_object, explain_trainer
 from mnist_lit.parsing import Parser, parse
@@ -29,10 +29,10 @@ from mnist_lit.training.checkpoints import (
     check_network,
     find_checkpoint,
 )
-from mnist_lit.training.loggers import CSV, TensorBoard
-from mnist_lit.training.metrics import RunRecord
+from mnist_lit.training.hardware import native_precision
+from mnist_lit.training.loggers import TensorBoard
+from mnist_lit.training.metrics import MetricsWriter
 from mnist_lit.training.plots import Pictures
-from mnist_lit.training.precision import native_precision
 from mnist_lit.training.run_dir import LOGS, RunDir, is_global_zero, write_text
 
 __all__ = ["CLI"]
@@ -224,7 +224,7 @@ class CLI(LightningCLI):
             if model.hparams["image_size"] != self.model.hparams["image_size"]:
                 raise UsageError(f"ensemble: {member.file} is for images of another size (data.image_size)")
         # To whoever evaluates it there is no difference.
-        self.model.network = Ensemble([model.network for model in models])  # type: ignore[assignment]
+        self.model.network = Ensemble([model.network for model in models])
 
     def _claim(self) -> RunDir:
         """Find or make the run directory of this command, locked if it is trained in."""
@@ -273,10 +273,14 @@ class CLI(LightningCLI):
     def _callbacks(self, config: Namespace) -> list[Any]:
         if not self.datamodule.val_size:
             config.checkpoint.monitor = None
-        record = RunRecord(
-            self.run_dir, self.plain_config, monitor=config.checkpoint.monitor, mode=config.checkpoint.mode
+        writer = MetricsWriter(
+            self.run_dir,
+            self.plain_config,
+            self.defaults(),
+            monitor=config.checkpoint.monitor,
+            mode=config.checkpoint.mode,
         )
-        callbacks: list[Any] = [record, *self.callbacks]
+        callbacks: list[Any] = [writer, *self.callbacks]
         if config.checkpoint.enabled:
             last = LastCheckpoint()
             config.checkpoint.dirpath = last.dirpath = str((self.run_dir / "checkpoints").resolve())
@@ -292,10 +296,8 @@ class CLI(LightningCLI):
         others = configured if isinstance(configured, list) else [configured]
         # What a killed run wrote after its last checkpoint is written again.
         step = self.checkpoint.step if self.checkpoint is not None and self._goes_on() else None
-        loggers: list[Logger] = [TensorBoard(self.run_dir, purge_step=step)]
-        if self.config.csv:
-            loggers.append(CSV(self.run_dir, purge_step=step))
-        return loggers + [logger for logger in others if isinstance(logger, Logger)]
+        board = TensorBoard(self.run_dir, purge_step=step, csv=self.config.csv)
+        return [board, *(logger for logger in others if isinstance(logger, Logger))]
 
     @rank_zero_only
     def after_instantiate_classes(self) -> None:

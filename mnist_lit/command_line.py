@@ -2,7 +2,7 @@
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -82,19 +82,33 @@ class CommandLine:
         value = next((value for value in reversed(values) if value is not None), None)
         return None if value in (None, "null") else str(value)
 
-    def origin(self, key: str) -> str:
-        """Name the flag, the file and line or the variable that gives a key; the key itself if none does."""
-        for name in (flag.split("=")[0] for flag in self.flags):
-            if name.rstrip("+") == f"--{key}":
-                return name
-        for config in reversed(self.configs):
-            if line := _line(yaml.compose(Path(config).read_text(encoding="utf-8")), key.split(".")):
-                return f"{config}, line {line}: {key}"
-        return f"{self.environment[key].name}: {key}" if key in self.environment else key
+    def origin(self, key: str, message: str = "") -> str:
+        """Name the flag, the file and line or the variable that gives a key; the key itself if none does.
+
+        Args:
+            key: The key.
+            message: Of several origins, the one is named whose value is in this message, else the strongest.
+        """
+        origins = dict(self._origins(key))
+        named = (origin for origin, value in origins.items() if value and value in message)
+        return next(named, next(iter(origins), key))
 
     def is_given(self, key: str) -> bool:
         """Check whether any layer gives a key."""
-        return self.origin(key) != key
+        return any(True for _ in self._origins(key))
+
+    def _origins(self, key: str) -> Iterator[tuple[str, str]]:
+        """List where a key is given and its value there, the strongest first."""
+        for flag, following in zip(reversed(self.flags), ["", *reversed(self.flags)], strict=False):
+            name, is_joined, value = flag.partition("=")
+            if name.rstrip("+") == f"--{key}":
+                yield name, value if is_joined else following
+        for config in reversed(self.configs):
+            found = _find(yaml.compose(Path(config).read_text(encoding="utf-8")), key.split("."))
+            if found is not None:
+                yield f"{config}, line {found[0].start_mark.line + 1}: {key}", str(found[1].value)
+        if key in self.environment:
+            yield f"{self.environment[key].name}: {key}", self.environment[key].value
 
 
 def read_environment(command: str) -> dict[str, Variable]:
@@ -162,13 +176,13 @@ def _read_text(path: Path) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def _line(node: yaml.Node | None, path: Sequence[str]) -> int | None:
-    """Find the line in which a key stands in a YAML document."""
+def _find(node: yaml.Node | None, path: Sequence[str]) -> tuple[yaml.Node, yaml.Node] | None:
+    """Find the name and the value of a key in a YAML document; a name may have dots, as in a search space."""
     if isinstance(node, yaml.SequenceNode):
-        return next(filter(None, (_line(item, path) for item in node.value)), None)
+        return next(filter(None, (_find(item, path) for item in node.value)), None)
     for name, value in node.value if isinstance(node, yaml.MappingNode) else []:
+        if name.value == ".".join(path):
+            return name, value
         if name.value == path[0]:
-            return name.start_mark.line + 1 if len(path) == 1 else _line(value, path[1:])
-        if name.value == ".".join(path):  # a key with dots, as a search space has them
-            return int(name.start_mark.line) + 1
+            return _find(value, path[1:])
     return None

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from lightning.pytorch.callbacks import Callback
@@ -15,16 +15,11 @@ from mnist_lit.cli import CLI
 from mnist_lit.command_line import CommandLine, read_environment
 from mnist_lit.console import configure_logging
 from mnist_lit.errors import MNISTLitError, Stopped, describe_machine_error
-from mnist_lit.formatting import escape_unprintable
-from mnist_lit.inference.predict import of_photographs, of_test_set, table, write_predictions
-from mnist_lit.model.networks import NUM_CLASSES
+from mnist_lit.inference.predict import predictions_for_test_set, report_predictions, write_predictions
 from mnist_lit.summary import fit_lines, format_summary, metric_lines
-from mnist_lit.training.allocator import tune
 from mnist_lit.training.checkpoints import LAST, read_checkpoint
+from mnist_lit.training.hardware import configure_cpu
 from mnist_lit.training.run_dir import is_global_zero
-
-if TYPE_CHECKING:
-    from mnist_lit.data.image_files import Photograph
 
 __all__ = ["Commands", "dry_run", "run"]
 
@@ -32,7 +27,7 @@ __all__ = ["Commands", "dry_run", "run"]
 def run(command: str, command_line: CommandLine, callbacks: Sequence[Callback] = ()) -> "Commands":
     """Build what a command line asks for, and run its command."""
     configure_logging()
-    tune()
+    configure_cpu()
     commands = Commands(command, command_line, callbacks)
     try:
         with commands.advice():
@@ -74,31 +69,21 @@ class Commands(CLI):
 
     def predict(self) -> None:
         """Write predictions.csv; of image files also a picture."""
-        picture = self.run_dir / "pictures" / "predictions.png"
         probabilities = self._probabilities()
-        picture.unlink(missing_ok=True)  # it would show other images than the table
+        # It would show other images than the table.
+        (self.run_dir / "pictures" / "predictions.png").unlink(missing_ok=True)
+        num_skipped = 0
         if self.datamodule.predict_paths:
-            self._report_photographs(self.datamodule.photographs, probabilities, picture)
+            num_skipped = report_predictions(self.run_dir, self.datamodule.image_files, probabilities)
         else:
-            predictions = of_test_set(self.datamodule.dataset, probabilities)
-            write_predictions(self.run_dir / "predictions.csv", predictions)
-            print(self.run_dir)
-
-    def _report_photographs(self, photographs: list["Photograph"], probabilities: Tensor, picture: Path) -> None:
-        read = [one for one in photographs if not one.problem]
-        skipped = [one for one in photographs if one.problem]
-        predictions = of_photographs(read, probabilities)
-        write_predictions(self.run_dir / "predictions.csv", predictions)
-        if read:
-            from mnist_lit.inference.prediction_grid import draw_predictions  # image libraries
-
-            draw_predictions(picture, read, predictions)
-            print(f"{table(predictions)}\nin pictures: {picture}")
-        for one in skipped:
-            print(f"skipped: {escape_unprintable(f'{one.file}: {one.problem}')}", file=sys.stderr)
+            predictions = predictions_for_test_set(self.datamodule.dataset, probabilities)
+            write_predictions(self.run_dir / "predictions.csv", predictions, probabilities.shape[1])
         print(self.run_dir)
-        if skipped:
-            raise MNISTLitError(f"{len(skipped):,} of {len(photographs):,} files cannot be read as images")
+        if num_skipped:
+            self.claimed.keep()
+            raise MNISTLitError(
+                f"{num_skipped:,} of {len(self.datamodule.image_files):,} files cannot be read as images"
+            )
 
     def export(self) -> None:
         """Write the model for other programs, and check it against this one on the test set."""
@@ -118,7 +103,7 @@ class Commands(CLI):
         serve(self.model, host=self.config.host, port=self.config.port)
 
     def _probabilities(self) -> Tensor:
-        return torch.cat([torch.empty(0, NUM_CLASSES), *(self._run("predict") or [])])
+        return torch.cat([torch.empty(0, self.model.num_classes), *(self._run("predict") or [])])
 
     def _run(self, function: str, **kwargs: Any) -> Any:
         # The networks of an ensemble have their weights already.

@@ -1,4 +1,4 @@
-"""A quiet console: what nobody can act on is not said."""
+"""Logging levels and warning filters for a quiet console."""
 
 import logging
 import threading
@@ -9,38 +9,38 @@ __all__ = ["configure_logging"]
 LOG_LEVELS = {
     "lightning.pytorch": logging.WARNING,
     "lightning.fabric": logging.WARNING,
-    "lightning.pytorch.loggers.mlflow": logging.ERROR,  # it says that it makes the experiment it was asked for
-    "tensorboard": logging.ERROR,  # it says which events of a run that was gone on with it passes over
-    "mlflow.store.db.utils": logging.WARNING,  # it says that it makes its tables
+    "lightning.pytorch.loggers.mlflow": logging.ERROR,  # reports that it creates the experiment
+    "tensorboard": logging.ERROR,  # reports which events of a resumed run it drops
+    "mlflow.store.db.utils": logging.WARNING,  # reports that it creates its tables
 }
-# One message each, with the reason why nobody needs to read it.
-NEEDLESS_WARNINGS = [
+# Warnings that need no action, each with the reason.
+IGNORED_WARNINGS = (
     "does not have many workers",  # the data is in memory
-    "smaller than the logging interval",  # what is logged by epoch is logged all the same
-    "Checkpoint directory .* exists and is not empty",  # a run that goes on
-    "WeightAveraging callback, but loading a checkpoint outside",  # a test uses the average that it holds
-    "Total length of `.*` across ranks is zero",  # data.val_size: 0, photographs without a digit
-    "using a custom batch sampler `Shares` for prediction",  # it has each image
-    "Experiment logs directory .* exists and is not empty",  # it is the run directory; nothing in it is deleted
-    "PyTorch Profiler default schedule will be overridden",  # few steps are what a profile wants
+    "smaller than the logging interval",  # metrics are logged by epoch
+    "Checkpoint directory .* exists and is not empty",  # a resumed run
+    "WeightAveraging callback, but loading a checkpoint outside",  # a test uses the average in the checkpoint
+    "Total length of `.*` across ranks is zero",  # data.val_size: 0, or images without a digit
+    "Experiment logs directory .* exists and is not empty",  # it is the run directory; nothing is deleted
+    "PyTorch Profiler default schedule will be overridden",  # a profile has few steps
     "Profiler clears events at the end of each cycle",
-    "overfit but enabled train dataloader shuffling",  # it is turned off, as overfitting wants
-    "`isinstance.treespec, LeafSpec.` is deprecated",  # between Lightning and torch
+    "overfit but enabled train dataloader shuffling",  # Lightning turns it off
+    "`isinstance.treespec, LeafSpec.` is deprecated",  # in Lightning's call of torch
     "Using padding='same' with even kernel lengths",  # the copy is small
-    "`torch.jit.trace",  # what TensorBoard draws the graph from
-]
+    "`torch.jit.trace",  # TensorBoard's graph
+    "__array__ implementation doesn't accept a copy keyword",  # torchmetrics gives matplotlib a tensor
+)
 
 
 def configure_logging() -> None:
-    """Keep the messages above from the console."""
+    """Configure logging levels, warning filters and the threads' excepthook."""
     for name, level in LOG_LEVELS.items():
         logging.getLogger(name).setLevel(level)
-    for message in NEEDLESS_WARNINGS:
+    for message in IGNORED_WARNINGS:
         warnings.filterwarnings("ignore", f".*{message}")
-    threading.excepthook = _report_unless_told_later
+    threading.excepthook = _ignore_os_errors
 
 
-def _report_unless_told_later(died: threading.ExceptHookArgs) -> None:
-    # The thread that writes TensorBoard's events lets the next one who has an event raise what the disk has said.
-    if not issubclass(died.exc_type, OSError):
-        threading.__excepthook__(died)
+def _ignore_os_errors(args: threading.ExceptHookArgs) -> None:
+    # TensorBoard's writer raises the error of its thread again in the main thread, at the next event.
+    if not issubclass(args.exc_type, OSError):
+        threading.__excepthook__(args)

@@ -1,5 +1,7 @@
 """The parser's messages in few lines: where the mistake stands, the reason, the nearest valid names."""
 
+import functools
+import inspect
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -12,8 +14,11 @@ from mnist_lit.errors import did_you_mean
 
 __all__ = ["explain", "explain_object", "explain_trainer", "unknown_key"]
 
-UNKNOWN = re.compile(r"unrecognized arguments: (?:--)?([^\s=]+)|(?:Group '([^']+)' )?does not accept option '([^']+)'")
+UNKNOWN = re.compile(
+    r"unrecognized arguments: (?:--)?([^\s=]+)|(?:Group '([^']+)' )?does not accept option '([^']+)'|^Option '([^']+)'"
+)
 KEY = re.compile(r"Parser key \"([\w.]+)\":?|argument --([\w.]+):?")
+ARGUMENT = re.compile(r"Option '([\w.]+)' is not accepted|\s- Parser key \"([\w.]+)\"")
 # Lines of the parser's that name no reason.
 NOISE = re.compile(
     r"$|Does not val|Subtypes|Errors:|Given|Expected a path but|.*NoneType'>$|Problem with|Not a val|Subclass|an? "
@@ -24,10 +29,16 @@ PYTHON = [
     (r"Not of type \w+: ", ""),
     (r"\bv(?=[<>])", ""),
 ]
-CLASSES = [
-    name for module in (torch.optim, torch.optim.lr_scheduler, lightning.pytorch.callbacks) for name in module.__all__
-]
 LONG_WORD = re.compile(r"([^\s'\"]{200})[^\s'\"]+")
+STEPS = "it is filled in: the number of steps of the run"
+# Arguments of optimizers and schedules that other keys give.
+FILLED_IN = {
+    "lr": "it is model.lr",
+    "max_lr": "it is model.lr",
+    "total_steps": STEPS,
+    "total_iters": STEPS,
+    "T_max": STEPS,
+}
 
 
 def explain(message: str, keys: Iterable[str], command_line: CommandLine) -> str:
@@ -40,11 +51,12 @@ def explain(message: str, keys: Iterable[str], command_line: CommandLine) -> str
     """
     message = LONG_WORD.sub(r"\1…", message)
     if unknown := UNKNOWN.search(message):
-        return unknown_key(unknown[1] or ".".join(filter(None, unknown.group(2, 3))), keys, command_line)
+        return unknown_key(unknown[1] or ".".join(filter(None, unknown.groups()[1:])), keys, command_line)
     key, *inner = ["".join(found) for found in KEY.findall(message)] or [""]
-    names = [*(f"{key}.init_args.{name}" for name in inner if name != key), *(n for n in inner if "." in n), key]
-    origin = next((command_line.origin(name) for name in names if command_line.is_given(name)), key)
-    return f"{origin}: {explain_object(message)}" if key else message
+    arguments = [*inner, *("".join(found) for found in ARGUMENT.findall(message))]
+    names = [name for argument in arguments for name in (argument, f"{key}.init_args.{argument}", f"{key}.{argument}")]
+    given = next((name for name in [*names, key] if command_line.is_given(name)), key)
+    return f"{command_line.origin(given, message)}: {explain_object(message)}" if key else message
 
 
 def explain_object(message: str) -> str:
@@ -55,10 +67,22 @@ def explain_object(message: str) -> str:
     value = next((line.removeprefix("Given value: ") for line in lines if line.startswith("Given value: ")), "")
     for pattern, words in PYTHON:
         reason = re.sub(pattern, words, reason)
-    word = (re.findall(r"\w+", value or reason) or [""])[-1]
+    argument = re.search(r"Option '(\w+)' is not accepted", reason)
+    word = argument[1] if argument else (re.findall(r"\w+", value or reason) or [""])[-1]
     options = re.findall(r"'(\w+)'", reason.partition("Got value")[0])
     got = f" (given: {value})" if value not in reason and not re.match(r"\{|\[|Namespace|NestedArg", value) else ""
-    return f"{reason}{got}\n{did_you_mean(word, set(options or CLASSES) - {word})}".strip()
+    names = {*options, *(_class_names() if argument or not options else ())} - {word}
+    hint = FILLED_IN.get(word, "") if argument else ""
+    return f"{reason}{got}\n{hint or did_you_mean(word, names)}".strip()
+
+
+@functools.cache
+def _class_names() -> frozenset[str]:
+    """List the classes that the configuration may name, and their arguments."""
+    modules = (torch.optim, torch.optim.lr_scheduler, lightning.pytorch.callbacks)
+    classes = [(name, getattr(module, name)) for module in modules for name in module.__all__]
+    arguments = (inspect.signature(value).parameters for _, value in classes if inspect.isclass(value))
+    return frozenset({name for name, _ in classes}.union(*arguments))
 
 
 def explain_trainer(message: str, settings: Mapping[str, Any], command_line: CommandLine) -> str:

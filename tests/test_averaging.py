@@ -1,4 +1,4 @@
-"""Averaged predictions: over small shifts of the images, and over the checkpoints of an ensemble."""
+"""Averaged predictions: test-time augmentation, and ensembles of checkpoints."""
 
 import csv
 import json
@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import SMALL
 from torch import Tensor
 
 from mnist_lit import ConvNet, main
-from mnist_lit.model.ensemble import Ensemble, distortions, mean_probabilities, shifts
+from mnist_lit.model.ensemble import distortions, mean_probabilities, shifts
 
 Fit = Callable[..., Any]
 Fails = Callable[..., str]
@@ -23,17 +24,20 @@ def images() -> Tensor:
     return torch.rand(6, 1, 28, 28, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.fixture
-def runs(fit: Fit, tmp_path: Path) -> list[Path]:
-    """Three runs of different seeds, the last of another network."""
-    folders = [tmp_path / name for name in "abc"]
-    for seed, (folder, channels) in enumerate(zip(folders, ["[4]", "[4]", "[3, 5]"], strict=True)):
-        fit(f"--run_dir={folder}", f"--seed_everything={seed}", f"--model.channels={channels}")
-    return folders
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Three runs of different seeds; the last two are of other networks, the last one for larger images."""
+    folder = tmp_path_factory.mktemp("runs")
+    architectures = [["--model.channels=[4]"], ["--model.channels=[3,5]"], ["--data.image_size=32"]]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["mnist_lit"])
+        for seed, flags in enumerate(architectures):
+            main(["fit", *SMALL, f"--run_dir={folder / str(seed)}", f"--seed_everything={seed}", *flags])
+    return sorted(folder.iterdir())
 
 
 def probabilities(folder: Path) -> Tensor:
-    """Those of predictions.csv."""
+    """Read the probabilities in predictions.csv."""
     with (folder / "predictions.csv").open(newline="") as rows:
         return torch.tensor([[float(row[f"p{label}"]) for label in range(10)] for row in csv.DictReader(rows)])
 
@@ -55,33 +59,6 @@ def test_shifts_are_all_the_ways_to_move_an_image(images: Tensor) -> None:
     assert not down_right[..., :, 0].any()
 
 
-def test_evaluation_averages_over_shifts_and_training_does_not(images: Tensor) -> None:
-    model = ConvNet(channels=[4], tta_shift=1)
-    model.eval()
-    expected = torch.stack([model.network(moved).softmax(1) for moved in shifts(images, 1)]).mean(0)
-    assert model(images).softmax(1).allclose(expected, atol=1e-6)
-    assert not model.network(images).softmax(1).allclose(expected, atol=1e-6)
-    model.train()
-    assert model(images).equal(model.network(images))
-
-
-def test_distortions_move_a_dot_every_way_and_together_leave_it_in_place() -> None:
-    place = torch.arange(28) - 13.5
-    x, y = place[None, :], place[:, None]
-    for right, down in ((8.0, 0.0), (0.0, -8.0)):
-        dot = torch.exp(-((x - right) ** 2 + (y - down) ** 2) / 4).view(1, 1, 28, 28)
-
-        copies = torch.cat(list(distortions(dot)))
-
-        ink = copies.sum(dim=(1, 2, 3))
-        moved = torch.stack([(copies * x).sum((1, 2, 3)) / ink - right, (copies * y).sum((1, 2, 3)) / ink - down])
-        assert copies.shape == (8, 1, 28, 28)
-        assert len(moved.round(decimals=1).unique(dim=1).T) == 8  # type: ignore[no-untyped-call]
-        assert moved.norm(dim=0).min() > 0.1
-        assert moved.norm(dim=0).max() < 4
-        assert moved.mean(dim=1).norm() < 0.2
-
-
 def test_distortions_are_turns_changes_of_size_slants_and_moves() -> None:
     place = torch.arange(28) - 13.5
     points = torch.tensor([[8.0, 0.0], [0.0, 8.0], [0.0, 0.0]])
@@ -100,78 +77,56 @@ def test_distortions_are_turns_changes_of_size_slants_and_moves() -> None:
         assert abs(between - 90) == pytest.approx(8, abs=0.3)
 
 
-@pytest.mark.parametrize("tta_shift", [0, 1])
-def test_evaluation_averages_over_distortions_too(tta_shift: int, images: Tensor) -> None:
-    model = ConvNet(channels=[4], tta_shift=tta_shift, tta_distort=True)
-    model.eval()
-
-    copies = [*shifts(images, tta_shift), *distortions(images)]
+@pytest.mark.parametrize(("tta_shift", "tta_distort"), [(1, False), (0, True), (1, True)])
+def test_evaluation_averages_over_changed_copies_and_training_does_not(
+    tta_shift: int, tta_distort: bool, images: Tensor
+) -> None:
+    model = ConvNet(channels=[4], tta_shift=tta_shift, tta_distort=tta_distort).eval()
+    copies = [*shifts(images, tta_shift), *(distortions(images) if tta_distort else [])]
     expected = torch.stack([model.network(copy).softmax(1) for copy in copies]).mean(0)
+    assert len(copies) == (2 * tta_shift + 1) ** 2 + 8 * tta_distort
     assert model(images).softmax(1).allclose(expected, atol=1e-6)
+    assert not model.network(images).softmax(1).allclose(expected, atol=1e-6)
     model.train()
     assert model(images).equal(model.network(images))
 
 
-def test_shifts_can_be_asked_for_when_a_run_is_tested(fit: Fit, tmp_path: Path) -> None:
-    fit("--run_dir=run")
-    plain = main(["predict", "--ckpt_path=run"])
-    assert plain.model.tta_shift == 0
-    without = probabilities(tmp_path / "run")
-    shifted = main(["predict", "--ckpt_path=run", "--model.tta_shift=1"])
-    assert shifted.model.tta_shift == 1
-    assert not probabilities(tmp_path / "run").allclose(without, atol=1e-4)
+def test_an_ensemble_averages_the_probabilities_of_its_members_and_has_a_record_of_its_own(
+    runs: list[Path], tmp_path: Path
+) -> None:
+    first, second, _ = runs
+    exact = "--trainer.precision=32-true"
+    for run_dir in (first, second):
+        main(["predict", f"--ckpt_path={run_dir}", exact])
+    mean = (probabilities(first) + probabilities(second)) / 2
+    before = [(run_dir / "metrics.json").read_text() for run_dir in (first, second)]
+    ensemble = [f"--ckpt_path={first}", f"--ensemble=['{second}']", exact]
 
+    main(["predict", *ensemble, "--run_dir=predicted"])
+    cli = main(["test", *ensemble, "--run_dir=tested"])
 
-def test_an_ensemble_is_as_good_as_its_mean(images: Tensor) -> None:
-    networks = [ConvNet(channels=[4]).network.eval() for _ in range(3)]
-    expected = torch.stack([network(images).softmax(1) for network in networks]).mean(0)
-    assert Ensemble(networks).eval()(images).softmax(1).allclose(expected, atol=1e-6)
-
-
-def test_predictions_of_an_ensemble_are_the_mean_of_its_members(runs: list[Path], tmp_path: Path) -> None:
-    for folder in runs:
-        main(["predict", f"--ckpt_path={folder}", "--trainer.precision=32-true"])
-    members = torch.stack([probabilities(folder) for folder in runs])
-    others = json.dumps([str(folder) for folder in runs[1:]])
-    main(
-        [
-            "predict",
-            f"--ckpt_path={runs[0]}",
-            f"--ensemble={others}",
-            "--run_dir=together",
-            "--trainer.precision=32-true",
-        ]
-    )
-    assert probabilities(tmp_path / "together").allclose(members.mean(0), atol=1e-5)
-
-
-def test_test_of_an_ensemble_has_a_record_of_its_own(runs: list[Path], tmp_path: Path) -> None:
-    before = [(folder / "metrics.json").read_text() for folder in runs]
-    cli = main(["test", f"--ckpt_path={runs[0]}", f"--ensemble=['{runs[1]}', '{runs[2]}']", "--run_dir=together"])
-    assert [(folder / "metrics.json").read_text() for folder in runs] == before
-    record = json.loads((tmp_path / "together" / "metrics.json").read_text())
+    assert probabilities(tmp_path / "predicted").allclose(mean, atol=1e-5)
+    assert [(run_dir / "metrics.json").read_text() for run_dir in (first, second)] == before
+    record = json.loads((tmp_path / "tested" / "metrics.json").read_text())
     assert record["test/acc"] == pytest.approx(float(cli.trainer.callback_metrics["test/acc"]))
-    sizes = [json.loads(text)["parameters"] for text in before]
-    assert record["parameters"] == sum(sizes)
+    assert record["parameters"] == sum(json.loads(text)["parameters"] for text in before)
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--ensemble=[nowhere]"], "ensemble: 'nowhere' does not exist"),
-        (["--ensemble=[.]"], "ensemble: . holds no checkpoint"),
-        (["--ensemble=3"], "ensemble"),
-        (["--ensemble=[larger]"], "images of another size"),
-    ],
-)
-def test_a_wrong_member_is_named(flags: list[str], message: str, fit: Fit, fails: Fails, tmp_path: Path) -> None:
-    fit("--run_dir=run")
-    if flags == ["--ensemble=[larger]"]:
-        fit("--run_dir=larger", "--data.image_size=32")
-    before = sorted(tmp_path.rglob("*"))
-    assert message in fails("test", "--ckpt_path=run", *flags)
-    assert sorted(tmp_path.rglob("*")) == before
+def test_test_time_augmentation_can_be_switched_on_for_a_trained_model(runs: list[Path]) -> None:
+    plain = main(["predict", f"--ckpt_path={runs[0]}"])
+    without = probabilities(runs[0])
+    shifted = main(["predict", f"--ckpt_path={runs[0]}", "--model.tta_shift=1"])
+    assert (plain.model.tta_shift, shifted.model.tta_shift) == (0, 1)
+    assert not probabilities(runs[0]).allclose(without, atol=1e-4)
 
 
-def test_training_knows_no_ensemble(fails: Fails) -> None:
-    assert "ensemble: there is no such key" in fails("fit", "--data.dataset=digits", "--ensemble=[run]")
+@pytest.mark.parametrize("member", ["nowhere", ".", "other size", "no list"])
+def test_a_wrong_member_is_an_error_that_names_it(member: str, runs: list[Path], fails: Fails, tmp_path: Path) -> None:
+    value = {"other size": f"['{runs[2]}']", "no list": "3"}.get(member, f"[{member}]")
+    error = fails("test", f"--ckpt_path={runs[0]}", f"--ensemble={value}")
+    assert "ensemble" in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_fit_has_no_ensemble(fails: Fails) -> None:
+    assert "ensemble" in fails("fit", "--data.dataset=digits", "--ensemble=[run]")

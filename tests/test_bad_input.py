@@ -84,8 +84,8 @@ MISTAKES = [
     (["--trainer.precision=bf15"], "--trainer.precision", "bf15"),
     (["--config=bad.yaml"], "bad.yaml, line 2: model.lrr", "model.lr"),
     (["--config=type.yaml"], "type.yaml, line 2: model.lr", "fast"),
-    (["--config=class.yaml"], "class.yaml, line 3: model.optimizer", "momentun"),
-    (["--config=syntax.yaml"], "syntax.yaml, line 2", "YAML"),
+    (["--config=class.yaml"], "class.yaml, line 4: model.optimizer", "momentum"),
+    (["--config=syntax.yaml"], "syntax.yaml, line 3", "YAML"),
     (["--config=bda.yaml"], "bda.yaml", "bad.yaml"),
     (["--ckpt_path=logs/run_9"], "ckpt_path: 'logs/run_9'", "run directory"),
 ]

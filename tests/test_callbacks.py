@@ -1,4 +1,4 @@
-"""What belongs to every run: checkpoints, early stopping, weight averaging, the progress bar."""
+"""Callbacks of every run: checkpoints, early stopping, weight averaging, the progress bar."""
 
 import json
 import signal
@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import SMALL
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping
 
 from mnist_lit import main
 
@@ -104,10 +104,23 @@ def test_without_validation_the_last_epoch_is_kept(fit: Fit) -> None:
     assert torch.equal(read("best")["state_dict"][WEIGHT], read("last")["state_dict"][WEIGHT])
 
 
-def test_metric_that_is_not_there_is_named(fails: Callable[..., str]) -> None:
-    flags = ["--data.dataset=digits", "--data.val_size=200", "--trainer.max_epochs=1", "--pictures.enabled=false"]
+@pytest.mark.parametrize("metric", ["val/f1", "train/acc", "val/acc_best"])
+def test_any_logged_metric_decides(metric: str, fit: Fit) -> None:
+    flags = (f"--checkpoint.monitor={metric}", "--early_stopping.enabled=true", f"--early_stopping.monitor={metric}")
 
-    assert "val/accuracy" in fails("fit", *flags, "--checkpoint.monitor=val/accuracy")
+    fit(*flags, "--early_stopping.mode=max", "--run_dir=run")
+
+    assert read("best")["epoch"] == 1
+
+
+@pytest.mark.parametrize(
+    "flags", [["--checkpoint.monitor=M"], ["--early_stopping.enabled=true", "--early_stopping.monitor=M"]]
+)
+def test_metric_that_is_not_logged_is_named_with_those_that_are(flags: list[str], fails: Callable[..., str]) -> None:
+    error = fails("fit", *SMALL, *[flag.replace("=M", "=val/accuracy") for flag in flags])
+
+    key, _, _ = flags[-1].removeprefix("--").partition("=")
+    assert all(name in error for name in (key, "val/accuracy", "val/acc,", "train/loss"))
 
 
 # Early stopping
@@ -121,17 +134,11 @@ def test_early_stopping_ends_a_run_that_no_longer_improves(fit: Fit) -> None:
     assert cli.trainer.current_epoch == 3
 
 
-def test_early_stopping_is_off_by_default(fit: Fit) -> None:
-    cli = fit("--trainer.max_epochs=1")
-
-    assert not any(isinstance(callback, EarlyStopping) for callback in cli.trainer.callbacks)
-
-
 # Weight averaging
 
 
 def test_validation_uses_the_averaged_weights(fit: Fit) -> None:
-    cli = fit("--ema.enabled=true", "--ema.decay=0.5", "--trainer.max_epochs=1", "--run_dir=run", SEEN)
+    cli = fit("--ema.enabled=true", "--ema.decay=0.5", "--trainer.max_epochs=1", SEEN)
 
     first, *later = seen(cli).raw
     average = first
@@ -150,13 +157,6 @@ def test_checkpoint_holds_the_average_and_the_weights_themselves(name: str, fit:
     raw = next(value for key, value in checkpoint["current_model_state"].items() if key.endswith(WEIGHT))
     assert torch.equal(raw, seen(cli).raw[-1])
     assert not torch.equal(raw, checkpoint["state_dict"][WEIGHT])
-
-
-def test_averaged_checkpoint_is_tested_as_it_was_validated(fit: Fit) -> None:
-    cli = fit("--ema.enabled=true", "--ema.decay=0.9", "--run_dir=run")
-
-    again = main(["validate", "--ckpt_path=run"])
-    assert again.trainer.callback_metrics["val/acc"] == cli.trainer.callback_metrics["val/acc_best"]
 
 
 # The progress bar and callbacks of the user's own
@@ -185,13 +185,6 @@ def test_console_is_quiet_where_nobody_watches(fit: Fit, capsys: pytest.CaptureF
     assert output.err == ""
 
 
-def test_users_callbacks_run_beside_ours(fit: Fit) -> None:
-    cli = fit(SEEN, "--ema.enabled=true", "--run_dir=run")
-
-    assert len(seen(cli).val_acc) == 2
-    assert {path.name for path in Path("run", "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
-
-
 def test_callback_may_copy_the_model(fit: Fit) -> None:
     averaging = {"class_path": "StochasticWeightAveraging", "init_args": {"swa_lrs": 0.01, "device": None}}
     parts = ("--model.optimizer=AdamW", "--model.schedule=StepLR", "--model.schedule.step_size=30")
@@ -202,15 +195,6 @@ def test_callback_may_copy_the_model(fit: Fit) -> None:
 
 
 # Signals
-
-
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_signal_handler_is_given_back_after_fit(signum: signal.Signals, fit: Fit) -> None:
-    before = signal.getsignal(signum)
-
-    fit("--trainer.max_epochs=1")
-
-    assert signal.getsignal(signum) is before
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])

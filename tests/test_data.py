@@ -1,6 +1,7 @@
 """The data module: splits, statistics, batches, augmentation, and the same of all this in several processes."""
 
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,18 @@ class Batches(Callback):
 
     def on_predict_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, *args: Any) -> None:
         self.predict.append(batch[0].clone())
+
+
+class StopAfter(Callback):
+    """Saves a checkpoint after some steps and stops at once."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        if trainer.global_step == self.steps:
+            trainer.save_checkpoint("stopped.ckpt")
+            trainer.should_stop = True
 
 
 def ready(datamodule: MNISTDataModule, stage: str = "fit", **kwargs: Any) -> MNISTDataModule:
@@ -114,28 +127,27 @@ def mnist_flags(data_dir: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("val_size", [1, 200, 333])
-def test_the_validation_split_is_apart_from_the_training_split_and_has_its_size(val_size: int) -> None:
-    splits = ready(digits(val_size=val_size)).splits
-    train, val = (set(splits[name].indices.tolist()) for name in ("train", "val"))
-    assert (len(train), len(val)) == (1_437 - val_size, val_size)
-    assert train | val == set(range(1_437))
-    assert not train & val
-
-
-def test_mnist_is_split_into_55000_and_5000_with_its_own_shares_of_each_class(mnist_dir: Path) -> None:
-    splits = ready(MNISTDataModule(data_dir=str(mnist_dir))).splits
-    assert (len(splits["train"]), len(splits["val"])) == (55_000, 5_000)
-    shares = torch.tensor([5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]) / 12
-    counts = splits["val"].labels[splits["val"].indices].bincount()
-    assert float((counts - shares).abs().max()) <= 1
-
-
-def test_the_split_is_the_same_for_every_seed() -> None:
+def test_the_validation_split_has_its_size_and_is_the_same_for_every_seed(val_size: int) -> None:
     chosen = []
     for seed in (1, 2):
         seed_everything(seed)
-        chosen.append(ready(digits()).splits["val"].indices)
+        splits = ready(digits(val_size=val_size)).splits
+        train, val = (splits[name].indices for name in ("train", "val"))
+        assert (len(train), len(val)) == (1_437 - val_size, val_size)
+        assert torch.equal(torch.cat([train, val]).sort().values, torch.arange(1_437))
+        chosen.append(val)
     assert torch.equal(*chosen)
+
+
+def test_mnist_is_split_with_its_own_shares_of_each_class_and_has_the_known_statistics(mnist_dir: Path) -> None:
+    datamodule = ready(MNISTDataModule(data_dir=str(mnist_dir)))
+    train, val = (datamodule.splits[name] for name in ("train", "val"))
+    assert (len(train), len(val)) == (55_000, 5_000)
+    shares = torch.tensor([5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]) / 12
+    assert float((val.labels[val.indices].bincount() - shares).abs().max()) <= 1
+    pixels = train.images[train.indices].numpy()
+    assert datamodule.statistics == pytest.approx((np.mean(pixels) / 255, np.std(pixels) / 255))
+    assert datamodule.statistics == pytest.approx((0.1307, 0.3081), abs=1e-3)
 
 
 def test_without_validation_all_images_are_trained_on(fit: Fit) -> None:
@@ -145,10 +157,22 @@ def test_without_validation_all_images_are_trained_on(fit: Fit) -> None:
     assert (cli.run_dir / "checkpoints" / "best.ckpt").is_file()
 
 
-def test_a_validation_split_that_leaves_nothing_is_refused(fails: Fails) -> None:
+def test_a_validation_split_that_leaves_nothing_is_refused_where_it_is_used(fails: Fails, fit: Fit) -> None:
     error = fails("fit", "--data.dataset=digits", "--data.val_size=1437")
-    assert "leaves none of the 1437 images of digits" in error
-    assert "--data.val_size 239" in error
+    assert "data.val_size 1437" in error
+    assert not Path("logs").exists()
+    main(["test", f"--ckpt_path={fit('--trainer.max_epochs=1').run_dir}", "--data.val_size=5000"])
+
+
+def test_an_unknown_data_set_is_answered_with_the_nearest() -> None:
+    with pytest.raises(UsageError, match=r"^data\.dataset: .*'kmnits'\n.*kmnist"):
+        MNISTDataModule(dataset="kmnits")
+
+
+def test_classes_are_those_of_the_data_set() -> None:
+    assert digits().class_names == tuple("0123456789")
+    fashion = MNISTDataModule(dataset="fashion_mnist")
+    assert (fashion.num_classes, fashion.class_names[-1]) == (10, "Ankle boot")
 
 
 # The official test set
@@ -163,18 +187,14 @@ def test_fit_and_validate_need_no_test_files(fit: Fit, training_files: Path, cap
     assert capsys.readouterr().err == ""
 
 
-def test_a_fit_that_will_test_asks_for_the_test_files_before_it_trains(
-    training_files: Path, fails: Fails, tmp_path: Path
+def test_test_files_are_asked_for_by_name_before_anything_begins(
+    training_files: Path, fit: Fit, fails: Fails, tmp_path: Path
 ) -> None:
-    error = fails("fit", *SMALL, *mnist_flags(training_files), "--test_after_fit=true", code=1)
-    assert ": t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte\n" in error
+    names = ": t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte\n"
+    assert names in fails("fit", *SMALL, *mnist_flags(training_files), "--test_after_fit=true", code=1)
     assert not (tmp_path / "logs").exists()
-
-
-def test_a_test_without_test_files_names_them(training_files: Path, fit: Fit, fails: Fails) -> None:
-    cli = fit(*mnist_flags(training_files))
-    error = fails("test", f"--ckpt_path={cli.run_dir}", *mnist_flags(training_files), code=1)
-    assert ": t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte\n" in error
+    run_dir = fit(*mnist_flags(training_files)).run_dir
+    assert names in fails("test", f"--ckpt_path={run_dir}", *mnist_flags(training_files), code=1)
 
 
 def test_a_test_needs_no_training_files(fit: Fit, training_files: Path, mnist_dir: Path, tmp_path: Path) -> None:
@@ -183,10 +203,6 @@ def test_a_test_needs_no_training_files(fit: Fit, training_files: Path, mnist_di
     cli = main(["test", f"--ckpt_path={run_dir}", *mnist_flags(test_files), "--trainer.limit_test_batches=1"])
     assert set(cli.datamodule.splits) == {"test"}
     assert "test/acc" in cli.trainer.callback_metrics
-
-
-def test_a_fit_never_loads_the_test_split_of_the_digits(fit: Fit) -> None:
-    assert set(fit("--trainer.max_epochs=1").datamodule.splits) == {"train", "val"}
 
 
 # Statistics
@@ -200,15 +216,6 @@ def test_statistics_are_those_of_the_training_split_alone() -> None:
     assert datamodule.statistics != pytest.approx(everything, rel=1e-5)
 
 
-def test_statistics_of_mnist_are_the_known_ones(mnist_dir: Path) -> None:
-    datamodule = ready(MNISTDataModule(data_dir=str(mnist_dir)))
-    train = datamodule.splits["train"]
-    pixels = train.images[train.indices].numpy()
-    expected = (np.mean(pixels) / 255, np.std(pixels) / 255)
-    assert datamodule.statistics == pytest.approx(expected)
-    assert datamodule.statistics == pytest.approx((0.1307, 0.3081), abs=1e-3)
-
-
 # Batches
 
 
@@ -216,13 +223,6 @@ def test_batches_come_as_bytes_with_labels() -> None:
     batch, labels = next(iter(ready(digits(batch_size=64)).train_dataloader()))
     assert (batch.shape, batch.dtype) == ((64, 1, 28, 28), torch.uint8)
     assert (labels.shape, labels.dtype) == ((64,), torch.int64)
-
-
-@pytest.mark.parametrize("split", ["train", "val"])
-def test_the_model_is_given_fractions(split: str) -> None:
-    batch = getattr(seen(), split)[0]
-    assert batch.dtype == torch.float32
-    assert (float(batch.min()), float(batch.max())) == (0.0, 1.0)
 
 
 def test_each_image_keeps_its_label() -> None:
@@ -233,26 +233,14 @@ def test_each_image_keeps_its_label() -> None:
         assert [known[image.numpy().tobytes()] for image in batch] == labels.tolist()
 
 
-def test_an_epoch_has_each_image_once() -> None:
-    datamodule = ready(digits())
-    train = datamodule.splits["train"]
-    epoch = images(datamodule.train_dataloader())
-    assert len(epoch) == 1_237
-    assert as_set(epoch) == as_set(train.images[train.indices].unsqueeze(1))
-
-
 @pytest.mark.parametrize("size", [14, 40])
 def test_images_and_model_have_the_size_that_is_wanted(fit: Fit, size: int) -> None:
-    cli = fit(f"--data.image_size={size}", "--trainer.max_epochs=1")
-    assert cli.model.hparams["image_size"] == size
+    assert fit(f"--data.image_size={size}", "--trainer.max_epochs=1").model.hparams["image_size"] == size
     batches = seen(image_size=size)
     assert {tuple(batch.shape[1:]) for batch in batches.train + batches.val} == {(1, size, size)}
-
-
-def test_a_smaller_image_is_the_same_picture() -> None:
-    small, whole = (torch.cat(seen(image_size=size).val) for size in (14, 28))
-    means = whole.unfold(2, 2, 2).unfold(3, 2, 2).mean(dim=(4, 5))
-    assert float((small - means).abs().mean()) < 0.02
+    if size == 14:  # the same picture
+        whole = torch.cat(seen().val).unfold(2, 2, 2).unfold(3, 2, 2).mean(dim=(4, 5))
+        assert float((torch.cat(batches.val) - whole).abs().mean()) < 0.02
 
 
 @pytest.mark.parametrize(
@@ -269,12 +257,14 @@ def test_resident_data_and_workers_exclude_each_other() -> None:
         digits(resident=True, num_workers=1)
 
 
-def test_prediction_sees_the_test_images_in_their_order() -> None:
+def test_test_and_prediction_see_the_unchanged_test_images_in_their_order() -> None:
     batches, datamodule = Batches(), digits(eval_batch_size=100, augment=STRONG)
     predictions = trainer(batches).predict(ConvNet(channels=[2]), datamodule)
     assert [len(part) for part in predictions or []] == [100, 100, 100, 60]
-    test = datamodule.splits["test"]
-    assert torch.equal(torch.cat(batches.predict), test.images.unsqueeze(1).float() / 255)
+    trainer(batches).test(ConvNet(channels=[2]), datamodule, verbose=False)
+    expected = datamodule.splits["test"].images.unsqueeze(1).float() / 255
+    assert torch.equal(torch.cat(batches.predict), expected)
+    assert torch.equal(torch.cat(batches.test), expected)
 
 
 @pytest.mark.parametrize("layers", [["--model.channels=[2]"], ["--model.channels=[]", "--model.hidden=[8]"]], ids=str)
@@ -282,6 +272,12 @@ def test_a_single_image_left_over_does_not_break_batch_normalisation(fit: Fit, l
     cli = fit("--data.batch_size=103", *layers, "--trainer.max_epochs=1")  # 1,237 = 12 * 103 + 1
     assert cli.trainer.global_step == 12
     assert torch.isfinite(cli.trainer.callback_metrics["train/loss"])
+
+
+def test_a_checkpoint_is_opened_as_plain_data_only(tmp_path: Path) -> None:
+    torch.save({"datamodule_hyper_parameters": tmp_path}, tmp_path / "bad.ckpt")
+    with pytest.raises(pickle.UnpicklingError):
+        MNISTDataModule.load_from_checkpoint(tmp_path / "bad.ckpt", weights_only=False)
 
 
 # Augmentation and seeds
@@ -294,76 +290,58 @@ def test_only_training_images_are_changed() -> None:
     assert changed.train[0].shape == plain.train[0].shape
 
 
-def test_test_images_are_not_changed() -> None:
-    batches, datamodule = Batches(), digits(augment=STRONG)
-    trainer(batches).test(ConvNet(channels=[2]), datamodule, verbose=False)
-    assert torch.equal(torch.cat(batches.test), datamodule.splits["test"].images.unsqueeze(1).float() / 255)
-
-
-def test_the_same_seed_gives_the_same_batches_and_changes() -> None:
-    assert equal(seen(3, epochs=2, augment=STRONG).train, seen(3, epochs=2, augment=STRONG).train)
-
-
-def test_another_seed_gives_another_order() -> None:
-    first, second = (torch.cat(seen(seed).train) for seed in (1, 2))
+@pytest.mark.parametrize("seed", [3, 4])
+def test_an_epoch_has_each_image_once_in_an_order_and_with_changes_that_seed_and_epoch_decide(seed: int) -> None:
+    runs = [torch.cat(seen(seed, epochs=2).train) for seed in (3, seed)]
+    first, second = runs[1].split(1_237)
+    train = ready(digits()).splits["train"]
+    assert as_set(first) == as_set(second) == as_set(train.images[train.indices].unsqueeze(1) / 255)
     assert not torch.equal(first, second)
-    assert as_set(first) == as_set(second)
+    assert torch.equal(*runs) == (seed == 3)
+    changed = [as_set(torch.cat(seen(seed, epochs=2, augment=STRONG).train)) for seed in (3, seed)]
+    assert len(changed[0]) == 2 * 1_237
+    assert len(changed[0] & changed[1]) == (2 * 1_237 if seed == 3 else 0)
 
 
-def test_another_seed_gives_other_changes() -> None:
-    first, second = (as_set(torch.cat(seen(seed, augment=STRONG).train)) for seed in (1, 2))
-    assert not first & second
+# Going on
 
 
-def test_each_epoch_has_an_order_of_its_own() -> None:
-    batches = torch.cat(seen(epochs=2).train)
-    assert not torch.equal(batches[:1_237], batches[1_237:])
-    assert as_set(batches[:1_237]) == as_set(batches[1_237:])
-
-
-def test_each_epoch_has_changes_of_its_own() -> None:
-    batches = torch.cat(seen(epochs=2, augment=STRONG).train)
-    assert not as_set(batches[:1_237]) & as_set(batches[1_237:])
+@pytest.mark.parametrize("flags", [{}, {"num_workers": 1}], ids=str)
+@pytest.mark.parametrize("steps", [3, 5, 7])
+def test_a_resumed_run_gets_the_batches_that_are_left(steps: int, flags: dict[str, Any]) -> None:
+    whole = seen(epochs=2, augment=STRONG, **flags).train
+    seed_everything(1)
+    datamodule, rest = digits(batch_size=300, augment=STRONG, **flags), Batches()
+    stopped = trainer(StopAfter(steps), max_epochs=2)
+    stopped.fit(ConvNet(channels=[2]), datamodule)
+    checkpoint = torch.load("stopped.ckpt", weights_only=True)
+    # As earlier versions have written them.
+    old = {"epoch": 0, "num_seen": steps}
+    checkpoint["MNISTDataModule"] = old
+    checkpoint["loops"]["fit_loop"]["state_dict"]["combined_loader"] = [old]
+    torch.save(checkpoint, "old.ckpt")
+    for file in ("stopped.ckpt", "old.ckpt"):
+        rest.train.clear()
+        seed_everything(1)
+        again = digits(batch_size=300, augment=STRONG, **flags)
+        trainer(rest, max_epochs=2).fit(ConvNet(channels=[2]), again, ckpt_path=file)
+        assert equal(whole[steps:], rest.train)
 
 
 # Several processes
 
 
-@pytest.mark.parametrize("num", [2, 3])
+@pytest.mark.parametrize("num", [1, 2, 3])
 def test_processes_share_an_epoch(processes: Callable[..., list[MNISTDataModule]], num: int) -> None:
     shares = [images(datamodule.train_dataloader()) for datamodule in processes(num)]
     assert [len(share) for share in shares] == [1_237 // num] * num
     assert len(as_set(torch.cat(shares))) == 1_237 // num * num
 
 
-def test_two_processes_share_the_batches_of_one(processes: Callable[..., list[MNISTDataModule]]) -> None:
-    (alone,) = processes(1, batch_size=128)
-    both = processes(2, batch_size=64)
-    whole = [batch for batch, _ in alone.train_dataloader()]
-    halves = zip(*(datamodule.train_dataloader() for datamodule in both), strict=True)
-    shared = [torch.cat([one, two]) for (one, _), (two, _) in halves]
-    assert len(shared) == len(whole) == 10
-    for batch, share in zip(whole[:-1], shared, strict=False):  # an odd image is left over at the end
-        assert as_set(batch) == as_set(share)
-
-
-# The shares are as large as each other, or not; whole batches, one image more, or one image in each.
+# Shares that differ by an image or do not, whole batches, and fewer images than processes.
 @pytest.mark.parametrize(
     ("num", "val_size", "batch_size"),
-    [
-        (2, 200, 50),
-        (2, 201, 50),
-        (2, 201, 25),
-        (2, 201, 1),
-        (2, 203, 50),
-        (2, 3, 1_000),
-        (3, 199, 66),
-        (3, 200, 66),
-        (3, 4, 1),
-        (4, 202, 1),
-        (3, 1, 50),
-        (4, 2, 1),
-    ],
+    [(2, 200, 50), (2, 201, 50), (2, 201, 1), (2, 3, 1_000), (3, 199, 66), (3, 1, 50), (4, 202, 1), (4, 2, 1)],
 )
 def test_processes_validate_each_image_once_in_as_many_batches(
     processes: Callable[..., list[MNISTDataModule]], num: int, val_size: int, batch_size: int
@@ -380,13 +358,7 @@ def test_two_processes_get_the_results_of_one(shell: Callable[..., Any], tmp_pat
     ddp = ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp", "--test_after_fit=true"]
     done = shell("fit", *SMALL, *flags, *ddp)
     assert done.returncode == 0, done.stderr
-    assert [path.name for path in (tmp_path / "logs").iterdir()] == ["run_1"]
     run_dir = tmp_path / "logs" / "run_1"
-    # Their names end with the process and a number: one of the fit, one of the test.
-    writers = [path.name.split(".")[-2:] for path in run_dir.rglob("events.out.tfevents.*")]
-    assert sorted(number for _, number in writers) == ["0", "1"]
-    assert len({process for process, _ in writers}) == 1
-    assert done.stdout.splitlines()[-1] == "logs/run_1"
     two = json.loads((run_dir / "metrics.json").read_text())
     alone = ["--trainer.devices=1", "--trainer.strategy=auto", f"--ckpt_path={run_dir / 'checkpoints' / 'best.ckpt'}"]
     for command, split in (("validate", "val"), ("test", "test")):

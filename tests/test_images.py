@@ -13,7 +13,7 @@ from scipy import ndimage
 
 from mnist_lit import ConvNet, main
 from mnist_lit.data.datasets import load
-from mnist_lit.data.digits import digit_in
+from mnist_lit.data.digits import extract_digit
 
 NUM_OF_A_KIND = 10
 HEIGHT, WIDTH = 300, 400
@@ -30,14 +30,14 @@ def model(mnist_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> ConvNet:
 
 
 def seen(image: Image.Image) -> NDArray[np.uint8]:
-    digit = digit_in(image)
+    digit = extract_digit(image)
     assert digit is not None
     return digit
 
 
 def share_read(model: ConvNet, images: list[Image.Image], labels: list[int]) -> float:
     """How many of them are read right; what is taken for no digit is not."""
-    digits = [digit_in(image) for image in images]
+    digits = [extract_digit(image) for image in images]
     found = [np.zeros((28, 28), np.uint8) if digit is None else digit for digit in digits]
     with torch.inference_mode():
         read = model(torch.from_numpy(np.stack(found)).unsqueeze(1) / 255).argmax(dim=1).tolist()
@@ -120,7 +120,7 @@ def test_strokes_are_as_heavy_as_mnists(thickness: str, digit: int, mnist_dir: P
     ],
 )  # fmt: skip
 def test_without_ink_there_is_no_digit(image: Image.Image) -> None:
-    assert digit_in(image) is None
+    assert extract_digit(image) is None
 
 
 def test_the_digit_is_found_beside_smaller_ink() -> None:

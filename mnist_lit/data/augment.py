@@ -1,4 +1,4 @@
-"""Random changes of training images, drawn per image and applied to a whole batch at once, on the batch's device."""
+"""Random augmentation, drawn per image and applied to a whole batch at once, on the batch's device."""
 
 import functools
 import math
@@ -10,153 +10,128 @@ from jsonargparse.typing import ClosedUnitInterval, restricted_number_type
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-__all__ = ["Augment", "affine", "crop", "erase", "inverse", "restroke"]
+__all__ = ["Augment", "inverse_affine"]
 
-# Declared Any, as mypy takes no other made type for an annotation; without a name jsonargparse makes one of the range.
-HalfTurn: Any = restricted_number_type(None, float, [(">=", 0), ("<=", 180)])
-Slant: Any = restricted_number_type(None, float, [(">=", 0), ("<=", 45)])
+# Any, because mypy accepts no type that is made at run time.
+RotationAngle: Any = restricted_number_type(None, float, [(">=", 0), ("<=", 180)])
+ShearAngle: Any = restricted_number_type(None, float, [(">=", 0), ("<=", 45)])
 Fraction: Any = restricted_number_type(None, float, [(">=", 0), ("<", 1)])
 Padding: Any = restricted_number_type(None, int, [(">=", 0), ("<=", 14)])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Augment:
-    """Random changes of the training images, each drawn anew for every image; at 0 a change is switched off.
+    """Change training images at random, each anew for every image; at 0 a change is switched off.
 
     Args:
-        rotation: Largest turn about the centre, 0 to 180 degrees, either way.
+        rotation: Largest rotation about the centre, 0 to 180 degrees, in both directions.
         translation: Largest shift along each axis, 0 to 1, as a fraction of the image's side.
         scale: Largest change of size, 0 to below 1: images are scaled by a factor in [1 - scale, 1 + scale].
-        shear: Largest slant, 0 to 45 degrees, either way.
+        shear: Largest slant, 0 to 45 degrees, in both directions.
         aspect: Largest change of proportions, 0 to below 1: images become wider by a factor in [1 - aspect, 1 + aspect]
             and lower by the same factor.
-        stroke: Largest change of the strokes' width, 0 to 1, either way, as a fraction of one pixel on each side.
+        stroke: Largest dilation or erosion of strokes, 0 to 1, as a fraction of one pixel on each side.
         crop: Largest shift along each axis by whole pixels, 0 to 14: images are padded by as many and cropped back.
-        erasing: Probability, 0 to 1, that a rectangle of an image, up to half as high and wide, is blanked.
+        erasing: Probability, 0 to 1, that a rectangle of an image, up to half as high and wide, is erased.
     """
 
-    rotation: HalfTurn = 0.0
+    rotation: RotationAngle = 0.0
     translation: ClosedUnitInterval = 0.0
     scale: Fraction = 0.0
-    shear: Slant = 0.0
+    shear: ShearAngle = 0.0
     aspect: Fraction = 0.0
     stroke: ClosedUnitInterval = 0.0
     crop: Padding = 0
     erasing: ClosedUnitInterval = 0.0
 
     def __call__(self, images: Tensor, generator: Generator) -> Tensor:
-        """Change a batch of images of shape (n, 1, h, w) in [0, 1], where 0 is paper; shape and range stay.
+        """Augment a batch.
 
         Args:
-            images: The batch; it is returned itself when every change is switched off.
-            generator: Where all random numbers come from; it must be on the device of the images.
+            images: Shape (n, c, h, w), in [0, 1], with a background of 0.
+            generator: Source of all random numbers, on the device of the images.
+
+        Returns:
+            Images of the same shape and range; the batch itself if every change is switched off.
         """
-        images = affine(
-            images,
-            rotation=self.rotation,
-            translation=self.translation,
-            scale=self.scale,
-            shear=self.shear,
-            aspect=self.aspect,
-            generator=generator,
-        )
-        images = restroke(images, self.stroke, generator)
-        images = crop(images, self.crop, generator)
-        return erase(images, self.erasing, generator)
-
-
-def affine(
-    images: Tensor,
-    *,
-    rotation: float = 0.0,
-    translation: float = 0.0,
-    scale: float = 0.0,
-    shear: float = 0.0,
-    aspect: float = 0.0,
-    generator: Generator,
-) -> Tensor:
-    """Scale, slant, turn about the centre and shift each image, in one resampling; the strengths are Augment's."""
-    if not (rotation or translation or scale or shear or aspect):
+        if self.rotation or self.translation or self.scale or self.shear or self.aspect:
+            images = self._affine(images, generator)
+        if self.stroke:
+            images = self._stroke_width(images, generator)
+        if self.crop:
+            images = self._random_crop(images, generator)
+        if self.erasing:
+            images = self._random_erasing(images, generator)
         return images
-    angle, slant, size, *shift = 2 * _draw(5, images, generator) - 1
-    matrix = inverse(angle * math.radians(rotation), (slant * math.radians(shear)).tan(), 1 + size * scale)
-    if aspect:
-        width_factor = 1 + aspect * (2 * _draw(1, images, generator)[0] - 1)
-        matrix = matrix * torch.stack([1 / width_factor, width_factor], dim=1).unsqueeze(2)
-    # The grid's unit is half a side of the image: in it, a turn of an image that is not square is no plain rotation.
-    height, width = images.shape[-2:]
-    matrix = matrix * matrix.new_tensor([[1, height / width], [width / height, 1]])
-    offset = matrix @ (torch.stack(shift, dim=1) * (-2 * translation)).unsqueeze(2)
-    # One large product: affine_grid's many small ones take longer than all the rest.
-    places = torch.cat([matrix, offset], dim=2).flatten(end_dim=1) @ _places(height, width, images.device)
-    grid = places.view(-1, 2, height, width).permute(0, 2, 3, 1)
-    changed = F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-    # The weights of an interpolation may add up to a rounding error above 1.
-    return changed.clamp_(max=1)
+
+    def _affine(self, images: Tensor, generator: Generator) -> Tensor:
+        angle, slant, size, *shift = 2 * _draw(5, images, generator) - 1
+        shear = (slant * math.radians(self.shear)).tan()
+        matrix = inverse_affine(angle * math.radians(self.rotation), shear, 1 + size * self.scale)
+        if self.aspect:
+            width_factor = 1 + self.aspect * (2 * _draw(1, images, generator)[0] - 1)
+            matrix = matrix * torch.stack([1 / width_factor, width_factor], dim=1).unsqueeze(2)
+        # The grid's unit is half a side, in which the rotation of an image that is not square is no rotation.
+        height, width = images.shape[-2:]
+        matrix = matrix * matrix.new_tensor([[1, height / width], [width / height, 1]])
+        offset = matrix @ (torch.stack(shift, dim=1) * (-2 * self.translation)).unsqueeze(2)
+        # One large product, as the many small ones of affine_grid take longer than all the rest.
+        grid = torch.cat([matrix, offset], dim=2).flatten(end_dim=1) @ _pixel_centers(height, width, images.device)
+        grid = grid.view(-1, 2, height, width).permute(0, 2, 3, 1)
+        changed = F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+        return changed.clamp_(max=1)  # interpolation weights can add up to slightly more than 1
+
+    def _stroke_width(self, images: Tensor, generator: Generator) -> Tensor:
+        change = self.stroke * (2 * _draw(1, images, generator).view(-1, 1, 1, 1) - 1)
+        dilated = F.max_pool2d(images, kernel_size=3, stride=1, padding=1)
+        eroded = -F.max_pool2d(-images, kernel_size=3, stride=1, padding=1)
+        return images.lerp(torch.where(change > 0, dilated, eroded), change.abs())
+
+    def _random_crop(self, images: Tensor, generator: Generator) -> Tensor:
+        num_images, _, height, width = images.shape
+        windows = F.pad(images, [self.crop] * 4).unfold(2, height, 1).unfold(3, width, 1)
+        top, left = torch.randint(2 * self.crop + 1, (2, num_images), generator=generator, device=images.device)
+        return windows[torch.arange(num_images, device=images.device), :, top, left]
+
+    def _random_erasing(self, images: Tensor, generator: Generator) -> Tensor:
+        chance, *draws = _draw(5, images, generator)
+        height, width = images.shape[-2:]
+        rows, columns = _interval(height, *draws[:2]), _interval(width, *draws[2:])
+        erased = rows[:, :, None] & columns[:, None, :] & (chance < self.erasing)[:, None, None]
+        return images.masked_fill(erased.unsqueeze(1), 0)
 
 
-def inverse(angle: Tensor, slant: Tensor, size: Tensor) -> Tensor:
-    """The way back from a place in the changed image to its source: un-turn, un-slant, un-scale.
+def inverse_affine(angle: Tensor, slant: Tensor, size: Tensor) -> Tensor:
+    """Build the matrices that map pixels of transformed images to their source.
 
     Args:
-        angle: Turns, in radians, of shape (n,).
-        slant: Tangents of the angles of slant, of shape (n,).
-        size: Factors, of shape (n,).
+        angle: Rotations, in radians, of shape (n,).
+        slant: Tangents of the shear angles, of shape (n,).
+        size: Scale factors, of shape (n,).
 
     Returns:
-        Matrices of shape (n, 2, 2) in the unit in which places are given.
+        Matrices of shape (n, 2, 2).
     """
     cos, sin = angle.cos(), angle.sin()
     return torch.stack([cos + slant * sin, sin - slant * cos, -sin, cos], dim=1).view(-1, 2, 2) / size.view(-1, 1, 1)
 
 
-def restroke(images: Tensor, strength: float, generator: Generator) -> Tensor:
-    """Draw each image with a wider or a narrower pen: by up to `strength` pixels on each side of a stroke."""
-    if not strength:
-        return images
-    change = strength * (2 * _draw(1, images, generator).view(-1, 1, 1, 1) - 1)
-    wider = F.max_pool2d(images, kernel_size=3, stride=1, padding=1)
-    narrower = -F.max_pool2d(-images, kernel_size=3, stride=1, padding=1)
-    return images.lerp(torch.where(change > 0, wider, narrower), change.abs())
-
-
-def crop(images: Tensor, padding: int, generator: Generator) -> Tensor:
-    """Shift each image by up to `padding` whole pixels along each axis; paper fills the gap."""
-    if not padding:
-        return images
-    num_images, _, height, width = images.shape
-    windows = F.pad(images, [padding] * 4).unfold(2, height, 1).unfold(3, width, 1)
-    top, left = torch.randint(2 * padding + 1, (2, num_images), generator=generator, device=images.device)
-    return windows[torch.arange(num_images, device=images.device), :, top, left]
-
-
-def erase(images: Tensor, probability: float, generator: Generator) -> Tensor:
-    """Blank, with this probability, a rectangle in each image: 1 pixel to half the side of the image in each axis."""
-    if not probability:
-        return images
-    chance, *draws = _draw(5, images, generator)
-    height, width = images.shape[-2:]
-    rows, columns = _stretch(height, *draws[:2]), _stretch(width, *draws[2:])
-    blank = rows[:, :, None] & columns[:, None, :] & (chance < probability)[:, None, None]
-    return images.masked_fill(blank.unsqueeze(1), 0)
-
-
 def _draw(num: int, images: Tensor, generator: Generator) -> Tensor:
-    """Numbers in [0, 1), `num` for each image, of shape (num, n)."""
+    """Draw `num` numbers in [0, 1) for each image, of shape (num, n)."""
     return torch.rand((num, len(images)), generator=generator, dtype=images.dtype, device=images.device)
 
 
 @functools.lru_cache(maxsize=4)
-def _places(height: int, width: int, device: torch.device) -> Tensor:
-    """Where the pixels' centres lie between -1 and 1, as x, y and 1; shape (3, height * width)."""
+def _pixel_centers(height: int, width: int, device: torch.device) -> Tensor:
+    """Compute x, y and 1 of each pixel's centre, between -1 and 1, of shape (3, height * width)."""
     down, right = ((2 * torch.arange(side, device=device) + 1) / side - 1 for side in (height, width))
     y, x = torch.meshgrid(down, right, indexing="ij")
     return torch.stack([x, y, torch.ones_like(x)]).flatten(start_dim=1)
 
 
-def _stretch(side: int, length: Tensor, start: Tensor) -> Tensor:
-    """Which pixels of a side lie in a stretch of it, for `length` and `start` in [0, 1); shape (n, side)."""
+def _interval(side: int, length: Tensor, start: Tensor) -> Tensor:
+    """Mask an interval of up to half of a side, given by draws in [0, 1); shape (n, side)."""
     length = (length * (side // 2)).floor() + 1
     start = (start * (side - length + 1)).floor()
-    place = torch.arange(side, device=start.device)
-    return (start[:, None] <= place) & (place < (start + length)[:, None])
+    pixel = torch.arange(side, device=start.device)
+    return (start[:, None] <= pixel) & (pixel < (start + length)[:, None])

@@ -1,12 +1,11 @@
 """The data module: whole data sets as tensors in memory, batches by index, augmentation on the training device."""
 
+import difflib
 import functools
-import itertools
-import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import torch
@@ -14,39 +13,33 @@ from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
+from torch.utils.data import DataLoader
 
-from mnist_lit.data.augment import Augment
-from mnist_lit.data.datasets import NUM_TRAINING, DatasetName, Split, load, prepare, stratified_split
 from mnist_lit.command_line import DATA_DIR_VARIABLE
+from mnist_lit.data.augment import Augment
+from mnist_lit.data.datasets import DATASETS, Split, load, prepare, stratified_split
+from mnist_lit.data.loaders import Batch, DistributedEvalBatchSampler, EpochSampler, ImageDataset, LazyLoader
 from mnist_lit.errors import UsageError
-from mnist_lit.training.checkpoints import find_checkpoint
 
 if TYPE_CHECKING:
-    from mnist_lit.data.image_files import Photograph
+    from mnist_lit.data.image_files import ImageFile
+
+    DatasetName = str
+else:
+    DatasetName = Literal[tuple(DATASETS)]  # the parser checks the key against the registry
 
 __all__ = ["MNISTDataModule", "preprocess"]
 
-Batch = tuple[Tensor, Tensor]
-
-NEEDED_SPLIT: dict[str, Split] = {
-    "fit": "train",
-    "validate": "train",
-    "test": "test",
-    "predict": "test",
-    "export": "test",
-}
-
 
 class MNISTDataModule(LightningDataModule):
-    """MNIST and data sets of the same shape, held in memory.
+    """Hold MNIST, or a data set of the same shape, in memory.
 
     Batches are uint8 images of shape (n, 1, 28, 28) with labels of shape (n,); on the training device they become
     float32 in [0, 1], are resized to `image_size` and, in training, augmented.
 
     Args:
         data_dir: Folder of the data sets, laid out like torchvision's; default `$MNIST_LIT_DATA`, else `data`.
-        dataset: Which data set; `digits` is bundled with scikit-learn and needs no download.
+        dataset: Name of the data set; `digits` is bundled with scikit-learn and needs no download.
         batch_size: Images in a training batch, 1 or more (on each device).
         eval_batch_size: Images in a validation, test or prediction batch, 1 or more (on each device).
         val_size: Images of the training set, 0 or more, that are held out for validation: a stratified choice that
@@ -55,15 +48,15 @@ class MNISTDataModule(LightningDataModule):
         augment: Random changes of the training images.
         num_workers: Processes that gather batches, 0 or more. The data is in memory: 0 is the fastest.
         pin_memory: Whether batches are gathered in memory from which a GPU copies faster.
-        resident: Whether the whole data set lies on the training device, where it fits; needs `num_workers: 0`.
+        resident: Whether the whole data set is kept on the training device; needs `num_workers: 0`.
         download: Whether missing or damaged files are downloaded; each is verified by checksum.
         mirrors: URLs of folders to download from, tried in this order; default those of the data set.
         timeout: Seconds without an answer, above 0, after which the next mirror is tried.
-        predict_paths: What `predict` reads instead of the test split: image files, folders of them, or patterns in
-            quotes (`'photos/*.jpg'`), each image with one digit of any size, place and colour.
+        predict_paths: Images for `predict` instead of the test split: image files, folders of them, or patterns in
+            quotes (`'photos/*.jpg'`), each image with one digit of any size, position and colour.
 
     Raises:
-        UsageError: If `resident` and `num_workers` exclude each other, or if `val_size` leaves nothing.
+        UsageError: If there is no such data set, or if `resident` and `num_workers` exclude each other.
     """
 
     def __init__(
@@ -84,13 +77,11 @@ class MNISTDataModule(LightningDataModule):
         predict_paths: list[str] | str | None = None,
     ) -> None:
         super().__init__()
+        if dataset not in DATASETS:
+            nearest = difflib.get_close_matches(dataset, DATASETS, n=1) or DATASETS
+            raise UsageError(f"data.dataset: there is no data set {dataset!r}\nuse {', '.join(nearest)}")
         if resident and num_workers:
             raise UsageError("data.resident and data.num_workers exclude each other\nuse --data.num_workers 0")
-        if val_size >= NUM_TRAINING[dataset]:
-            raise UsageError(
-                f"data.val_size {val_size} leaves none of the {NUM_TRAINING[dataset]} images of {dataset} to train on\n"
-                f"use less, for example --data.val_size {NUM_TRAINING[dataset] // 6}"
-            )
         self.data_dir = Path(data_dir or os.environ.get(DATA_DIR_VARIABLE, "data"))
         self.dataset = dataset
         self.batch_size = batch_size
@@ -105,71 +96,77 @@ class MNISTDataModule(LightningDataModule):
         self.mirrors = mirrors
         self.timeout = timeout
         self.predict_paths = [predict_paths] if isinstance(predict_paths, str) else predict_paths
-        self.photographs: list[Photograph] = []
+        self.image_files: list[ImageFile] = []
         self.seed = torch.initial_seed() % 2**31
         self.statistics: tuple[float, float] | None = None
         self.splits: dict[str, ImageDataset] = {}
-        self.resume_from: Mapping[str, int | None] = {}
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return DATASETS[self.dataset].class_names
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:
-        """As Lightning's, from a checkpoint of plain data (a file, a URL or a run directory) only."""
-        file = find_checkpoint(str(checkpoint_path)).file
-        assert file is not None
-        return super().load_from_checkpoint(file, *args, **{**kwargs, "weights_only": True})
+        """Load like Lightning, but plain data only: unpickling can run any code."""
+        return super().load_from_checkpoint(checkpoint_path, *args, **{**kwargs, "weights_only": True})
 
     def prepare_data(self) -> None:
         stage = self.trainer.state.fn if self.trainer else None
-        self.fetch(*([stage] if stage else NEEDED_SPLIT))
+        self.fetch(*[stage] if stage else ["fit", "test"])
 
     def fetch(self, *stages: str) -> None:
-        """Make sure that the files which these stages need are there: training never asks for the test set."""
+        """Make sure that the files of these stages (`fit`, `test`, ...) are there: training needs no test files.
+
+        Raises:
+            UsageError: If `val_size` leaves no image to train on, or there is nothing at `predict_paths`.
+            MNISTLitError: If files are missing and cannot be downloaded.
+        """
         if self.predict_paths is not None and "predict" in stages:
             from mnist_lit.data.image_files import find_files
 
             find_files(self.predict_paths)
             stages = tuple(stage for stage in stages if stage != "predict")
-        splits = {NEEDED_SPLIT[stage] for stage in stages}
+        splits: set[Split] = {"train" if stage in ("fit", "validate") else "test" for stage in stages}
         prepare(self.dataset, self.data_dir, splits, mirrors=self.mirrors, download=self.download, timeout=self.timeout)
+        if "train" in splits:
+            self._training_data()
 
     def setup(self, stage: str) -> None:
         if stage in ("fit", "validate") and "train" not in self.splits:
-            self._setup_training()
+            train, val, self.statistics = self._training_data()
+            self.splits |= {"train": self._on_device(train), "val": self._on_device(val)}
+            # All processes of a run must shuffle alike, also if none was given a seed.
+            self.seed = self.trainer.strategy.broadcast(self.seed)  # type: ignore[union-attr]
         if stage == "predict" and self.predict_paths is not None:
-            self._setup_photographs(self.predict_paths)
+            self.splits["image_files"] = self._on_device(self._load_image_files(self.predict_paths))
         elif stage in ("test", "predict") and "test" not in self.splits:
-            self.splits["test"] = self._place(ImageDataset(*load(self.dataset, self.data_dir, "test")))
+            self.splits["test"] = self._on_device(ImageDataset(*load(self.dataset, self.data_dir, "test")))
 
-    def _setup_training(self) -> None:
-        train, val, self.statistics = _training_data(self.dataset, self.data_dir.resolve(), self.val_size)
-        # All processes of a run must shuffle alike, also when none was given a seed.
-        self.seed = self.trainer.strategy.broadcast(self.seed)  # type: ignore[union-attr]
-        self.splits["train"] = self._place(train)
-        self.splits["val"] = self._place(val)
+    def _training_data(self) -> tuple[ImageDataset, ImageDataset, tuple[float, float]]:
+        return _load_training_data(self.dataset, self.data_dir.resolve(), self.val_size)
 
-    def _setup_photographs(self, paths: Sequence[str]) -> None:
-        from mnist_lit.data.image_files import find_files, read_photographs  # image libraries
+    def _load_image_files(self, paths: Sequence[str]) -> ImageDataset:
+        from mnist_lit.data.image_files import find_files, load_image_files  # here, as image libraries take a second
 
-        self.photographs = read_photographs(find_files(paths))
-        digits = [torch.from_numpy(one.digit) for one in self.photographs if one.digit is not None]
+        self.image_files = load_image_files(find_files(paths))
+        digits = [torch.from_numpy(file.digit) for file in self.image_files if file.digit is not None]
         images = torch.stack(digits) if digits else torch.empty(0, 28, 28, dtype=torch.uint8)
-        unknown = torch.full((len(images),), -1)
-        self.splits["photographs"] = self._place(ImageDataset(images, unknown))
+        return ImageDataset(images, labels=torch.full((len(images),), -1))
 
-    def _place(self, dataset: "ImageDataset") -> "ImageDataset":
+    def _on_device(self, dataset: ImageDataset) -> ImageDataset:
         return dataset.to(self.trainer.strategy.root_device) if self.resident else dataset  # type: ignore[union-attr]
 
     def train_dataloader(self) -> DataLoader[Batch]:
+        assert self.trainer is not None
         dataset = self.splits["train"]
-        world_size, rank = self._world()
-        sampler: Sampler[int] = DistributedSampler(
-            dataset, num_replicas=world_size, rank=rank, seed=self.seed, drop_last=True
-        )
-        # Normalisation over a batch has no value for a single image, should just one be left over.
-        drop_last = len(dataset) // world_size % self.batch_size == 1
-        loader = self._loader(dataset, sampler=sampler, batch_size=self.batch_size, drop_last=drop_last)
-        loader.load_state_dict(self.resume_from)
-        return loader
+        sampler = EpochSampler(dataset, self.batch_size, self.seed, self.trainer)
+        # Batch normalisation fails on a single image, should just one be left over.
+        drop_last = len(sampler) % self.batch_size == 1
+        return self._loader(dataset, sampler=sampler, batch_size=self.batch_size, drop_last=drop_last)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
         return self._eval_loader("val") if self.val_size else []
@@ -178,34 +175,25 @@ class MNISTDataModule(LightningDataModule):
         return self._eval_loader("test")
 
     def predict_dataloader(self) -> DataLoader[Batch]:
-        return self._eval_loader("photographs" if self.predict_paths else "test")
+        # In one process: Lightning tracks the indices of predictions, which it cannot do with a batch sampler of ours.
+        dataset = self.splits["image_files" if self.predict_paths else "test"]
+        return self._loader(dataset, batch_size=self.eval_batch_size)
 
     def _eval_loader(self, split: str) -> DataLoader[Batch]:
-        dataset = self.splits[split]
-        return self._loader(dataset, batch_sampler=Shares(len(dataset), self.eval_batch_size, *self._world()))
+        dataset, trainer = self.splits[split], self.trainer
+        world_size, rank = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
+        batches = DistributedEvalBatchSampler(len(dataset), self.eval_batch_size, world_size, rank)
+        return self._loader(dataset, batch_sampler=batches)
 
-    def _loader(self, dataset: "ImageDataset", **kwargs: Any) -> "ResumableLoader":
-        return ResumableLoader(
+    def _loader(self, dataset: ImageDataset, **kwargs: Any) -> DataLoader[Batch]:
+        return LazyLoader(
             dataset,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=self.pin_memory and torch.cuda.is_available(),
-            collate_fn=_as_it_is,
+            collate_fn=_identity,
             **kwargs,
         )
-
-    def _world(self) -> tuple[int, int]:
-        trainer = self.trainer
-        return (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
-
-    # Lightning would restore the loader itself, but not one that it made before it read the checkpoint, as it does to
-    # count the steps of a schedule.
-    def state_dict(self) -> dict[str, int | None]:
-        loader = self.trainer.train_dataloader if self.trainer else None
-        return loader.state_dict() if isinstance(loader, ResumableLoader) else {}
-
-    def load_state_dict(self, state_dict: Mapping[str, int | None]) -> None:
-        self.resume_from = state_dict
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         images, labels = batch
@@ -217,11 +205,11 @@ class MNISTDataModule(LightningDataModule):
     def _augment(self, images: Tensor) -> Tensor:
         trainer = self.trainer
         assert trainer is not None
-        # Keyed by the batch's place in the run instead of drawn from one stream: a resumed run needs no more than
-        # that to see the same images and to drop the same features.
-        place = (self.seed, trainer.current_epoch, trainer.fit_loop.batch_idx + 1, trainer.global_rank)
-        for_augment, for_model = np.random.SeedSequence(place).generate_state(2, np.uint64).tolist()
-        # Not torch.manual_seed: without a GPU that takes and keeps a stack trace at each call, for the GPU's sake.
+        # Seeded by the number of the batch instead of drawn from one stream: a resumed run needs no more than that to
+        # see the same images and to drop the same features.
+        key = (self.seed, trainer.current_epoch, trainer.fit_loop.batch_idx + 1, trainer.global_rank)
+        for_augment, for_model = np.random.SeedSequence(key).generate_state(2, np.uint64).tolist()
+        # Not torch.manual_seed: without a GPU it takes and keeps a stack trace at each call.
         torch.default_generator.manual_seed(for_model)
         if images.is_cuda:
             torch.cuda.manual_seed(for_model)
@@ -229,14 +217,14 @@ class MNISTDataModule(LightningDataModule):
 
 
 def preprocess(images: Tensor, image_size: int) -> Tensor:
-    """Bring images into the form that a network takes.
+    """Convert images to the input of a network.
 
     Args:
-        images: uint8, shape (n, 1, 28, 28).
+        images: uint8, shape (n, c, h, w).
         image_size: Side to which they are resized, in pixels.
 
     Returns:
-        float32 in [0, 1], shape (n, 1, image_size, image_size).
+        float32 in [0, 1], shape (n, c, image_size, image_size).
     """
     images = images.float() / 255
     if images.shape[-1] == image_size:
@@ -244,105 +232,30 @@ def preprocess(images: Tensor, image_size: int) -> Tensor:
     return F.interpolate(images, (image_size, image_size), mode="bilinear", antialias=True)
 
 
-class ImageDataset(Dataset[Batch]):
-    """Images and labels (or the part of them named by `indices`) that hands out whole batches.
-
-    Args:
-        images: uint8, shape (n, h, w).
-        labels: int64, shape (n,).
-        indices: Which of them, in which order; default all.
-    """
-
-    def __init__(self, images: Tensor, labels: Tensor, indices: Tensor | None = None) -> None:
-        self.images = images
-        self.labels = labels
-        self.indices = torch.arange(len(labels)) if indices is None else indices
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int) -> Batch:
-        images, labels = self.__getitems__([index])
-        return images[0], labels[0]
-
-    def __getitems__(self, indices: Sequence[int]) -> Batch:
-        chosen = self.indices[torch.tensor(indices, dtype=torch.long, device=self.indices.device)]
-        return self.images[chosen].unsqueeze(1), self.labels[chosen]
-
-    def to(self, device: torch.device) -> "ImageDataset":
-        return ImageDataset(self.images.to(device), self.labels.to(device), self.indices.to(device))
-
-
-class Shares(Sampler[list[int]]):
-    """Batches of one of several processes: together they have each image once, and each has as many batches.
-
-    One that has no image for its last batch has an empty one; without it the others would wait for it for ever.
-
-    Args:
-        num_images: Images in all.
-        batch_size: Images in a batch of one process.
-        world_size: Processes.
-        rank: Which of them this is, from 0.
-    """
-
-    def __init__(self, num_images: int, batch_size: int, world_size: int, rank: int) -> None:
-        self.share = range(rank, num_images, world_size)
-        self.starts = range(0, -(-num_images // world_size), batch_size)
-        self.batch_size = batch_size
-
-    def __len__(self) -> int:
-        return len(self.starts)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return (list(self.share[start : start + self.batch_size]) for start in self.starts)
-
-
-class ResumableLoader(DataLoader[Batch]):
-    """A DataLoader that goes on in the middle of an epoch, after the last batch that a checkpoint has seen."""
-
-    epoch: int | None = None
-    num_seen = 0
-    resume_from: Mapping[str, int | None] = {}
-
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        # A generator: the order of an epoch is drawn at its first batch, when the sampler has been told the epoch.
-        self.epoch = getattr(self.sampler, "epoch", None)
-        state, self.resume_from = self.resume_from, {}
-        is_resumed = self.epoch is not None and state.get("epoch") == self.epoch
-        self.num_seen = (is_resumed and state.get("num_seen")) or 0
-        for batch in itertools.islice(super().__iter__(), self.num_seen, None):
-            self.num_seen += 1
-            yield batch
-
-    def state_dict(self) -> dict[str, int | None]:
-        return {"epoch": self.epoch, "num_seen": self.num_seen}
-
-    def load_state_dict(self, state_dict: Mapping[str, int | None]) -> None:
-        self.resume_from = state_dict
-
-
-def _as_it_is(batch: Any) -> Any:
+def _identity(batch: Any) -> Any:
     return batch
 
 
 @functools.lru_cache(maxsize=1)  # a search trains many times on the same data
-def _training_data(
-    dataset: DatasetName, data_dir: Path, val_size: int
+def _load_training_data(
+    dataset: str, data_dir: Path, val_size: int
 ) -> tuple[ImageDataset, ImageDataset, tuple[float, float]]:
-    """Training and validation split, and the mean and deviation of the former's pixels."""
+    """Load the training and the validation split, and the mean and standard deviation of the former."""
     images, labels = load(dataset, data_dir, "train")
+    if val_size >= len(labels):
+        raise UsageError(
+            f"data.val_size {val_size} leaves none of the {len(labels)} images of {dataset} to train on\n"
+            f"use less, for example --data.val_size {len(labels) // 6}"
+        )
     train, val = (ImageDataset(images, labels, indices) for indices in stratified_split(labels, val_size))
     return train, val, _mean_and_std(images, train.indices)
 
 
 def _mean_and_std(images: Tensor, indices: Tensor) -> tuple[float, float]:
-    """Of the pixels in [0, 1]; in parts, which needs no copy of all images in floating point."""
-    total = total_of_squares = 0.0
-    for chunk in torch.split(indices, 256):
-        pixels = images[chunk].flatten(start_dim=1).float()
-        # Summed image by image, where that is exact or nearly so.
-        total += float(pixels.sum(dim=1).double().sum())
-        total_of_squares += float(torch.linalg.vecdot(pixels, pixels).double().sum())
-    num_pixels = len(indices) * images[0].numel()
-    mean = total / num_pixels
-    return mean / 255, math.sqrt(total_of_squares / num_pixels - mean**2) / 255
+    """Compute mean and standard deviation of all pixels in [0, 1]."""
+    # In chunks, as a copy of the images would double their memory.
+    counts = [torch.bincount(images[chunk].flatten(), minlength=256) for chunk in torch.split(indices, 1024)]
+    shares = torch.stack(counts).sum(dim=0).double() / len(indices) / images[0].numel()
+    values = torch.arange(256, dtype=torch.double) / 255
+    mean = (shares * values).sum()
+    return float(mean), float((shares * (values - mean) ** 2).sum().sqrt())

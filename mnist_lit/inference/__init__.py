@@ -1,1 +1,1 @@
-"""What a trained model is used for: predict, export, demo."""
+"""Uses of a trained model: predict, export, demo."""

@@ -1,4 +1,4 @@
-"""A page in the browser on which a digit is drawn or a photograph dropped, and the model reads it."""
+"""Serve a page on which a person draws a digit or drops a photograph, and sees the prediction."""
 
 import base64
 import contextlib
@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 from mnist_lit.data.datamodule import preprocess
-from mnist_lit.data.digits import digit_in
+from mnist_lit.data.digits import extract_digit
 from mnist_lit.errors import Stopped, UsageError
-from mnist_lit.model.classifier import ConvNet
+from mnist_lit.model.classifier import Classifier
 
 try:
     import gradio
@@ -22,21 +22,21 @@ try:
 except ModuleNotFoundError as error:
     raise UsageError(f"the demo needs the package {error.name}\npip install 'mnist_lit[demo]'") from error
 
-__all__ = ["page", "serve"]
+__all__ = ["build_page", "serve"]
 
 TITLE = "Which digit is it?"
-EXPLANATION = "Draw a digit, or drop a photograph of one anywhere on this page: the network reads it at once."
+EXPLANATION = "Draw a digit, or drop a photograph of one anywhere on this page: the network predicts its class at once."
 NO_DIGIT = "no digit"
 PREFIX = "data:image/png;base64,"
-# Gradio's own surface cannot be drawn on before a tool is chosen, again after each clearing, and needs WebGL; its own
-# image component answers a file that is no image with a traceback.
-SHEET = """
+# Gradio's own sketchpad needs WebGL, and a choice of the tool after each clearing; its image component answers a file
+# that is no image with a traceback.
+SKETCHPAD = """
 <canvas role="img" aria-label="paper to draw a digit on"></canvas>
 <output></output>
 <div><button class="photograph">Photograph …</button> <button class="clear">Clear</button></div>
 <input type="file" accept="image/*" hidden>
 """
-SHEET_STYLE = """
+SKETCHPAD_STYLE = """
 display: grid; gap: var(--spacing-lg); justify-items: center; text-align: center;
 canvas { max-width: min(100%, 26rem); max-height: 26rem; touch-action: none; cursor: crosshair;
     border: 1px solid var(--border-color-primary); border-radius: var(--radius-lg); }
@@ -44,11 +44,11 @@ button { font-size: var(--text-md); padding: var(--spacing-md) var(--spacing-xxl
     color: var(--button-secondary-text-color); background: var(--button-secondary-background-fill); }
 output:empty { display: none; }
 """
-SEEN = '${value ? `<img src="${value}" alt="28 by 28 pixels">` : ""}'
-SEEN_STYLE = "img { width: 14rem; margin: var(--size-5) auto 0; image-rendering: pixelated; }"
+INPUT = '${value ? `<img src="${value}" alt="28 by 28 pixels">` : ""}'
+INPUT_STYLE = "img { width: 14rem; margin: var(--size-5) auto 0; image-rendering: pixelated; }"
 
 
-def serve(model: ConvNet, host: str, port: int) -> None:
+def serve(model: Classifier, host: str, port: int) -> None:
     """Serve the page until Ctrl-C or SIGTERM ends it.
 
     Args:
@@ -57,13 +57,13 @@ def serve(model: ConvNet, host: str, port: int) -> None:
         port: Port to listen at, 1 to 65535.
 
     Raises:
-        UsageError: If the address cannot be had.
+        UsageError: If the address is not available.
     """
     with contextlib.suppress(Stopped), _listener(host, port) as listener:
         # Fonts of the system: nothing is fetched from elsewhere.
         theme = gradio.themes.Default(primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["monospace"])
         site = FastAPI(openapi_url=None)
-        app = gradio.mount_gradio_app(site, page(model), "/", footer_links=[], run_history=False, theme=theme)
+        app = gradio.mount_gradio_app(site, build_page(model), "/", footer_links=[], run_history=False, theme=theme)
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
         print(f"demo: http://{host}:{port} (Ctrl-C ends it)", flush=True)
         server.run(sockets=[listener])
@@ -74,16 +74,16 @@ def _listener(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port))
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            raise UsageError(f"port {port} of {host} is taken\ngive another --port") from error
+            raise UsageError(f"port {port} of {host} is in use\ngive another --port") from error
         reason = str(error.strerror).partition(" (")[0]
         raise UsageError(f"{host}:{port}: {reason}\ngive another --host or --port") from error
 
 
-def page(model: ConvNet) -> gradio.Blocks:
-    """The page, for the server of Gradio's that shows it.
+def build_page(model: Classifier) -> gradio.Blocks:
+    """Build the page.
 
     Args:
-        model: The model; it is set to evaluate.
+        model: The model; it is set to evaluation mode.
     """
     model.eval()
     blocks = gradio.Blocks(title=TITLE, analytics_enabled=False)
@@ -92,35 +92,35 @@ def page(model: ConvNet) -> gradio.Blocks:
         with gradio.Row():
             with gradio.Column():
                 script = Path(__file__).with_name("sketchpad.js").read_text(encoding="utf-8")
-                sheet = gradio.HTML(html_template=SHEET, css_template=SHEET_STYLE, js_on_load=script)
+                sketchpad = gradio.HTML(html_template=SKETCHPAD, css_template=SKETCHPAD_STYLE, js_on_load=script)
             with gradio.Column():
-                label = gradio.Label(NO_DIGIT, label="What the network reads", elem_id="reading")
-                seen = gradio.HTML(
-                    html_template=SEEN,
-                    css_template=SEEN_STYLE,
-                    label="What the network sees",
+                label = gradio.Label(NO_DIGIT, label="Prediction", elem_id="prediction")
+                network_input = gradio.HTML(
+                    html_template=INPUT,
+                    css_template=INPUT_STYLE,
+                    label="Input of the network",
                     show_label=True,
                     container=True,
-                    elem_id="seen",
+                    elem_id="network-input",
                 )
-        sheet.input(
-            lambda url: _read(model, url),
-            sheet,
-            [label, seen],
+        sketchpad.input(
+            lambda url: _predict(model, url),
+            sketchpad,
+            [label, network_input],
             queue=False,
             show_progress="hidden",
             trigger_mode="always_last",
-            api_name="read",
+            api_name="predict",
         )
     return blocks
 
 
-def _read(model: ConvNet, url: str) -> tuple[str | dict[str, float], str]:
-    """What the label shows for an image, and what the network saw of it."""
+def _predict(model: Classifier, url: str) -> tuple[str | dict[str, float], str]:
+    """Compute the prediction for an image, and the network's input as a data URL."""
     try:
-        digit = digit_in(Image.open(io.BytesIO(base64.b64decode(str(url).removeprefix(PREFIX)))))
+        digit = extract_digit(Image.open(io.BytesIO(base64.b64decode(str(url).removeprefix(PREFIX)))))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise gradio.Error("it is no image", print_exception=False) from error
+        raise gradio.Error("this is no image", print_exception=False) from error
     if digit is None:
         return NO_DIGIT, ""
     images = preprocess(torch.from_numpy(digit)[None, None], model.hparams["image_size"])

@@ -1,4 +1,4 @@
-"""A model as a file for other programs, which gets its name once it reads all test images as the model does."""
+"""Export a model to a file for other programs, after a check that it predicts as the model does."""
 
 import copy
 import importlib
@@ -20,7 +20,7 @@ from torch.export import Dim
 from mnist_lit.data.datamodule import MNISTDataModule, preprocess
 from mnist_lit.data.datasets import load
 from mnist_lit.errors import MNISTLitError, UsageError
-from mnist_lit.model.classifier import ConvNet
+from mnist_lit.model.classifier import Classifier
 from mnist_lit.signals import raise_if_stopped
 
 __all__ = ["check_output", "export_model"]
@@ -30,137 +30,138 @@ BATCH_SIZE = 500
 NUM_CALIBRATION = 500
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 DYNAMIC_SHAPES = {"images": {0: Dim("n", min=1)}}
-DESCRIPTION = {
-    "images": "uint8 of shape (n, 1, 28, 28) for any n: digits bright on black (0), as in MNIST",
-    "probabilities": "float32 of shape (n, 10): column i is the probability of the label i",
-}
 
 
-class Reader(nn.Module):
-    """A model with all that comes before and after it.
+class ExportModule(nn.Module):
+    """Compute probabilities from uint8 images: preprocessing, the model and softmax.
 
     Args:
         model: The model; it is copied.
-        image_size: Side of the square images that it takes, in pixels.
+        image_size: Side of the square images that the model takes, in pixels.
     """
 
-    def __init__(self, model: ConvNet, image_size: int) -> None:
+    def __init__(self, model: Classifier, image_size: int) -> None:
         super().__init__()
-        # Of weights in another memory format torch.export warns.
+        # torch.export warns of weights in another memory format.
         self.model = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
         self.image_size = image_size
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images, uint8 of shape (n, 1, 28, 28), to probabilities of shape (n, 10)."""
+        """Compute probabilities of shape (n, num_classes) of uint8 images of shape (n, 1, 28, 28)."""
         logits: Tensor = self.model(preprocess(images, self.image_size))
         return logits.softmax(dim=1)
 
 
-class Reading(NamedTuple):
-    """What a file makes of the test images, beside what the model makes of them."""
+class ExportCheck(NamedTuple):
+    """Compare the predictions of an exported file with those of the model.
+
+    Args:
+        file: The exported file.
+        kilobytes: Its size.
+        accuracy: Its accuracy on the test images, 0 to 1.
+        num_same: Test images for which the prediction is the model's.
+        difference: Largest difference of a probability.
+    """
 
     file: Path
     kilobytes: float
     accuracy: float
-    num_alike: int
+    num_same: int
     difference: float
 
 
 def check_output(output: Path, *, int8: bool) -> None:
-    """Make sure, before anything is computed for it, that a model can be written to a file.
+    """Make sure that a model can be exported to a file.
 
     Args:
         output: The file.
-        int8: Whether a variant of eight bits is wanted, too.
+        int8: Whether an 8-bit variant is wanted, too.
 
     Raises:
-        UsageError: If it cannot, with what to do.
+        UsageError: If it cannot, with the way out.
     """
     if output.suffix not in (".onnx", ".pt2"):
         raise UsageError(f"output: {str(output)!r} ends in neither .onnx nor .pt2\nfor example: --output model.onnx")
     if int8 and output.suffix == ".pt2":
-        raise UsageError(f"int8: of {output} there is no variant of eight bits\nfor example: --output model.onnx")
+        raise UsageError(f"int8: {output} cannot have an 8-bit variant\nfor example: --output model.onnx")
     if not (output.parent.is_dir() and os.access(output.parent, os.W_OK)):
         raise UsageError(f"output: {output.parent} is no folder to write to\nmake it first, or give another --output")
     for file in [output, _int8_file(output)] if int8 else [output]:
         if file.is_dir():
             raise UsageError(f"output: {file} is a folder\ngive a file, for example: --output {file / 'model.onnx'}")
-    if output.suffix == ".onnx":
-        _check_packages()
-
-
-def export_model(
-    model: ConvNet, datamodule: MNISTDataModule, probabilities: Tensor, output: Path, *, int8: bool
-) -> None:
-    """Write a model to a file for other programs, and say how that file reads the test images.
-
-    Args:
-        model: The model.
-        datamodule: Which has its test split in memory, and for `int8` the files of its training split.
-        probabilities: What the model makes of the test images in full precision, of shape (n, 10).
-        output: The file, `.onnx` or `.pt2`; it is replaced once the new one is checked.
-        int8: Whether a variant of eight bits is written beside it (`.onnx` only).
-
-    Raises:
-        MNISTLitError: If the file reads any image in another way than the model.
-    """
-    images, labels = datamodule.splits["test"].__getitems__(range(len(probabilities)))
-    # Beside the output, as a file gets its name at once only where it stays on the same disk.
-    with TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
-        file = Path(folder) / output.name
-        description = {**DESCRIPTION, "dataset": datamodule.dataset, "mnist_lit": version("mnist_lit")}
-        _write(Reader(model, datamodule.image_size).eval(), file, description)
-        readings = [_reading(file, images, labels, probabilities)]
-        _refuse_another(readings[0], len(images))
-        if int8:
-            # Never from the images that it is judged by.
-            training_images, _ = load(datamodule.dataset, datamodule.data_dir, "train")
-            _write_int8(file, _int8_file(file), training_images[:NUM_CALIBRATION].unsqueeze(1))
-            readings.append(_reading(_int8_file(file), images, labels, probabilities))
-        raise_if_stopped()
-        for reading in reversed(readings):
-            reading.file.replace(output.with_name(reading.file.name))
-    _report(readings, len(images))
-    print(output)
-
-
-def _check_packages() -> None:
-    for package in PACKAGES:
+    for package in PACKAGES if output.suffix == ".onnx" else ():
         try:
             importlib.import_module(package)
         except ImportError as error:
             raise UsageError(f"export to ONNX needs the package {package}\npip install 'mnist_lit[export]'") from error
 
 
+def export_model(
+    model: Classifier, datamodule: MNISTDataModule, probabilities: Tensor, output: Path, *, int8: bool
+) -> None:
+    """Export a model, check the file on the test images and print a table of the check.
+
+    Args:
+        model: The model.
+        datamodule: The data, with its test split in memory and, for `int8`, its training split on disk.
+        probabilities: The model's for the test images, in full precision, of shape (n, num_classes).
+        output: The file, `.onnx` or `.pt2`; it is replaced after the check.
+        int8: Whether an 8-bit variant is written beside it (`.onnx` only).
+
+    Raises:
+        MNISTLitError: If the predictions of the file differ from the model's.
+    """
+    images, labels = datamodule.splits["test"].__getitems__(range(len(probabilities)))
+    # Beside the output, as only a rename on the same disk is atomic.
+    with TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
+        file = Path(folder) / output.name
+        metadata = {
+            "images": "uint8 of shape (n, 1, 28, 28) for any n: digits bright on black (0), as in MNIST",
+            "probabilities": f"float32 of shape (n, {probabilities.shape[1]}): column i is the probability of label i",
+            "dataset": datamodule.dataset,
+            "mnist_lit": version("mnist_lit"),
+        }
+        _write(ExportModule(model, datamodule.image_size).eval(), file, metadata)
+        checks = [_check(file, images, labels, probabilities)]
+        _raise_if_different(checks[0], len(images))
+        if int8:
+            # Calibrated without the test images, which it is judged by.
+            training_images, _ = load(datamodule.dataset, datamodule.data_dir, "train")
+            _write_int8(file, _int8_file(file), training_images[:NUM_CALIBRATION].unsqueeze(1))
+            checks.append(_check(_int8_file(file), images, labels, probabilities))
+        raise_if_stopped()
+        for check in reversed(checks):
+            check.file.replace(output.with_name(check.file.name))
+    _print_table(checks, len(images))
+    print(output)
+
+
 def _int8_file(file: Path) -> Path:
     return file.with_suffix(".int8.onnx")
 
 
-# ---- Writing
-
-
-def _write(reader: Reader, file: Path, description: dict[str, str]) -> None:
+def _write(module: ExportModule, file: Path, metadata: dict[str, str]) -> None:
     example = torch.zeros(2, 1, 28, 28, dtype=torch.uint8)
-    program = torch.export.export(reader, (example,), dynamic_shapes=DYNAMIC_SHAPES, strict=False)
+    program = torch.export.export(module, (example,), dynamic_shapes=DYNAMIC_SHAPES, strict=False)
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # it names folders of this machine
     if file.suffix == ".onnx":
-        _write_onnx(program, file, description)
+        _write_onnx(program, file, metadata)
     else:
         content = io.BytesIO()  # when the disk is full, torch's own writing ends the process
-        torch.export.save(program, content, extra_files={"description.json": json.dumps(description)})
+        torch.export.save(program, content, extra_files={"description.json": json.dumps(metadata)})
         file.write_bytes(content.getvalue())
 
 
-def _write_onnx(program: torch.export.ExportedProgram, file: Path, description: dict[str, str]) -> None:
+def _write_onnx(program: torch.export.ExportedProgram, file: Path, metadata: dict[str, str]) -> None:
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
     onnx_program = torch.onnx.export(
         program, dynamo=True, dynamic_shapes=DYNAMIC_SHAPES, output_names=["probabilities"], verbose=False
     )
     assert onnx_program is not None
-    ClearMetadataAndDocStringPass()(onnx_program.model)  # where each node comes from: as long as the weights
-    onnx_program.model.metadata_props.update(description)
+    ClearMetadataAndDocStringPass()(onnx_program.model)  # the source of each node takes as much space as the weights
+    onnx_program.model.metadata_props.update(metadata)
     onnx_program.save(file)
 
 
@@ -169,7 +170,7 @@ def _write_int8(file: Path, int8_file: Path, images: Tensor) -> None:
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     prepared = file.with_suffix(".prepared.onnx")
-    # Optimised, what is used for every shift of an image would be there many times.
+    # Optimization would copy the weights for every shift of test-time augmentation.
     quant_pre_process(file, prepared, skip_optimization=True, skip_symbolic_shape=True)
     quantize_static(
         prepared,
@@ -185,7 +186,7 @@ def _write_int8(file: Path, int8_file: Path, images: Tensor) -> None:
 
 
 class Calibration:
-    """Images by which onnxruntime finds the range of each activation; it asks for one batch after another.
+    """Iterate over images for onnxruntime, which finds the range of each activation with them.
 
     Args:
         images: uint8, shape (n, 1, 28, 28).
@@ -195,55 +196,52 @@ class Calibration:
         self.batches = iter(torch.split(images, 100))
 
     def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
-        """The input of the network, or None at the end."""
+        """Return the next input of the network, or None at the end."""
         return next(({"images": batch.numpy()} for batch in self.batches), None)
 
 
-# ---- Checking
-
-
-def _reading(file: Path, images: Tensor, labels: Tensor, expected: Tensor) -> Reading:
-    read = _read_onnx if file.suffix == ".onnx" else _read_pt2
-    probabilities = read(file, torch.split(images, BATCH_SIZE))
+def _check(file: Path, images: Tensor, labels: Tensor, expected: Tensor) -> ExportCheck:
+    run = _run_onnx if file.suffix == ".onnx" else _run_pt2
+    probabilities = run(file, torch.split(images, BATCH_SIZE))
     predictions = probabilities.argmax(dim=1)
-    return Reading(
+    return ExportCheck(
         file=file,
         kilobytes=file.stat().st_size / 1000,
         accuracy=float((predictions == labels).double().mean()),
-        num_alike=int((predictions == expected.argmax(dim=1)).sum()),
+        num_same=int((predictions == expected.argmax(dim=1)).sum()),
         difference=float((probabilities - expected).abs().max()),
     )
 
 
-def _read_onnx(file: Path, batches: Sequence[Tensor]) -> Tensor:
+def _run_onnx(file: Path, batches: Sequence[Tensor]) -> Tensor:
     from onnxruntime import InferenceSession, SessionOptions
 
     options = SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = InferenceSession(file, options, providers=["CPUExecutionProvider"])
-    read = [session.run(["probabilities"], {"images": batch.numpy()})[0] for batch in batches]
-    return torch.from_numpy(np.concatenate(read))
+    outputs = [session.run(["probabilities"], {"images": batch.numpy()})[0] for batch in batches]
+    return torch.from_numpy(np.concatenate(outputs))
 
 
-def _read_pt2(file: Path, batches: Sequence[Tensor]) -> Tensor:
+def _run_pt2(file: Path, batches: Sequence[Tensor]) -> Tensor:
     module = torch.export.load(file).module()
     with torch.inference_mode():
         return torch.cat([module(batch) for batch in batches])
 
 
-def _refuse_another(reading: Reading, num_images: int) -> None:
-    if reading.num_alike == num_images and reading.difference <= TOLERANCE:
+def _raise_if_different(check: ExportCheck, num_images: int) -> None:
+    if check.num_same == num_images and check.difference <= TOLERANCE:
         return
     raise MNISTLitError(
-        f"{reading.file.name} reads {num_images - reading.num_alike:,} of {num_images:,} test images in another way "
-        f"than the model\nprobabilities differ by up to {reading.difference:.1e}; the file is not kept\n"
+        f"{check.file.name}: {num_images - check.num_same:,} of {num_images:,} predictions for test images are not "
+        f"the model's\nprobabilities differ by up to {check.difference:.1e}; the file is not kept\n"
         f"try the other format, or another release of torch than {torch.__version__}"
     )
 
 
-def _report(readings: list[Reading], num_images: int) -> None:
-    width = max(len(reading.file.name) for reading in readings)
-    print(f"{'file':{width}}       kB  test/acc  largest difference  read alike")
-    for file, kilobytes, accuracy, num_alike, difference in readings:
-        alike = f"{num_alike:,} of {num_images:,}"
-        print(f"{file.name:{width}}  {kilobytes:7,.1f}  {accuracy:8.2%}  {difference:18.1e}  {alike}")
+def _print_table(checks: list[ExportCheck], num_images: int) -> None:
+    width = max(len(check.file.name) for check in checks)
+    print(f"{'file':{width}}       kB  test/acc  largest difference  same predictions")
+    for file, kilobytes, accuracy, num_same, difference in checks:
+        same = f"{num_same:,} of {num_images:,}"
+        print(f"{file.name:{width}}  {kilobytes:7,.1f}  {accuracy:8.2%}  {difference:18.1e}  {same}")

@@ -1,4 +1,4 @@
-// A sheet of paper to draw on with mouse, finger or pen, or to put a photograph on; its value is a data URL.
+// A canvas to draw on with mouse, finger or pen, or to put a photograph on; its value is a data URL.
 const LONGER_SIDE = 800;
 const canvas = element.querySelector("canvas");
 const file = element.querySelector("input");
@@ -6,7 +6,7 @@ const message = element.querySelector("output");
 const context = canvas.getContext("2d");
 let isDrawing = false;
 
-function lay(width, height) {
+function reset(width, height) {
   const scale = LONGER_SIDE / Math.max(width, height);
   canvas.width = Math.round(width * scale);
   canvas.height = Math.round(height * scale);
@@ -24,7 +24,7 @@ function publish() {
 }
 
 function clear() {
-  lay(1, 1);
+  reset(1, 1);
   publish();
 }
 
@@ -32,7 +32,7 @@ async function show(photograph) {
   if (!photograph) return;
   try {
     const image = await createImageBitmap(photograph);
-    lay(image.width, image.height);
+    reset(image.width, image.height);
     context.drawImage(image, 0, 0, canvas.width, canvas.height);
     publish();
   } catch {
@@ -74,4 +74,4 @@ document.addEventListener("drop", (event) => {
   show(event.dataTransfer.files[0]);
 });
 
-lay(1, 1);
+reset(1, 1);

@@ -1,1 +1,1 @@
-"""The network and its LightningModule."""
+"""Networks, and the LightningModule around them."""

@@ -1,4 +1,4 @@
-"""Averages of predictions: over several networks, and over small changes of an image."""
+"""Average predictions over several networks, and over small changes of an image (test-time augmentation)."""
 
 import itertools
 import math
@@ -8,18 +8,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mnist_lit.data.augment import inverse
+from mnist_lit.data.augment import inverse_affine
 
 __all__ = ["Ensemble", "distortions", "mean_probabilities", "shifts"]
 
-TURN, SCALE, SLANT = math.radians(9), 0.09, math.tan(math.radians(8))  # of a distortion, which also moves by a pixel
+TURN, SCALE, SLANT = math.radians(9), 0.09, math.tan(math.radians(8))
 
 
 class Ensemble(nn.Module):
-    """Several networks as one, whose probabilities are the mean of theirs.
+    """Average the probabilities of several networks.
 
     Args:
-        networks: They take images of the same size and may differ in all else.
+        networks: Networks for images of the same size and the same classes.
     """
 
     def __init__(self, networks: Sequence[nn.Module]) -> None:
@@ -27,18 +27,18 @@ class Ensemble(nn.Module):
         self.networks = nn.ModuleList(networks)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images of shape (n, 1, h, w) in [0, 1] to logits of shape (n, 10)."""
+        """Compute logits of shape (n, num_classes) of images of shape (n, c, h, w) in [0, 1]."""
         return mean_probabilities(network(images) for network in self.networks)
 
 
 def mean_probabilities(logits: Iterable[Tensor]) -> Tensor:
-    """The logits whose softmax is the mean of the softmax of each of these."""
+    """Compute the logits whose softmax is the mean of the softmax of each of these."""
     logarithms = torch.stack([each.float().log_softmax(dim=-1) for each in logits])
     return logarithms.logsumexp(dim=0) - math.log(len(logarithms))
 
 
 def shifts(images: Tensor, num_pixels: int) -> Iterator[Tensor]:
-    """The images, of shape (n, 1, h, w), shifted by up to `num_pixels` along each axis; paper (0) fills the gap."""
+    """Shift images of shape (n, c, h, w) by up to `num_pixels` along each axis; black (0) fills the gap."""
     height, width = images.shape[-2:]
     padded = F.pad(images, [num_pixels] * 4)
     for down in range(2 * num_pixels + 1):
@@ -47,13 +47,13 @@ def shifts(images: Tensor, num_pixels: int) -> Iterator[Tensor]:
 
 
 def distortions(images: Tensor) -> Iterator[Tensor]:
-    """The images, of shape (n, 1, h, w), turned, scaled, slanted and moved a little, in eight ways.
+    """Turn, scale, slant and move images of shape (n, c, h, w) a little, in eight ways.
 
-    Each change goes one way in half of them, and any two changes go together each way in a quarter of them.
+    Each change goes one way in half of them, and any two of the changes are combined each way in a quarter of them.
     """
     for turn, scale, slant in itertools.product((-1, 1), repeat=3):
         numbers = torch.tensor([[turn * TURN], [slant * SLANT], [1 + scale * SCALE]])
-        matrix = inverse(*numbers.to(images))
+        matrix = inverse_affine(*numbers.to(images))
         pixels = torch.tensor([[turn * scale], [turn * slant]]).to(images)
         matrix = torch.cat([matrix, matrix @ (-2 / images.shape[-1] * pixels)], dim=2)
         grid = F.affine_grid(matrix, [1, 1, *images.shape[-2:]], align_corners=False)

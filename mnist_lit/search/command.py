@@ -14,7 +14,7 @@ from mnist_lit.errors import MNISTLitError, Stopped
 from mnist_lit.search.confirmation import confirm
 from mnist_lit.search.driver import Driver
 from mnist_lit.search.rehearsal import rehearse
-from mnist_lit.search.results import confirmations, ranked, summarize, table
+from mnist_lit.search.results import confirmations, ranked, table
 from mnist_lit.search.settings import Settings, Typed, parse
 from mnist_lit.search.space import Space
 from mnist_lit.search.study import Study, open_study, set_aside
@@ -65,7 +65,7 @@ def search(typed: Typed) -> Study:
                 confirm(settings, study, base, pool)
         except Stopped as stop:
             raise Stopped(stop.signum, f"what was done is kept; go on with: {typed.command}") from stop
-    _tell(study, settings, space)
+    _tell(study, settings)
     return study
 
 
@@ -77,10 +77,10 @@ def _about(settings: Settings, config: Mapping[str, Any]) -> dict[str, Any]:
     return {"space": settings.space, "objective": objectives, "base": {**base, "data": data}}
 
 
-def _tell(study: Study, settings: Settings, space: Space) -> None:
-    from mnist_lit.search.report import write_report  # matplotlib
+def _tell(study: Study, settings: Settings) -> None:
+    from mnist_lit.search.report import write_report  # plotly
 
-    page = write_report(settings.folder / "report", summarize(study, settings, space))
+    page = write_report(study, settings)
     if not (best := ranked(study)[:1]):
         raise MNISTLitError(f"no trial has ended with a score\nsee {page}")
     print(table(study, settings))

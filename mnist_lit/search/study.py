@@ -22,13 +22,13 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from mnist_lit.errors import UsageError
-from mnist_lit.model.instantiate import arguments, made
+from mnist_lit.model.optim import accepted_parameters, instantiate
 from mnist_lit.search.database import Database, open_database
 from mnist_lit.search.journal import open_journal
 from mnist_lit.search.settings import Settings
 from mnist_lit.search.space import Space, flat
 
-__all__ = ["Study", "open_study", "set_aside"]
+__all__ = ["Study", "open_study", "ranked", "set_aside"]
 
 # What a trial says of itself, beside Optuna's record.
 ABOUT = "about"  # of the study: its space, its objectives, and the configuration that its trials start from
@@ -320,12 +320,12 @@ def _sampler(settings: Settings, space: Space, *, is_new: bool) -> BaseSampler:
     if seed is not None and not is_new and not is_ordered:
         seed = int(np.random.SeedSequence((seed, uuid4().int)).generate_state(1)[0])
     filled_in: dict[str, Any] = {} if seed is None else {"seed": seed}
-    if BruteForceSampler in classes or "search_space" in arguments(factory):
+    if BruteForceSampler in classes or "search_space" in accepted_parameters(factory):
         filled_in["search_space"] = space.grid()
     if CmaEsSampler in classes and not find_spec("cmaes"):  # Optuna would miss it in the second trial
         raise UsageError("sampler: CmaEsSampler needs the package cmaes\npip install 'mnist_lit[samplers]'")
     try:
-        sampler: BaseSampler = made(factory, **filled_in)
+        sampler: BaseSampler = instantiate(factory, **filled_in)
     except (TypeError, ValueError) as error:
         raise UsageError(f"sampler: {error}") from error
     return sampler
@@ -349,3 +349,11 @@ def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str
 
 def _shown(leaves: Mapping[str, Any], name: str) -> str:
     return json.dumps(leaves[name]) if name in leaves else "absent"
+
+
+def ranked(study: optuna.Study) -> list[FrozenTrial]:
+    """Sort the complete trials, the best first; with several objectives the Pareto front leads."""
+    front = {trial.number for trial in study.best_trials} if len(study.directions) > 1 else set()
+    sign = -1 if study.directions[0] == optuna.study.StudyDirection.MAXIMIZE else 1
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    return sorted(complete, key=lambda trial: (trial.number not in front, sign * trial.values[0], trial.number))

@@ -1,4 +1,4 @@
-"""Callbacks that belong to every run: checkpoints, early stopping, weight averaging, the progress bar."""
+"""Callbacks of every run: checkpoints, early stopping, weight averaging, the progress bar."""
 
 import signal
 import sys
@@ -12,10 +12,8 @@ from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, PositiveIn
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint, TQDMProgressBar
 
-from mnist_lit.errors import Stopped
+from mnist_lit.errors import Stopped, UsageError
 from mnist_lit.training.checkpoints import BEST, LAST
-
-Monitor = Literal["val/acc", "val/f1", "val/loss", "train/acc", "train/loss"]
 
 __all__ = ["EMA", "BestCheckpoint", "EarlyStop", "LastCheckpoint", "Progress"]
 
@@ -25,37 +23,36 @@ class BestCheckpoint(ModelCheckpoint):
 
     Args:
         enabled: Whether a run keeps checkpoints.
-        monitor: The metric that decides; null keeps the last epoch's.
-        mode: Whether more (`max`) or less (`min`) of it is better.
+        monitor: Any logged metric, which decides; null keeps the last epoch.
+        mode: Whether a higher (`max`) or a lower (`min`) value is better.
     """
 
     def __init__(
-        self, enabled: bool = True, monitor: Monitor | None = "val/acc", mode: Literal["min", "max"] = "max"
+        self, enabled: bool = True, monitor: str | None = "val/acc", mode: Literal["min", "max"] = "max"
     ) -> None:
-        super().__init__(
-            filename=Path(BEST).stem,
-            monitor=monitor,
-            mode=mode,
-            enable_version_counter=False,
-        )
+        super().__init__(filename=Path(BEST).stem, monitor=monitor, mode=mode, enable_version_counter=False)
         self.enabled = enabled
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(_moved(state_dict, str(self.dirpath)))
+        super().load_state_dict(_relocate(state_dict, str(self.dirpath)))
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        _check_monitor(trainer, "checkpoint", self.monitor)
+        super().on_train_epoch_end(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_end(trainer, pl_module)
-        # Trackers that keep a run's checkpoint keep that of the callback which they heard of last.
+        # Loggers such as MLflow upload the checkpoint of the callback that notified them last.
         for logger in trainer.loggers if trainer.is_global_zero and self.best_model_path else []:
             logger.after_save_checkpoint(self)
 
 
 class LastCheckpoint(ModelCheckpoint):
-    """Keep `checkpoints/last.ckpt`: at the end of each epoch, and when the run is asked to stop.
+    """Keep `checkpoints/last.ckpt`: after each epoch, and when a signal stops the run.
 
-    Ctrl-C, SIGTERM and SIGHUP take effect between two batches, where the weights, the optimizer and the loops agree,
-    so that a resumed run ends as if it had not been stopped; if there are several processes, then in all of them after
-    the same batch, whichever got the signal. A second signal does not wait.
+    SIGINT, SIGTERM and SIGHUP take effect between two batches, where weights, optimizer and loops agree, so that a
+    resumed run ends as if it had not been stopped. With several processes all of them stop after the same batch,
+    whichever received the signal. A second signal stops at once.
     """
 
     def __init__(self) -> None:
@@ -64,22 +61,21 @@ class LastCheckpoint(ModelCheckpoint):
         self.handlers: dict[int, Any] = {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(_moved(state_dict, str(self.dirpath)))
+        super().load_state_dict(_relocate(state_dict, str(self.dirpath)))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         if threading.current_thread() is not threading.main_thread():
             return
-        # In place of Lightning's own handler of SIGTERM, which ends an epoch before its checkpoint, and which makes
-        # several processes wait for each other for ever.
+        # Lightning's handler of SIGTERM ends an epoch before its checkpoint, and hangs with several processes.
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if signum != signal.SIGHUP or signal.getsignal(signum) != signal.SIG_IGN:  # nohup means it
-                self.handlers[signum] = signal.signal(signum, self._note)
+            if signum != signal.SIGHUP or signal.getsignal(signum) != signal.SIG_IGN:  # nohup ignores SIGHUP
+                self.handlers[signum] = signal.signal(signum, self._on_signal)
         if not trainer.is_global_zero:
-            # A terminal's Ctrl-C comes to all processes; the second one is for the first of them to obey.
+            # A terminal sends Ctrl-C to all processes; a second one would stop the others before their checkpoint.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
 
-    def _note(self, signum: int, frame: FrameType | None) -> None:
+    def _on_signal(self, signum: int, frame: FrameType | None) -> None:
         if self.received is not None:
             raise Stopped(signum)
         self.received = signum
@@ -88,26 +84,25 @@ class LastCheckpoint(ModelCheckpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        # After an epoch's last batch there is its validation to wait for; gradients that are being accumulated are in
-        # no checkpoint.
+        # No checkpoint holds accumulated gradients. After the last batch the epoch's validation comes first.
         is_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if is_step and not trainer.is_last_batch and (received := self._agreed(trainer)):
+        if is_step and not trainer.is_last_batch and (signum := self._received_anywhere(trainer)):
             trainer.save_checkpoint(Path(str(self.dirpath)) / LAST)
-            raise Stopped(received)
+            raise Stopped(signum)
 
-    # The end of an epoch has saved the checkpoint already.
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if received := self._agreed(trainer):
-            raise Stopped(received)
+        # The end of the epoch before has saved the checkpoint.
+        if signum := self._received_anywhere(trainer):
+            raise Stopped(signum)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_end(trainer, pl_module)
         self._restore_handlers()
-        if received := self._agreed(trainer):
-            raise Stopped(received)
+        if signum := self._received_anywhere(trainer):
+            raise Stopped(signum)
 
-    def _agreed(self, trainer: Trainer) -> int:
-        """The signal that any process of the run has received, 0 if none has: the same in all of them."""
+    def _received_anywhere(self, trainer: Trainer) -> int:
+        """Return the signal that any process of the run has received, or 0; the same in all processes."""
         received = self.received or 0
         if trainer.world_size == 1:
             return received
@@ -127,23 +122,27 @@ class EarlyStop(EarlyStopping):
 
     Args:
         enabled: Whether runs are stopped early.
-        monitor: The metric that is watched.
-        mode: Whether more (`max`) or less (`min`) of it is better.
+        monitor: Any logged metric.
+        mode: Whether a higher (`max`) or a lower (`min`) value is better.
         patience: Validations without improvement, 1 or more, after which the run stops.
-        min_delta: What counts as an improvement, 0 or more.
+        min_delta: Smallest change that counts as an improvement, 0 or more.
     """
 
     def __init__(
         self,
         enabled: bool = False,
-        monitor: Monitor = "val/loss",
+        monitor: str = "val/loss",
         mode: Literal["min", "max"] = "min",
         patience: PositiveInt = 5,
         min_delta: NonNegativeFloat = 0.0,
     ) -> None:
-        # The checkpoint holds these numbers: no classes of the parser's.
+        # The checkpoint holds these numbers as plain data: no types of the parser's.
         super().__init__(monitor=monitor, mode=mode, patience=int(patience), min_delta=float(min_delta))
         self.enabled = enabled
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        _check_monitor(trainer, "early_stopping", self.monitor)
+        super().on_train_epoch_end(trainer, pl_module)
 
 
 class EMA(EMAWeightAveraging):
@@ -163,20 +162,27 @@ class EMA(EMAWeightAveraging):
 
 
 class Progress(TQDMProgressBar):
-    """A bar that costs little: drawn every 20 batches, and only where somebody watches."""
+    """Draw a progress bar every 20 batches, on a terminal only."""
 
     def __init__(self) -> None:
         super().__init__(refresh_rate=20 if sys.stdout.isatty() else 0)
 
-    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        metrics = super().get_metrics(trainer, pl_module)
-        return {name: value for name, value in metrics.items() if name != "v_num"}
+
+def _check_monitor(trainer: Trainer, key: str, monitor: str | None) -> None:
+    """Raise a UsageError if an epoch with its validation has not logged `monitor`."""
+    has_validated = (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1) == 0
+    if has_validated and monitor is not None and monitor not in trainer.callback_metrics:
+        raise UsageError(
+            f"{key}.monitor: no metric {monitor!r} is logged\nchoose from {', '.join(sorted(trainer.callback_metrics))}"
+        )
 
 
-def _moved(state: dict[str, Any], folder: str) -> dict[str, Any]:
-    """A checkpoint callback's state as if it had been written in `folder`: run directories may be moved."""
-    here = {
-        name: str(Path(folder) / Path(state[name]).name) for name in state if name.endswith("_path") and state[name]
-    }
-    best = {str(Path(folder) / Path(path).name): score for path, score in state["best_k_models"].items()}
-    return {**state, **here, "best_k_models": best, "dirpath": folder}
+def _relocate(state: dict[str, Any], folder: str) -> dict[str, Any]:
+    """Replace the directory in a checkpoint callback's state by `folder`: run directories may be moved."""
+    paths = {name: _in(folder, path) for name, path in state.items() if name.endswith("_path") and path}
+    best = {_in(folder, path): score for path, score in state["best_k_models"].items()}
+    return {**state, **paths, "best_k_models": best, "dirpath": folder}
+
+
+def _in(folder: str, path: str) -> str:
+    return str(Path(folder) / Path(path).name)

@@ -79,15 +79,19 @@ def find_checkpoint(path: str, *, for_fit: bool = False, key: str = "ckpt_path")
     try:
         if path.startswith(("http://", "https://")):
             return _read(_download(path), for_fit=for_fit)
-        if os.path.isdir(path):  # noqa: PTH112  # also false for a name that is too long
-            return _read_run_dir(Path(path), for_fit=for_fit)
-        if not os.path.isfile(path):  # noqa: PTH113
-            raise UsageError(f"ckpt_path: {path!r} does not exist\ngive a checkpoint file, a URL or a run directory")
-        folder = Path(path).parent
-        is_of_run = folder.name == "checkpoints" and (folder.parent / "config.yaml").is_file()
-        return _read(Path(path), folder.parent if is_of_run else None, for_fit=for_fit)
+        return _read_path(Path(path), for_fit=for_fit)
     except UsageError as error:
         raise UsageError(str(error).replace("ckpt_path", key, 1)) from error
+
+
+def _read_path(path: Path, *, for_fit: bool) -> Checkpoint:
+    if os.path.isdir(path):  # noqa: PTH112  # also false for a name that is too long
+        return _read_run_dir(path, for_fit=for_fit)
+    if not os.path.isfile(path):  # noqa: PTH113
+        raise UsageError(f"ckpt_path: '{path}' does not exist\ngive a checkpoint file, a URL or a run directory")
+    folder = path.parent
+    is_of_run = folder.name == "checkpoints" and (folder.parent / "config.yaml").is_file()
+    return _read(path, folder.parent if is_of_run else None, for_fit=for_fit)
 
 
 def _read_run_dir(run_dir: Path, *, for_fit: bool) -> Checkpoint:
@@ -118,10 +122,16 @@ def _read(file: Path, run_dir: Path | None = None, *, for_fit: bool) -> Checkpoi
         file=file,
         run_dir=run_dir,
         config=config,
-        hyper_parameters=model if isinstance(model, dict) else {},
+        hyper_parameters=_safe_parameters(model) if isinstance(model, dict) else {},
         step=content.get("global_step", 0),
         shapes={name: tensor.shape for name, tensor in tensors.items()},
     )
+
+
+def _safe_parameters(model: dict[str, Any]) -> dict[str, Any]:
+    """Drop an optimizer or a schedule that may be missing here, or that an untrusted file could run code with."""
+    names = TRAINING_KEYS["model"]
+    return {name: value for name, value in model.items() if name not in names or _is_torch_optim(value)}
 
 
 def _config_of(model: Any) -> dict[str, Any]:
@@ -195,7 +205,10 @@ def check_network(checkpoint: Checkpoint, state_dict: Mapping[str, Tensor], conf
 def _download(url: str) -> Path:
     """Download a checkpoint; what follows `#sha256=` in its URL is the digest that it must have."""
     address, _, digest = url.partition("#sha256=")
-    parts = urlsplit(address)
+    try:
+        parts = urlsplit(address)
+    except ValueError as error:
+        raise UsageError(f"ckpt_path: {url} is no URL: {error}") from error
     if parts.scheme == "http" and parts.hostname not in THIS_MACHINE and not digest:
         raise UsageError(
             f"ckpt_path: on its way from {parts.hostname} anyone could exchange it\n"

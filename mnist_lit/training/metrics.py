@@ -1,8 +1,9 @@
-"""What a run leaves for people and programs: metrics.json, its hyper-parameters, its config in each checkpoint."""
+"""The metrics of a run: metrics.json, the loggers' hyper-parameters, the configuration in each checkpoint."""
 
 import json
 import platform
 import time
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,36 +14,48 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning_utilities.core.rank_zero import rank_zero_only
 
 from mnist_lit.errors import MNISTLitError
+from mnist_lit.formatting import flatten, format_value
 from mnist_lit.training.run_dir import write_text
 
-__all__ = ["RunRecord"]
+__all__ = ["MetricsWriter"]
 
 PACKAGES = ("mnist_lit", "torch", "torchvision", "lightning", "torchmetrics")
+# Hyper-parameters that are logged even where they have their defaults.
+ALWAYS = ("model.lr", "model.channels", "data.batch_size", "trainer.max_epochs")
 
 
-class RunRecord(Callback):
-    """Write `metrics.json` and give every logger the hyper-parameters.
+class MetricsWriter(Callback):
+    """Write `metrics.json`, and give every logger the hyper-parameters.
 
     Args:
-        run_dir: Where the run lies.
+        run_dir: Directory of the run.
         config: The complete configuration as plain data.
-        monitor: The metric whose best epoch is recorded, if any.
-        mode: Whether more (`max`) or less (`min`) of it is better.
+        defaults: The defaults of all its keys, in the same form.
+        monitor: The validation metric that decides which epoch is the best; without it `val/loss` does.
+        mode: Whether a higher (`max`) or a lower (`min`) value of it is better.
     """
 
-    def __init__(self, run_dir: Path, config: dict[str, Any], *, monitor: str | None, mode: str) -> None:
+    def __init__(
+        self, run_dir: Path, config: dict[str, Any], defaults: Mapping[str, Any], *, monitor: str | None, mode: str
+    ) -> None:
         self.file = run_dir / "metrics.json"
         self.config = config
+        self.defaults = defaults
         self.monitor = monitor
-        self.sign = 1 if mode == "max" else -1
+        self.mode = mode
+        self.best_step = self.judged_step = -1
         self.best: dict[str, float] = {}
         self.seconds = 0.0
         self.num_images = 0
-        self.clock = 0.0
+        self.started: float | None = None
         self.has_hparams = False
 
+    @property
+    def state_key(self) -> str:
+        return "RunRecord"  # the name of this class when the first checkpoints were written
+
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "seconds": self._seconds(), "num_images": self.num_images}
+        return {"best": self.best, "seconds": self._elapsed(), "num_images": self.num_images}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best = state_dict["best"]
@@ -54,19 +67,19 @@ class RunRecord(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage in ("validate", "test") and self.file.is_file():
-            self._read()  # before anything is computed that it could not take in
+            self._read()  # a damaged file is reported before the evaluation, not after it
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for logger in trainer.loggers:
-            # TensorBoard can only show hyper-parameters beside a metric that there is: see on_validation_end.
+            # TensorBoard shows hyper-parameters only beside a metric: they follow the first validation.
             if not isinstance(logger, TensorBoardLogger):
-                logger.log_hyperparams(self._hparams())
+                logger.log_hyperparams(self._hparams(trainer))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.clock = time.monotonic()
+        self.started = time.monotonic()
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any
     ) -> None:
         self.num_images += len(batch[1]) * trainer.world_size
 
@@ -74,21 +87,27 @@ class RunRecord(Callback):
         if trainer.state.fn == TrainerFn.VALIDATING:
             self._merge(trainer)
         elif not trainer.sanity_checking:
-            self._record_validation(trainer)
+            self.is_best(trainer)
+            self._log_hparams(trainer)
+            self._write(trainer)
 
-    def _record_validation(self, trainer: Trainer) -> None:
+    def is_best(self, trainer: Trainer) -> bool:
+        """Judge the validation that has just ended: is it the best of the run?"""
+        # Callbacks may ask in any order; only the first question compares and updates.
+        if self.judged_step != trainer.global_step:
+            self.judged_step = trainer.global_step
+            self._update_best(trainer)
+        return self.best_step == trainer.global_step
+
+    def _update_best(self, trainer: Trainer) -> None:
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
-        if self._is_best(metrics):
+        name, mode = (self.monitor, self.mode) if self.monitor in metrics else ("val/loss", "min")
+        sign = 1 if mode == "max" else -1
+        if name in metrics and (name not in self.best or sign * metrics[name] > sign * self.best[name]):
             self.best = {**metrics, "epoch": trainer.current_epoch}
+            self.best_step = trainer.global_step
         if "val/acc_best" in metrics:
             self.best["val/acc_best"] = metrics["val/acc_best"]
-        self._log_hparams(trainer)
-        self._write_fit(trainer)
-
-    def _is_best(self, metrics: dict[str, float]) -> bool:
-        name = self.monitor if self.monitor in metrics else "val/loss"
-        sign = self.sign if name == self.monitor else -1
-        return name in metrics and (name not in self.best or sign * metrics[name] > sign * self.best[name])
 
     def _log_hparams(self, trainer: Trainer) -> None:
         if self.has_hparams or "val/acc_best" not in self.best:
@@ -96,47 +115,50 @@ class RunRecord(Callback):
         self.has_hparams = True
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.log_hyperparams(self._hparams(), {"val/acc_best": self.best["val/acc_best"]})
+                logger.log_hyperparams(self._hparams(trainer), {"val/acc_best": self.best["val/acc_best"]})
+
+    def _hparams(self, trainer: Trainer) -> dict[str, Any]:
+        """Select the keys that differ from their defaults, and those that always count."""
+        config, defaults = flatten(self.config), flatten(self.defaults)
+        values = {key: config[key] for key in config if key in ALWAYS or config[key] != defaults.get(key)}
+        values["model.optimizer"] = type(trainer.optimizers[0]).__name__
+        values["seed"] = values.pop("seed_everything", self.config["seed_everything"])
+        return {key: value if isinstance(value, int | float) else format_value(value) for key, value in values.items()}
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._write_fit(trainer)
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if trainer.state.fn == TrainerFn.FITTING and self.clock:
-            self._write_fit(trainer)
+        self._write(trainer)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._merge(trainer)
 
     @rank_zero_only
     def _merge(self, trainer: Trainer) -> None:
-        before = self._read() if self.file.is_file() else self._facts(trainer)
+        """Add the metrics of an evaluation to those in the file."""
+        recorded = self._read() if self.file.is_file() else self._facts(trainer)
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if "/" in name}
-        write_text(self.file, json.dumps({**before, **metrics}, indent=2) + "\n")
+        write_text(self.file, json.dumps({**recorded, **metrics}, indent=2) + "\n")
 
     def _read(self) -> dict[str, Any]:
         try:
             metrics: dict[str, Any] = json.loads(self.file.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise MNISTLitError(
-                f"{self.file} is damaged: {error}\nrename it, and this command makes a new one"
-            ) from error
+            raise MNISTLitError(f"{self.file} is damaged: {error}\nrename it; this command writes a new one") from error
         return metrics
 
     @rank_zero_only
-    def _write_fit(self, trainer: Trainer) -> None:
-        seconds = self._seconds()
-        record = {
+    def _write(self, trainer: Trainer) -> None:
+        seconds = self._elapsed()
+        metrics = {
             "epoch": trainer.current_epoch,
             **self.best,
             "seconds": round(seconds, 3),
             "images_per_second": round(self.num_images / seconds, 1) if seconds else 0.0,
             **self._facts(trainer),
         }
-        write_text(self.file, json.dumps(record, indent=2) + "\n")
+        write_text(self.file, json.dumps(metrics, indent=2) + "\n")
 
-    def _seconds(self) -> float:
-        return self.seconds + (time.monotonic() - self.clock if self.clock else 0.0)
+    def _elapsed(self) -> float:
+        return self.seconds + (0.0 if self.started is None else time.monotonic() - self.started)
 
     def _facts(self, trainer: Trainer) -> dict[str, Any]:
         versions = [f"python {platform.python_version()}", *(f"{name} {version(name)}" for name in PACKAGES)]
@@ -148,20 +170,3 @@ class RunRecord(Callback):
             "parameters": sum(parameter.numel() for parameter in trainer.lightning_module.parameters()),
             "versions": ", ".join(versions),
         }
-
-    def _hparams(self) -> dict[str, Any]:
-        sections = {name: self.config[name] for name in ("model", "data", "ema", "early_stopping")}
-        names = ("max_epochs", "precision", "accumulate_grad_batches", "gradient_clip_val", "devices")
-        sections["trainer"] = {name: self.config["trainer"][name] for name in names}
-        return {**_flat(sections), "seed": self.config["seed_everything"]}
-
-
-def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested keys joined with dots; values that are no scalars become text."""
-    flat: dict[str, Any] = {}
-    for name, value in config.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}.")
-        elif value is not None:
-            flat[prefix + name] = value if isinstance(value, bool | int | float | str) else str(value)
-    return flat

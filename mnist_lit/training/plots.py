@@ -1,5 +1,7 @@
-"""Pictures of a run, for TensorBoard and other trackers and as PNG files in the run directory."""
+"""Pictures of a run, as PNG files in the run directory and for the loggers."""
 
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,42 +10,57 @@ import torch
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger
-from lightning.pytorch.utilities.types import STEP_OUTPUT
+from lightning.pytorch.trainer.states import TrainerFn
+from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from PIL import Image
 from torch import Tensor
-from torch.distributed import all_gather_object, get_world_size, is_available, is_initialized
+from torch.distributed import all_gather_object
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassConfusionMatrix
+from torchvision.utils import make_grid  # type: ignore[import-untyped]
 
-from mnist_lit.model.networks import NUM_CLASSES
+from mnist_lit.training.metrics import MetricsWriter
 from mnist_lit.training.run_dir import atomic_write
 
-__all__ = ["Pictures", "draw_confusion", "draw_digits"]
+__all__ = ["Pictures", "plot_confusion", "plot_images"]
 
-SPLITS = {"val": "Validation", "test": "Test"}
 DPI = 100
-# The grids, in pixels; 4 of them show one of MNIST's.
 NUM_COLUMNS = 9
-SIDE = 112
-GAP = 12
-CELL_WIDTH = SIDE + GAP
-CELL_HEIGHT = SIDE + 32
-HEADER = 60
+IMAGE_SIDE = 112  # pixels, of an image in a grid: 4 for each of MNIST's
+HEADER = 64  # pixels, above a grid
+MAX_CHARACTERS = 22  # of a line above an image
+MAX_CLASSES_WITH_COUNTS = 20
+# A count of one among thousands is still visible.
+COUNTS = ListedColormap(colormaps["Blues"](np.linspace(0, 1, 8192) ** 0.3))
+
+
+# Misclassified images (n, channels, h, w) of 0 to 255, their classes (n,) and logits (n, num_classes).
+Losses = tuple[Tensor, Tensor, Tensor]
+
+
+class Evaluation(NamedTuple):
+    """Hold the confusion matrix (num_classes, num_classes), true classes in rows, and the highest losses."""
+
+    counts: Tensor
+    images: Tensor
+    labels: Tensor
+    logits: Tensor
+    epoch: int
 
 
 class Pictures(Callback):
-    """Show a run: training images as the network sees them, confusion matrix, worst mistakes, graph of the network.
+    """Plot training images as the network gets them, confusion matrix, top losses, and the graph of the network.
 
-    Confusion matrix and mistakes are those of the latest validation (or of the test). All are drawn when the run
-    ends, and every `every_n_epochs` epochs in between.
+    The pictures of validation show the best epoch. All are made when the run ends.
 
     Args:
         enabled: Whether pictures are made.
-        num_images: Images in the grid of training images and in that of mistakes, 1 or more.
-        every_n_epochs: Epochs, 0 or more, between two drawings while the run goes on; 0 draws only at its end.
+        num_images: Images in the grid of training images and in that of top losses, 1 or more.
+        every_n_epochs: Epochs, 1 or more, after which pictures are made before the end, too; 0 for the end only.
         histograms: Whether TensorBoard also gets a histogram of each weight after each epoch.
     """
 
@@ -59,214 +76,194 @@ class Pictures(Callback):
         self.every_n_epochs = every_n_epochs
         self.histograms = histograms
         self.folder = Path("pictures")
-        self.confusion = MulticlassConfusionMatrix(NUM_CLASSES, validate_args=False)
-        self.mistakes = Mistakes(num_images)
-        self.beginning: Beginning | None = None
-        self.has_begun = False
-        self.has_news = False
+        self.confusion: MulticlassConfusionMatrix | None = None
+        self.top_losses: Losses | None = None
+        self.first_batch: list[Tensor] | None = None
+        self.validation: Evaluation | None = None
+        self.is_plotted = True
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        # Once it is compiled it cannot be traced.
-        if stage == "fit" and trainer.is_global_zero and pl_module.hparams["compile"]:
-            _publish_graph(trainer, pl_module)
+    def state_dict(self) -> dict[str, Any]:
+        # A resumed run ends with the pictures of its best epoch, which may lie before the stop.
+        return {} if self.validation is None else {"validation": tuple(self.validation)}
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: tuple[Tensor, Tensor], batch_idx: int
-    ) -> None:
-        if not self.has_begun and trainer.is_global_zero:
-            self.has_begun = True
-            images, labels = (part[: self.num_images].cpu() for part in batch)
-            # Drawn later: training need not wait for it.
-            self.beginning = Beginning(images, labels, trainer.global_step)
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.validation = Evaluation(*state_dict["validation"])
+        self.is_plotted = False
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, *args: Any) -> None:
+        if trainer.global_step == 0 and self.first_batch is None and trainer.is_global_zero:
+            self.first_batch = [part[: self.num_images].cpu() for part in batch]
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.confusion.to(pl_module.device).reset()
-        self.mistakes = Mistakes(self.num_images)
+        self.confusion = self.top_losses = None
 
     def on_validation_batch_end(
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        outputs: STEP_OUTPUT,
-        batch: tuple[Tensor, Tensor],
+        outputs: Any,
+        batch: Any,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        assert isinstance(outputs, Tensor)
-        self.confusion.update(outputs, batch[1])
-        self.mistakes.update(*batch, outputs)
-        self.has_news = True
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        epoch = trainer.current_epoch + 1
-        if self.every_n_epochs and epoch % self.every_n_epochs == 0 and not trainer.sanity_checking:
-            self._draw_beginning(trainer, pl_module)
-            self._draw(trainer, "val")
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        for logger in trainer.loggers if self.histograms else []:
-            if isinstance(logger, TensorBoardLogger):
-                for name, parameter in pl_module.get_submodule("network").named_parameters():
-                    logger.experiment.add_histogram(f"weights/{name}", parameter.detach().float(), trainer.global_step)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._draw_beginning(trainer, pl_module)
-        if self.has_news:
-            self._draw(trainer, "val")
+        images, labels = batch
+        if self.confusion is None:
+            self.confusion = MulticlassConfusionMatrix(outputs.shape[1], validate_args=False).to(pl_module.device)
+        self.confusion.update(outputs, labels)
+        is_wrong = outputs.argmax(dim=1) != labels
+        images, labels, logits = (part[is_wrong].float().cpu() for part in (images, labels, outputs))
+        wrong = ((images * 255).round().byte(), labels.long(), logits)
+        self.top_losses = _top_losses([self.top_losses, wrong], self.num_images)
 
     on_test_start = on_validation_start
     on_test_batch_end = on_validation_batch_end
 
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._draw(trainer, "test")
-
-    def _draw_beginning(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.beginning is None:
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or self.confusion is None:
             return
-        if not pl_module.hparams["compile"]:
-            _publish_graph(trainer, pl_module)
-        images, labels, step = self.beginning
-        self.beginning = None
-        title, caption = "Training images", "the first batch as the network sees it, after augmentation; label above"
-        figure = draw_digits(title, caption, images, [str(int(label)) for label in labels])
-        self._publish(trainer, "training_images", figure, step)
+        writers = (callback for callback in trainer.callbacks if isinstance(callback, MetricsWriter))  # type: ignore[attr-defined]
+        if all(writer.is_best(trainer) for writer in writers):
+            self.validation = self._evaluate(trainer)
+            self.is_plotted = False
+        if self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
+            self._plot_run(trainer, pl_module)
 
-    def _draw(self, trainer: Trainer, split: str) -> None:
-        self.has_news = False
-        # On every process: these put their shares together.
-        counts = self.confusion.compute().cpu().numpy()
-        mistakes = self.mistakes.of_all_processes()
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.histograms:
+            for name, parameter in pl_module.get_submodule("network").named_parameters():
+                for logger in _tensorboards(trainer):
+                    values = parameter.detach().float()
+                    logger.experiment.add_histogram(f"weights/{name}", values, trainer.global_step)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._plot_run(trainer, pl_module)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.confusion is not None:
+            self._plot_evaluation(trainer, "test", self._evaluate(trainer))
+
+    def _evaluate(self, trainer: Trainer) -> Evaluation:
+        """Combine the results of all processes."""
+        assert self.confusion is not None
+        shares = [self.top_losses]
+        if trainer.world_size > 1:
+            shares = [None] * trainer.world_size
+            all_gather_object(shares, self.top_losses)
+        return Evaluation(self.confusion.compute().cpu(), *_top_losses(shares, self.num_images), trainer.current_epoch)
+
+    def _plot_run(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.first_batch:
+            images, labels = self.first_batch
+            self.first_batch = []
+            _add_graph(trainer, pl_module, images[:1])
+            names = _class_names(trainer, int(labels.max()) + 1)
+            caption = "the first batch after augmentation, with its labels"
+            figure = plot_images(
+                "Training images", caption, images.float(), [names[label] for label in labels.tolist()]
+            )
+            self._publish(trainer, "training_images", figure, 0)
+        if self.validation is not None and not self.is_plotted:
+            self.is_plotted = True
+            self._plot_evaluation(trainer, "val", self.validation)
+
+    def _plot_evaluation(self, trainer: Trainer, split: str, evaluation: Evaluation) -> None:
         if not trainer.is_global_zero:
             return
-        num_images, num_right = int(counts.sum()), int(counts.trace())
-        title = f"{SPLITS[split]}: {num_right / max(num_images, 1):.2%} of {num_images:,} images are read right"
-        step = trainer.global_step
-        self._publish(trainer, f"{split}_confusion", draw_confusion(title, counts), step)
-        title = f"{SPLITS[split]}: {num_images - num_right:,} of {num_images:,} images are misread"
-        caption = (
-            "label, what it is read as, and the confidence in that; the label given the least probability comes first"
-        )
-        figure = draw_digits(title, caption, mistakes.images, mistakes.texts())
-        self._publish(trainer, f"{split}_mistakes", figure, step)
+        counts, images, labels, logits, epoch = evaluation
+        names, step = _class_names(trainer, len(counts)), trainer.global_step
+        num_images, num_wrong = int(counts.sum()), int(counts.sum() - counts.trace())
+        split_name = f"Validation, epoch {epoch + 1}" if split == "val" else "Test"
+        title = f"{split_name}: {num_wrong:,} of {num_images:,} images are misclassified"
+        self._publish(trainer, f"{split}_confusion", plot_confusion(title, counts, names), step)
+        confidences, predictions = (part.tolist() for part in logits.softmax(dim=1).max(dim=1))
+        texts = [
+            textwrap.fill(f"{names[label]} predicted as {names[prediction]}, {confidence:.0%}", MAX_CHARACTERS)
+            for label, prediction, confidence in zip(labels.tolist(), predictions, confidences, strict=True)
+        ]
+        caption = "the highest losses first: label, predicted class and its confidence" if texts else ""
+        self._publish(trainer, f"{split}_mistakes", plot_images(title, caption, images / 255, texts), step)
 
     def _publish(self, trainer: Trainer, name: str, figure: Figure, step: int) -> None:
+        """Write a figure to its file, and give it to the loggers."""
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()  # type: ignore[no-untyped-call]
+        pixels = np.asarray(canvas.buffer_rgba())[..., :3]  # type: ignore[no-untyped-call]
         self.folder.mkdir(exist_ok=True)
         file = self.folder / f"{name}.png"
         with atomic_write(file) as temporary:
-            figure.savefig(temporary, format="png")
+            Image.fromarray(pixels).save(temporary, "png")
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image(name, np.asarray(Image.open(file)), step, dataformats="HWC")
+                logger.experiment.add_image(name.replace("_", "/", 1), pixels, step, dataformats="HWC")
             elif isinstance(logger, MLFlowLogger):
                 logger.experiment.log_artifact(logger.run_id, str(file), "pictures")
             elif hasattr(logger, "log_image"):
                 logger.log_image(key=name, images=[str(file)])
 
 
-class Beginning(NamedTuple):
-    """The first training images of a run, their labels, and the step that they were seen in."""
-
-    images: Tensor
-    labels: Tensor
-    step: int
-
-
-class Mistakes:
-    """The worst of the misclassified images: those whose true label was given the least probability.
-
-    Args:
-        limit: How many are kept.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.images = torch.empty(0)
-        self.labels = torch.empty(0, dtype=torch.long)
-        self.logits = torch.empty(0, NUM_CLASSES)
-
-    def update(self, images: Tensor, labels: Tensor, logits: Tensor) -> None:
-        """Add a batch: images (n, 1, h, w), labels (n,), logits (n, 10)."""
-        wrong = logits.argmax(dim=1) != labels
-        images, labels, logits = (part[wrong].float().cpu() for part in (images, labels, logits))
-        self.images = torch.cat([self.images.reshape(-1, *images.shape[1:]), images])
-        self.labels = torch.cat([self.labels, labels.long()])
-        self.logits = torch.cat([self.logits, logits])
-        worst = F.cross_entropy(self.logits, self.labels, reduction="none").topk(min(self.limit, len(self.labels)))
-        self.images, self.labels, self.logits = (
-            part[worst.indices] for part in (self.images, self.labels, self.logits)
-        )
-
-    def of_all_processes(self) -> "Mistakes":
-        """The worst of what all processes of the run have."""
-        if not (is_available() and is_initialized()):
-            return self
-        shares: list[Mistakes | None] = [None] * get_world_size()
-        all_gather_object(shares, self)
-        merged = Mistakes(self.limit)
-        for share in shares:
-            if share is not None and len(share.labels):
-                merged.update(share.images, share.labels, share.logits)
-        return merged
-
-    def texts(self) -> list[str]:
-        """Label, prediction and its confidence for each image."""
-        confidences, predictions = self.logits.softmax(dim=1).max(dim=1)
-        return [
-            f"{label} read as {prediction}, {confidence:.0%}"
-            for label, prediction, confidence in zip(self.labels, predictions, confidences, strict=True)
-        ]
-
-
-def draw_digits(title: str, caption: str, images: Tensor, texts: list[str]) -> Figure:
-    """A grid of images of shape (n, 1, h, w) in [0, 1], drawn as ink on paper, with a text above each."""
-    num_rows = -(-len(images) // NUM_COLUMNS)
-    width, height = NUM_COLUMNS * CELL_WIDTH + GAP, num_rows * CELL_HEIGHT + HEADER
-    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
-    FigureCanvasAgg(figure)
-    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))  # its unit is one pixel of the picture
+def plot_images(title: str, caption: str, images: Tensor, texts: Sequence[str]) -> Figure:
+    """Plot images of shape (n, channels, h, w) in [0, 1] in a grid, with a text above each."""
+    side = images.shape[-1]
+    scale, gap, top = max(1, round(IMAGE_SIDE / side)), side // 8, side // 3
+    tiles = 0.95 * (1 - images) if images.shape[1] == 1 else images  # grey images as ink on paper
+    tiles = F.pad(tiles, (gap, gap, top, gap), value=1.0)
+    num_missing = -len(tiles) % NUM_COLUMNS or NUM_COLUMNS * (len(tiles) == 0)
+    tiles = torch.cat([tiles, tiles.new_ones(num_missing, *tiles.shape[1:])])
+    grid = make_grid(tiles, nrow=NUM_COLUMNS, padding=0).permute(1, 2, 0).numpy()
+    height, width = scale * grid.shape[0], scale * grid.shape[1]
+    figure = Figure(figsize=(width / DPI, (height + HEADER) / DPI), dpi=DPI)
+    axes = figure.add_axes((0, 0, 1, height / (height + HEADER)))
     axes.set_axis_off()
-    axes.text(GAP, 28, title, fontsize=14, weight="bold")
-    axes.text(GAP, 50, caption if texts else "nothing to show", fontsize=10, color="dimgray")
-    for place, (image, text) in enumerate(zip(images, texts, strict=True)):
-        row, column = divmod(place, NUM_COLUMNS)
-        left, bottom = GAP + column * CELL_WIDTH, HEADER + (row + 1) * CELL_HEIGHT - GAP
-        box = (left, left + SIDE, bottom, bottom - SIDE)
-        axes.imshow(image[0].numpy(), extent=box, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest", aspect="auto")
-        axes.add_patch(Rectangle((left, bottom), SIDE, -SIDE, fill=False, edgecolor="silver"))
-        axes.text(left + SIDE / 2, bottom - SIDE - 5, text, fontsize=9, ha="center")
+    axes.imshow(grid.clip(0, 1), interpolation="nearest", aspect="auto")
+    for index, text in enumerate(texts):
+        row, column = divmod(index, NUM_COLUMNS)
+        axes.text((column + 0.5) * tiles.shape[3], row * tiles.shape[2] + top - 1.5, text, fontsize=8, ha="center")
+    figure.text(0.01, 1 - 28 / (height + HEADER), title, fontsize=14, weight="bold")
+    figure.text(0.01, 1 - 50 / (height + HEADER), caption, fontsize=10, color="dimgray")
     return figure
 
 
-def draw_confusion(title: str, counts: "np.ndarray[Any, Any]") -> Figure:
-    """A confusion matrix of counts, true labels in rows: what is right in purple, what is wrong in orange.
-
-    A cell's shade is its share of the row, on a scale on which one image in a thousand can still be seen.
-    """
-    figure = Figure(figsize=(7, 7), dpi=DPI, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot(aspect="equal")
-    shades = np.cbrt(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1))
-    signs = 2 * np.eye(len(counts)) - 1
-    axes.pcolormesh(shades * signs, cmap="PuOr", vmin=-1, vmax=1, edgecolors="gainsboro", linewidth=1)
-    for (row, column), count in np.ndenumerate(counts):
-        color = "white" if shades[row, column] > 0.7 else "black"
-        axes.text(column + 0.5, row + 0.5, f"{count or ''}", ha="center", va="center", color=color)
+def plot_confusion(title: str, counts: Tensor, names: Sequence[str]) -> Figure:
+    """Plot a confusion matrix of counts (num_classes, num_classes), true classes in rows."""
+    num_classes = len(counts)
+    side = max(7.0, 0.35 * num_classes)
+    figure = Figure(figsize=(side, side), dpi=DPI, layout=ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.15))
+    axes = figure.add_subplot()
+    has_counts = num_classes <= MAX_CLASSES_WITH_COUNTS
+    metric = MulticlassConfusionMatrix(num_classes)
+    metric.plot(counts, axes, add_text=has_counts, labels=list(names) or None, cmap=COUNTS)
+    for text in axes.texts:
+        text.set(text="" if text.get_text() == "0" else text.get_text(), fontsize=11)
+    if max(map(len, names), default=0) <= 2:
+        axes.tick_params(labelrotation=0)
     axes.set_title(title, fontsize=14, weight="bold", loc="left", pad=10)
-    ticks = np.arange(len(counts))
-    axes.set_xticks(ticks + 0.5, ticks)
-    axes.set_yticks(ticks + 0.5, ticks)
-    axes.tick_params(length=0)
-    axes.set(xlabel="read as", ylabel="label")
-    axes.invert_yaxis()
+    axes.set_xlabel("predicted class", fontsize=11)
+    axes.set_ylabel("true class", fontsize=11)
     return figure
 
 
-def _publish_graph(trainer: Trainer, pl_module: LightningModule) -> None:
-    network, side = pl_module.get_submodule("network"), pl_module.hparams["image_size"]
+def _top_losses(shares: Sequence[Losses | None], limit: int) -> Losses:
+    """Select the images whose true class has got the lowest probability, the lowest first."""
+    images, labels, logits = (torch.cat(parts) for parts in zip(*filter(None, shares), strict=True))
+    losses = F.cross_entropy(logits, labels, reduction="none")
+    top = losses.topk(min(limit, len(losses))).indices
+    return images[top], labels[top], logits[top]
+
+
+def _class_names(trainer: Trainer, num_classes: int) -> list[str]:
+    datamodule = trainer.datamodule  # type: ignore[attr-defined]
+    return list(getattr(datamodule, "class_names", None) or map(str, range(num_classes)))
+
+
+def _tensorboards(trainer: Trainer) -> list[TensorBoardLogger]:
+    return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+
+
+def _add_graph(trainer: Trainer, pl_module: LightningModule, image: Tensor) -> None:
+    network = pl_module.get_submodule("network")
     was_training = network.training
-    for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger):
-            # In eval mode: tracing runs the network, and that must not move its batch statistics.
-            image = torch.zeros(1, 1, side, side, device=next(network.parameters()).device)
-            logger.experiment.add_graph(network.eval(), image)
-            network.train(was_training)
+    # In eval mode, as tracing runs the network and would move its batch statistics; compiled code cannot be traced.
+    with torch.compiler.set_stance("force_eager"):
+        for logger in _tensorboards(trainer):
+            logger.experiment.add_graph(network.eval(), image.to(pl_module.device))
+    network.train(was_training)

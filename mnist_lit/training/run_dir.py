@@ -90,6 +90,10 @@ class RunDir:
             Path(self.lock.lock_file).unlink(missing_ok=True)
             self.lock.release()
 
+    def keep(self) -> None:
+        """Keep the directory, whatever fails later: it holds results."""
+        self.is_new, self.made = False, []
+
     def remove(self) -> None:
         """Remove the directory of a new run that has not begun, and the folders that were made for it."""
         with suppress(OSError):  # files of others stay, and it may be gone already

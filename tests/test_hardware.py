@@ -1,4 +1,4 @@
-"""Settings of the process that make training on a CPU faster."""
+"""Settings for the hardware that change no result."""
 
 import platform
 import subprocess
@@ -11,7 +11,7 @@ import torch
 PAGES = """
 import resource, torch
 import lightning.pytorch
-from mnist_lit.training.allocator import tune
+from mnist_lit.training.hardware import configure_cpu
 {tuned}
 def use(): return torch.ones(2**23).sum()
 use()
@@ -22,8 +22,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 VARIABLE = """
 import os
 import lightning.pytorch
-from mnist_lit.training.allocator import tune
-tune()
+from mnist_lit.training.hardware import configure_cpu
+configure_cpu()
 print(os.environ.get("PYTORCH_NVML_BASED_CUDA_CHECK"))
 """
 
@@ -34,7 +34,7 @@ def output(script: str) -> str:
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators are left alone")
 def test_freed_memory_is_used_again() -> None:
-    pages = int(output(PAGES.format(tuned="tune()")))
+    pages = int(output(PAGES.format(tuned="configure_cpu()")))
     assert pages < int(output(PAGES.format(tuned=""))) / 4
 
 

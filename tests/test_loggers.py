@@ -1,7 +1,8 @@
-"""Where a run's numbers go besides TensorBoard: CSV, MLflow, a logger of the user's own, nowhere."""
+"""Loggers besides TensorBoard: metrics.csv, MLflow, a logger of one's own, none."""
 
 import csv
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,11 +13,12 @@ import pytest
 import torch
 from conftest import CONFIGS, SMALL, WORSE
 from lightning.pytorch.loggers import CSVLogger
+from test_runs import resume, signals, stop
 
 MLFLOW = f"--config={CONFIGS / 'mlflow.yaml'}"
 SCALARS = {"train/loss", "train/acc", "val/loss", "val/acc", "val/f1", "val/acc_best"}
 TEST_SCALARS = {"test/loss", "test/acc", "test/f1"}
-STRANGER = [{"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "elsewhere"}}]
+ANOTHER = [{"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "elsewhere"}}]
 
 
 class Refusing(CSVLogger):
@@ -58,19 +60,26 @@ def test_csv_has_every_scalar(tmp_path: Path, fit: Callable[..., Any]) -> None:
     fit("--csv=true", "--test_after_fit=true", f"--run_dir={tmp_path / 'run'}")
 
     table = columns(tmp_path / "run" / "metrics.csv")
-    assert table.keys() - {"epoch"} == SCALARS | TEST_SCALARS | {"lr"}
+    assert table.keys() == SCALARS | TEST_SCALARS | {"lr"}
     assert all(len(table[name]) == 2 for name in SCALARS)
     assert max(table["val/acc"].values()) == pytest.approx(metrics_of(tmp_path / "run")["val/acc_best"])
 
 
-def test_csv_is_not_written_unasked(tmp_path: Path, fit: Callable[..., Any]) -> None:
-    fit("--trainer.max_epochs=1", f"--run_dir={tmp_path / 'run'}")
+def test_csv_and_curves_of_a_resumed_run_are_those_of_one_that_was_not_stopped(
+    tmp_path: Path, fit: Callable[..., Any]
+) -> None:
+    flags = ["--csv=true", "--trainer.log_every_n_steps=3"]
+    fit(*flags, "--run_dir=whole")
 
-    assert not list((tmp_path / "run").glob("*.csv"))
+    stop("fit", *SMALL, *flags, "--run_dir=stopped", signals(signum=signal.SIGTERM, batch=13))
+    resume(tmp_path / "stopped")
+
+    first, second = (tmp_path / name / "metrics.csv" for name in ("whole", "stopped"))
+    assert second.read_text() == first.read_text()
 
 
-def test_a_strangers_logger_works_beside_tensorboard(tmp_path: Path, fit: Callable[..., Any]) -> None:
-    fit(f"--trainer.logger={json.dumps(STRANGER)}", "--pictures.enabled=true", f"--run_dir={tmp_path / 'run'}")
+def test_another_logger_works_beside_tensorboard(tmp_path: Path, fit: Callable[..., Any]) -> None:
+    fit(f"--trainer.logger={json.dumps(ANOTHER)}", "--pictures.enabled=true", f"--run_dir={tmp_path / 'run'}")
 
     [file] = (tmp_path / "elsewhere").rglob("metrics.csv")
     assert columns(file).keys() >= SCALARS | {"lr"}
@@ -86,20 +95,12 @@ def test_without_loggers_the_record_is_kept_all_the_same(tmp_path: Path, fit: Ca
     assert (tmp_path / "run" / "pictures" / "val_confusion.png").is_file()
 
 
-def test_mlflow_has_the_parameters(tracked: Any) -> None:
+def test_mlflow_has_the_parameters_and_the_state(tracked: Any) -> None:
     _, run, _, _ = tracked
 
-    params = run.data.params
-    assert params["model.lr"] == "0.05"
-    assert params["model.channels"] == "[4]"
-    assert params["data.batch_size"] == "128"
-    assert params["trainer.max_epochs"] == "3"
-    assert params["seed"] == "42"
-
-
-def test_mlflow_says_that_the_run_is_finished(tracked: Any) -> None:
-    _, run, _, _ = tracked
-
+    expected = {"model.lr": "0.05", "model.channels": "[4]", "data.batch_size": "128", "trainer.max_epochs": "3"}
+    assert {key: run.data.params[key] for key in expected} == expected
+    assert run.data.params["seed"] == "42"
     assert run.info.status == "FINISHED"
 
 
@@ -139,7 +140,6 @@ def test_mlflow_adds_nothing_to_the_console(tracked: Any) -> None:
     _, _, _, ended = tracked
 
     assert ended.stderr == ""
-    assert ended.stdout.splitlines()[-1] == "run"
     assert len(ended.stdout.splitlines()) == 8
 
 
@@ -166,7 +166,7 @@ def test_a_tracker_that_is_not_installed_is_named(package: str, class_name: str,
 
 
 def test_a_logger_that_refuses_its_arguments_says_why_in_a_line(fails: Callable[..., str]) -> None:
-    logger = [{"class_path": "test_trackers.Refusing"}]
+    logger = [{"class_path": "test_loggers.Refusing"}]
 
     error = fails("fit", *SMALL, f"--trainer.logger={json.dumps(logger)}")
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and its like, wherever they meet a command."""
+"""Signals while a library runs: none is lost, and one that must wait does."""
 
 import signal
 
@@ -15,14 +15,14 @@ class Dying:
         signal.raise_signal(signal.SIGINT)
 
 
-def test_signal_that_comes_in_a_destructor_is_not_lost() -> None:
+def test_signal_in_a_destructor_is_not_lost() -> None:
     with raise_on_signals():
         raise_if_stopped()
         Dying()
         with pytest.raises(Stopped) as stop:
             raise_if_stopped()
     assert stop.value.exit_code == 130
-    raise_if_stopped()  # no more: the search is over
+    raise_if_stopped()  # nothing is left for the next command
 
 
 def test_only_the_first_signal_counts_that_is_not_dropped(capsys: pytest.CaptureFixture[str]) -> None:
@@ -34,15 +34,17 @@ def test_only_the_first_signal_counts_that_is_not_dropped(capsys: pytest.Capture
     assert capsys.readouterr().err == ""
 
 
-def test_what_a_library_makes_of_a_signal_does_not_matter() -> None:
-    with pytest.raises(Stopped, match="SIGTERM"), raise_on_signals():  # noqa: PT012
+@pytest.mark.parametrize(("signum", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_signal_that_a_library_turns_into_its_own_error_stops_nevertheless(signum: int, exit_code: int) -> None:
+    with pytest.raises(Stopped) as stop, raise_on_signals():  # noqa: PT012
         try:
-            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signum)
         except BaseException:
             raise LookupError from None
+    assert stop.value.exit_code == exit_code
 
 
-def test_signal_waits_for_the_end_of_an_uninterrupted_block() -> None:
+def test_deferred_signal_waits_for_the_end_of_its_block() -> None:
     done = []
 
     def work() -> None:

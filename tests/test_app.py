@@ -1,0 +1,110 @@
+"""The entry point: what is answered before torch is imported, how errors end a command, what the package offers."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import SMALL
+from lightning.pytorch import Callback
+
+import mnist_lit
+from mnist_lit import main
+
+Capsys = pytest.CaptureFixture[str]
+Fails = Callable[..., str]
+COMMANDS = {"fit", "validate", "test", "predict", "export", "demo", "compare"}
+
+
+def answer(capsys: Capsys, args: list[str] | None) -> str:
+    """Return what a command prints that ends with exit code 0 without a run."""
+    with pytest.raises(SystemExit) as stop:
+        main(args)
+    assert stop.value.code == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("args", [["--version"], None])
+def test_version_is_that_of_the_package(args: Any, capsys: Capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["mnist_lit", "--version"])
+
+    assert answer(capsys, args) == f"mnist_lit {version('mnist_lit')}\n"
+
+
+@pytest.mark.parametrize("args", [[], ["-h"], ["--help"]])
+def test_help_lists_every_command(args: list[str], capsys: Capsys) -> None:
+    assert {line.split()[0] for line in answer(capsys, args).splitlines() if line} >= COMMANDS
+
+
+@pytest.mark.parametrize(
+    ("args", "hint"),
+    [(["fti"], "fit"), (["predcit"], "predict"), (["xyzzy"], "validate, test"), (["-c", "a.yaml", "fit"], "fit -c")],
+)
+def test_wrong_command_is_named_with_a_way_out(args: list[str], hint: str, fails: Fails) -> None:
+    first, second = fails(*args).splitlines()
+
+    assert args[0] in first
+    assert hint in second
+
+
+@pytest.mark.parametrize("args", [["fit", "--config"], ["fit", "--config=nowhere.yaml"]])
+def test_error_of_a_process_is_short_and_comes_before_torch(args: list[str]) -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "mnist_lit", *args]
+
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+    lines = done.stderr.splitlines()
+    imported = {line.rpartition("|")[2].strip() for line in lines if line.startswith("import time:")}
+    errors = [line for line in lines if not line.startswith("import time:")]
+    assert (done.returncode, done.stdout) == (2, "")
+    assert errors[0].startswith("error: --config")
+    assert len(errors) <= 2
+    assert "mnist_lit.app" in imported
+    assert not imported & {"torch", "torchvision", "lightning", "optuna"}
+
+
+def test_importing_the_package_does_not_import_torch() -> None:
+    code = "import sys, mnist_lit; print('yaml' in sys.modules, 'torch' in sys.modules, 'lightning' in sys.modules)"
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+
+    assert done.stdout.split() == ["True", "False", "False"]
+
+
+def test_debug_variable_shows_the_traceback_and_is_no_key(
+    shell: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, capsys: Capsys
+) -> None:
+    done = shell("fit", "--config", "nowhere.yaml", env={**os.environ, "MNIST_LIT_DEBUG": "1"})
+
+    assert done.returncode != 0
+    assert done.stderr.startswith("Traceback")
+    monkeypatch.setenv("MNIST_LIT_DEBUG", "1")
+    assert "max_epochs" in answer(capsys, ["fit", "--print_config"])
+
+
+class Broken(Callback):
+    def setup(self, *args: Any, **kwargs: Any) -> None:
+        raise ArithmeticError("a\x1b\nb\nc\nd\ne\nf")
+
+
+def test_unexpected_error_is_short_and_the_cause_of_the_exit(tmp_path: Path, capsys: Capsys) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", *SMALL], callbacks=[Broken()])
+
+    error = capsys.readouterr().err
+    assert stop.value.code == 1
+    assert stop.value.__cause__ is not None
+    assert len(error.splitlines()) <= 5
+    assert "\x1b" not in error
+    assert not (tmp_path / "logs").exists()
+
+
+def test_package_offers_its_public_names_and_nothing_else() -> None:
+    assert {"ConvNet", "MNISTDataModule", "main"} <= set(mnist_lit.__all__)
+    assert all(hasattr(mnist_lit, name) for name in mnist_lit.__all__)
+    with pytest.raises(AttributeError, match="LeNet"):
+        mnist_lit.LeNet  # noqa: B018

@@ -1,0 +1,206 @@
+"""Optimizers and schedules: their settings, their steps, and how they go on from a checkpoint."""
+
+import csv
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import SMALL
+from torch import nn
+from torch.optim import AdamW
+
+from mnist_lit import main
+
+Fit = Callable[..., Any]
+
+LR = 0.01
+BATCHES = 10  # of an epoch of SMALL: 1,437 - 200 images, 128 at a time
+STEPS = 2 * BATCHES
+FULL = "--trainer.precision=32-true"
+LOG_ALL = ["--csv=true", "--trainer.log_every_n_steps=1"]
+
+
+def scalars(cli: Any, name: str) -> dict[int, float]:
+    """A metric's values by step, as the run wrote them."""
+    with (cli.run_dir / "metrics.csv").open() as file:
+        return {int(row["step"]): float(row[name]) for row in csv.DictReader(file) if row[name]}
+
+
+# Optimizers
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "expected"),
+    [
+        ("SGD", ["--model.optimizer.momentum=0.9"], {"momentum": 0.9}),
+        ("Adam", ["--model.optimizer.betas=[0.8,0.9]"], {"betas": (0.8, 0.9)}),
+    ],
+)
+def test_any_optimizer_works_by_its_class_path_with_the_lr_of_the_model(
+    fit: Fit, name: str, flags: list[str], expected: dict[str, Any]
+) -> None:
+    cli = fit("--trainer.max_epochs=1", f"--model.optimizer=torch.optim.{name}", *flags, "--model.lr=0.003")
+    (optimizer,) = cli.trainer.optimizers
+    assert type(optimizer) is getattr(torch.optim, name)
+    for group in optimizer.param_groups:
+        assert {key: group[key] if key != "betas" else tuple(group[key]) for key in expected} == expected
+        assert group["lr"] == 0.003
+    assert float(cli.trainer.callback_metrics["val/acc"]) > 0.2
+
+
+def test_without_an_optimizer_it_is_the_fused_adamw(fit: Fit) -> None:
+    (optimizer,) = fit("--trainer.max_epochs=1").trainer.optimizers
+    assert type(optimizer) is AdamW
+    assert optimizer.defaults["fused"]
+    assert [group["lr"] for group in optimizer.param_groups] == [LR, LR]
+
+
+def test_weight_decay_spares_biases_and_normalisations(fit: Fit) -> None:
+    flags = ["--model.optimizer=torch.optim.AdamW", "--model.optimizer.weight_decay=0.3", "--model.hidden=[8]"]
+    cli = fit("--trainer.max_epochs=1", "--trainer.limit_train_batches=1", *flags)
+    decay = {id(p): group["weight_decay"] for group in cli.trainer.optimizers[0].param_groups for p in group["params"]}
+    by_name = {name: decay[id(parameter)] for name, parameter in cli.model.named_parameters()}
+    spared = {name for name, value in by_name.items() if value == 0}
+    assert set(by_name.values()) == {0, 0.3}
+    kinds = {name: cli.model.get_submodule(name.rpartition(".")[0]) for name in by_name}
+    assert spared == {
+        name for name, module in kinds.items() if name.endswith("bias") or not isinstance(module, nn.Conv2d | nn.Linear)
+    }
+
+
+# Schedules
+
+
+def cosine(step: int, length: int) -> float:
+    return (1 + math.cos(math.pi * step / length)) / 2
+
+
+SCHEDULES: dict[str, tuple[list[str], Callable[[int, int], float]]] = {
+    "CosineAnnealingLR": ([], cosine),
+    "PolynomialLR": ([], lambda step, steps: 1 - step / steps),
+    "CosineAnnealingWarmRestarts": (["T_0=5"], lambda step, _: cosine(step % 5, 5)),
+    "ExponentialLR": (["gamma=0.9"], lambda step, _: 0.9**step),
+    "StepLR": (["step_size=7", "gamma=0.5"], lambda step, _: 0.5 ** (step // 7)),
+}
+
+
+def schedule(name: str, *settings: str) -> list[str]:
+    flags = [f"--model.schedule.{setting}" for setting in settings]
+    return [f"--model.schedule=torch.optim.lr_scheduler.{name}", *flags]
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_schedule_takes_its_course_over_the_steps_of_the_run(fit: Fit, name: str) -> None:
+    settings, factor = SCHEDULES[name]
+    cli = fit(*LOG_ALL, *schedule(name, *settings))
+    expected = {step: LR * factor(step, STEPS) for step in range(STEPS)}
+    assert scalars(cli, "lr") == pytest.approx(expected)
+    assert cli.trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(LR * factor(STEPS, STEPS), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("flags", "steps"),
+    [
+        (["--trainer.accumulate_grad_batches=3"], 2 * math.ceil(BATCHES / 3)),
+        (["--trainer.max_steps=7"], 7),
+        (["--trainer.limit_train_batches=4"], 8),
+    ],
+    ids=str,
+)
+def test_one_cycle_rises_to_the_lr_and_ends_where_it_is_planned(fit: Fit, flags: list[str], steps: int) -> None:
+    lrs = scalars(fit(*LOG_ALL, *schedule("OneCycleLR"), *flags), "lr")
+    assert list(lrs) == list(range(steps))
+    assert lrs[0] == pytest.approx(LR / 25)
+    assert lrs[steps - 1] == pytest.approx(LR / 25 / 1e4)
+    assert LR / 2 < max(lrs.values()) <= LR
+
+
+# Runs that go on
+
+
+def groups(run_dir: Path) -> list[dict[str, Any]]:
+    """Read the settings of the optimizer from a run's last checkpoint."""
+    state = torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)
+    return list(state["optimizer_states"][0]["param_groups"])
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One epoch, with OneCycleLR and AdamW."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["mnist_lit"])
+        run_dir = tmp_path_factory.mktemp("begun") / "run"
+        flags = ["--model.optimizer=AdamW", *schedule("OneCycleLR"), "--trainer.max_epochs=1"]
+        main(["fit", *SMALL, FULL, *LOG_ALL, *flags, f"--run_dir={run_dir}"])
+    return run_dir
+
+
+@pytest.fixture
+def go_on(begun: Path, tmp_path: Path) -> Callable[..., Any]:
+    """`go_on(*flags)`: train a copy of the run for a second epoch."""
+    shutil.copytree(begun, tmp_path / "run")
+    return lambda *flags: main(["fit", f"--ckpt_path={tmp_path / 'run'}", "--trainer.max_epochs=2", *flags])
+
+
+@pytest.mark.parametrize(
+    ("flags", "num_steps"),
+    [
+        ([], 20),
+        (["--data.batch_size=64"], 10 + 20),
+        (["--data.batch_size=300"], 10 + 5),
+        (["--trainer.accumulate_grad_batches=3"], 10 + 4),
+        (["--trainer.limit_train_batches=4"], 10 + 4),
+    ],
+    ids=str,
+)
+def test_the_schedule_of_a_run_that_goes_on_covers_the_steps_done_and_those_that_remain(
+    flags: list[str], num_steps: int, go_on: Callable[..., Any]
+) -> None:
+    lrs = scalars(go_on(*flags), "lr")
+    assert max(lrs) == num_steps - 1
+    assert lrs[num_steps - 1] == pytest.approx(LR / 25 / 1e4)
+    planned = torch.optim.lr_scheduler.OneCycleLR(AdamW(nn.Linear(1, 1).parameters()), LR, num_steps)
+    for step in range(num_steps - 1):
+        planned.optimizer.step()
+        if step >= 10:
+            assert lrs[step] == planned.get_last_lr()[0]
+        planned.step()
+
+
+def test_settings_of_a_run_that_goes_on_are_those_of_its_flags(go_on: Callable[..., Any]) -> None:
+    cli = go_on("--model.lr=0.004", "--model.optimizer.weight_decay=0.9", "--model.optimizer.eps=1e-6")
+    decayed, spared = groups(cli.run_dir)
+    assert (decayed["max_lr"], decayed["weight_decay"], decayed["eps"]) == (0.004, 0.9, 1e-6)
+    assert (spared["max_lr"], spared["weight_decay"], spared["eps"]) == (0.004, 0.0, 1e-6)
+    assert cli.trainer.optimizers[0].state_dict()["state"][0]["step"] == STEPS  # its moments go on
+
+
+@pytest.mark.parametrize(
+    ("flags", "key", "expected"),
+    [
+        (["--model.optimizer=SGD", "--model.optimizer.momentum=0.8"], "optimizer", LR / 25 / 1e4),
+        (schedule("CosineAnnealingLR"), "schedule", LR * cosine(9, 10)),
+        (["--model.schedule=null"], "schedule", LR),
+    ],
+    ids=str,
+)
+def test_another_class_starts_with_fresh_state_and_a_note(
+    flags: list[str], key: str, expected: float, go_on: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    cli = go_on(*flags)
+    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+    assert len(notes) == 1
+    assert f"model.{key}" in notes[0]
+    assert scalars(cli, "lr")[STEPS - 1] == pytest.approx(expected)
+
+
+def test_a_plateau_goes_on_with_its_lr_and_with_new_settings(fit: Fit) -> None:
+    settings = ["patience=0", "threshold=0.99"]  # no second epoch is that much better
+    fit(*LOG_ALL, *schedule("ReduceLROnPlateau", *settings), "--run_dir=run")
+    cli = main(["fit", "--ckpt_path=run", "--trainer.max_epochs=4", "--model.schedule.factor=0.5"])
+    lrs = scalars(cli, "lr")
+    assert [lrs[10 * epoch] for epoch in range(4)] == pytest.approx([LR, LR, LR * 0.1, LR * 0.05])

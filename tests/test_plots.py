@@ -1,0 +1,223 @@
+"""Pictures of a run: what they show, when they are made, and that they can be seen."""
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import SMALL, WORSE
+from lightning.pytorch import Callback, LightningModule, Trainer
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_runs import resume, signals, stop
+
+from mnist_lit import main
+from mnist_lit.training.plots import Evaluation, Pictures, plot_confusion, plot_images
+
+PLOT = "--pictures.enabled=true"
+FIT_FILES = {"training_images.png", "val_confusion.png", "val_mistakes.png"}
+TEST_FILES = {"test_confusion.png", "test_mistakes.png"}
+# A learning rate that leaves misclassified images.
+SLOW = "--model.lr=0.001"
+
+
+def names(run_dir: Path) -> set[str]:
+    return {file.name for file in run_dir.glob("pictures/*")}
+
+
+def pictures(trainer: Any) -> Pictures:
+    return next(callback for callback in trainer.callbacks if isinstance(callback, Pictures))
+
+
+def best(trainer: Any) -> Evaluation:
+    evaluation = pictures(trainer).validation
+    assert evaluation is not None
+    return evaluation
+
+
+def steps_of(run_dir: Path, kind: str) -> dict[str, list[int]]:
+    """Of each TensorBoard tag of a kind, images or histograms, the steps at which it was written."""
+    steps: dict[str, list[int]] = {}
+    for file in sorted(run_dir.glob("events*")):
+        events = EventAccumulator(str(file), size_guidance={kind: 0}).Reload()
+        for tag in events.Tags()[kind]:
+            values = events.Images(tag) if kind == "images" else events.Histograms(tag)
+            steps.setdefault(tag, []).extend(value.step for value in values)
+    return steps
+
+
+@pytest.fixture(scope="module")
+def plotted(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A run of two epochs and its test, with pictures: its directory and the command line's result."""
+    run_dir = tmp_path_factory.mktemp("pictures") / "run"
+    flags = [PLOT, SLOW, "--test_after_fit=true", "--pictures.histograms=true"]
+    return run_dir, main(["fit", *SMALL, *flags, f"--run_dir={run_dir}"])
+
+
+def test_pictures_are_files_with_something_on_them(plotted: Any) -> None:
+    run_dir, _ = plotted
+
+    assert names(run_dir) == FIT_FILES | TEST_FILES
+    for name in FIT_FILES | TEST_FILES:
+        with Image.open(run_dir / "pictures" / name) as picture:
+            pixels = np.asarray(picture.convert("L"))
+            assert picture.format == "PNG"
+        assert 600 <= pixels.shape[1] <= 1300
+        assert 0.5 < (pixels > 230).mean() < 0.99
+        assert (pixels < 64).mean() > 0.005
+        assert min(pixels[0].min(), pixels[-1].min(), pixels[:, 0].min(), pixels[:, -1].min()) == 255, name
+
+
+def test_tensorboard_has_every_picture_once_and_histograms_of_every_epoch(plotted: Any) -> None:
+    run_dir, cli = plotted
+
+    assert steps_of(run_dir, "images") == {
+        "training/images": [0],
+        **{f"val/{name}": [20] for name in ("confusion", "mistakes")},
+        **{f"test/{name}": [20] for name in ("confusion", "mistakes")},
+    }
+    weights = {f"weights/{name}": [10, 20] for name, _ in cli.model.network.named_parameters()}
+    assert steps_of(run_dir, "histograms") == weights
+
+
+def test_the_confusion_matrix_and_the_top_losses_are_those_of_the_split(plotted: Any) -> None:
+    _, cli = plotted
+    val = cli.datamodule.splits["val"]
+    images, labels = val.__getitems__(list(range(len(val))))
+    with torch.no_grad():
+        logits = cli.model.eval()(images / 255)
+
+    evaluation = best(cli.trainer)
+
+    counts = torch.zeros(10, 10, dtype=torch.long)
+    counts.index_put_((labels, logits.argmax(dim=1)), torch.tensor(1), accumulate=True)
+    assert evaluation.counts.tolist() == counts.tolist()
+    of_label = logits.softmax(dim=1).gather(1, labels.unsqueeze(1)).squeeze(1)
+    wrong = (logits.argmax(dim=1) != labels).nonzero().squeeze(1)
+    top = wrong[of_label[wrong].argsort()][:36]
+    assert len(top) > 1
+    assert torch.equal(evaluation.labels, labels[top])
+    assert torch.equal(evaluation.images, images[top])
+
+
+def test_the_pictures_of_validation_are_of_the_best_epoch_also_after_a_resume(
+    tmp_path: Path, fit: Callable[..., Any]
+) -> None:
+    cli = fit(*WORSE, PLOT, "--run_dir=run")
+    record = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert best(cli.trainer).epoch == record["epoch"] < 2
+    assert int(best(cli.trainer).counts.trace()) == round(200 * record["val/acc"])
+
+    stop("fit", *SMALL, *WORSE, PLOT, "--run_dir=stopped", signals(signum=signal.SIGINT, batch=25))
+    assert names(tmp_path / "stopped") == set()
+    resume(tmp_path / "stopped")
+
+    picture = Path("pictures", "val_mistakes.png")
+    assert (tmp_path / "stopped" / picture).read_bytes() == (tmp_path / "run" / picture).read_bytes()
+
+
+@pytest.mark.parametrize("num_images", [0, 1, 9, 10])
+@pytest.mark.parametrize("num_channels", [1, 3])
+def test_grid_has_as_many_rows_as_it_needs(num_images: int, num_channels: int, tmp_path: Path) -> None:
+    chessboard = ((torch.arange(28)[:, None] + torch.arange(28)) % 2).float()
+    images = chessboard.expand(num_images, num_channels, 28, 28)
+
+    plot_images("title", "caption", images, ["7"] * num_images).savefig(tmp_path / "grid.png")
+
+    with Image.open(tmp_path / "grid.png") as picture:
+        pixels = np.asarray(picture.convert("L"))
+    assert pixels.shape == (64 + 160 * max(1, -(-num_images // 9)), 1224)
+    if num_images:  # each pixel of the image is a sharp square of 4 pixels
+        inside = pixels[64 + 36 :, 12:][:112, :112]
+        assert len(np.unique(inside)) == 2
+        assert (inside[::4, ::4].repeat(4, axis=0).repeat(4, axis=1) == inside).all()
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation")
+@pytest.mark.parametrize("num_classes", [2, 10, 47])
+def test_confusion_matrix_of_any_number_of_classes(num_classes: int, tmp_path: Path) -> None:
+    counts = torch.eye(num_classes, dtype=torch.long) * 900
+    counts[0, 1] = 1
+
+    figure = plot_confusion("title", counts, [f"class {number}" for number in range(num_classes)])
+
+    image = figure.axes[0].images[0]
+    shades = np.asarray(image.cmap(image.norm(counts.numpy())))[..., :3].mean(axis=2)
+    assert shades[0, 0] < 0.4 < shades[0, 1] < shades[1, 0] - 0.05
+    figure.savefig(tmp_path / "confusion.png")
+    assert (tmp_path / "confusion.png").stat().st_size > 5000
+
+
+def test_pictures_are_made_in_between_where_wanted(tmp_path: Path, fit: Callable[..., Any]) -> None:
+    fit(PLOT, SLOW, "--pictures.every_n_epochs=2", "--trainer.max_epochs=3", f"--run_dir={tmp_path / 'run'}")
+
+    assert steps_of(tmp_path / "run", "images")["val/mistakes"] == [20, 30]
+    assert steps_of(tmp_path / "run", "histograms") == {}
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--ema.enabled=true", "--ema.decay=0.5", "--pictures.num_images=3"],
+        ["--trainer.precision=bf16-true", "--pictures.histograms=true", "--data.batch_size=5"],
+        ["--data.image_size=20", "--data.val_size=0"],
+    ],
+    ids=["ema", "bf16-true", "other size, no validation"],
+)
+def test_pictures_are_made_in_any_kind_of_run(flags: list[str], tmp_path: Path, fit: Callable[..., Any]) -> None:
+    once = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=3"]
+
+    fit(PLOT, *once, *flags, "--test_after_fit=true", f"--run_dir={tmp_path / 'run'}")
+
+    expected = {"training_images.png"} if "--data.val_size=0" in flags else FIT_FILES
+    assert names(tmp_path / "run") == expected | TEST_FILES
+
+
+def test_pictures_change_no_weight(fit: Callable[..., Any]) -> None:
+    with_pictures = fit(PLOT, "--pictures.histograms=true", "--model.dropout=0.3").model.network.state_dict()
+
+    without = fit("--model.dropout=0.3").model.network.state_dict()
+
+    assert all(torch.equal(with_pictures[name], without[name]) for name in without)
+    assert not list(Path().glob("logs/run_2/pictures"))
+
+
+class SaveCounts(Callback):
+    """Write what the pictures of a run have counted, from the first process."""
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            evaluation = best(trainer)
+            right = evaluation.logits.softmax(dim=1).gather(1, evaluation.labels.unsqueeze(1)).squeeze(1)
+            counts = [int(evaluation.counts.sum()), int(evaluation.counts.trace()), right.tolist()]
+            Path("counts.json").write_text(json.dumps(counts))
+
+
+@pytest.mark.slow
+def test_two_processes_show_the_images_of_both(tmp_path: Path, shell: Callable[..., Any]) -> None:
+    callback = '--trainer.callbacks=[{"class_path": "test_plots.SaveCounts"}]'
+    two = ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.max_epochs=1"]
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    flags = [PLOT, SLOW, *two, callback, "--pictures.num_images=150", "--run_dir=run"]
+
+    ended = shell("fit", *SMALL, *flags, env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"})
+
+    assert ended.returncode == 0, ended.stderr
+    assert names(tmp_path / "run") == FIT_FILES
+    num_images, num_correct, of_label = json.loads((tmp_path / "counts.json").read_text())
+    assert num_images == 200
+    assert len(of_label) == min(num_images - num_correct, 150) > 20
+    assert of_label == sorted(of_label)
+
+
+@pytest.mark.slow
+def test_the_graph_of_a_compiled_network_is_logged(tmp_path: Path) -> None:
+    main(["fit", *SMALL, PLOT, "--trainer.max_epochs=1", "--model.compile=true", "--run_dir=run"])
+
+    events = EventAccumulator(str(tmp_path / "run")).Reload()
+    assert any("Conv2d" in node.name for node in events.Graph().node)
