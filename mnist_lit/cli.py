@@ -163,7 +163,7 @@ class CLI(LightningCLI):
         if config.num_threads is not None:
             torch.set_num_threads(config.num_threads)
         if self.command in WITHOUT_RUN:
-            config.trainer.update(TRAINER_WITHOUT_RUN)
+            config.trainer.update(Namespace(**TRAINER_WITHOUT_RUN))
             config.data.predict_paths = None
         if self.command == "export":
             from mnist_lit.inference.export import check_output
