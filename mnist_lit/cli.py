@@ -189,7 +189,8 @@ class CLI(LightningCLI):
         if config.num_threads is not None:
             torch.set_num_threads(config.num_threads)
         if self.command in WITHOUT_RUN:
-            config.trainer.update(Namespace(**TRAINER_WITHOUT_RUN))
+            for name, value in TRAINER_WITHOUT_RUN.items():
+                config.trainer[name] = value
             config.data.predict_paths = None
         if self.command == "export":
             from mnist_lit.inference.export import check_output
