@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import yaml
 
+from mnist_lit.config_files import find_config
 from mnist_lit.environment import DEBUG_VARIABLE, Setting, read_environment
 from mnist_lit.errors import MNISTLitError, Stopped, UsageError
 from mnist_lit.formatting import escape_unprintable, shorten
 from mnist_lit.machine_errors import describe_machine_error
-from mnist_lit.signals import defer_signals
+from mnist_lit.signals import defer_signals, raise_on_signals
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback
@@ -35,6 +36,7 @@ COMMANDS = {
     "export": "write a checkpoint as ONNX or .pt2 for other programs",
     "demo": "serve a page on which digits can be drawn",
     "compare": "show runs side by side: what differs, what they reached, their curves",
+    "search": "search for the best configuration of fit with Optuna",
 }
 HELP = """usage: python -m mnist_lit COMMAND [--config FILE]... [--any.key VALUE]...
 
@@ -70,6 +72,7 @@ class CommandLine:
         self.configs = [setting.value for key, setting in environment.items() if key == "config"]
         self.flags: list[str] = []
         self._split(list(args))
+        self.configs = [str(find_config(config)) for config in self.configs]
         for layer in self.layers():
             _check_aliases(layer)
         self.contents = [read_config(Path(config)) for config in self.configs]
@@ -142,7 +145,7 @@ def main(args: Sequence[str] | None = None, callbacks: Sequence["Callback"] = ()
         The command's `trainer`, `model` and `datamodule`.
 
     Raises:
-        SystemExit: With 0 after `compare`, `--help`, `--version` and `--print_config`, 2 if what was typed cannot
+        SystemExit: With 0 after `compare`, `search`, `--help`, `--version` and `--print_config`, 2 if what was typed cannot
             work, 1 if something went wrong later, 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP, 141 if nobody
             reads the output any more. The error is printed and is its cause.
     """
@@ -156,6 +159,13 @@ def main(args: Sequence[str] | None = None, callbacks: Sequence["Callback"] = ()
 
         return run(request, callbacks)
     raise AssertionError
+
+
+def dry_run(args: list[str]) -> "CLI":
+    """Build all that a command line asks for, and run nothing."""
+    from mnist_lit.cli import rehearse
+
+    return rehearse(Request(args))
 
 
 @contextmanager
@@ -239,6 +249,12 @@ def _answer_at_once(args: Sequence[str]) -> None:
         from mnist_lit.reports.comparison import compare
 
         compare(args[1:])
+    elif args[0] == "search":
+        from mnist_lit.search.driver import search
+        from mnist_lit.search.worker import Program
+
+        with raise_on_signals():
+            search(args[1:], Program(main, dry_run))
     else:
         return
     raise SystemExit(0)

@@ -64,7 +64,7 @@ CLASSES = {
     "sampler": "optuna.samplers",
     "pruner": "optuna.pruners",
 }
-SEARCH = "python scripts/optuna_search.py"
+SEARCH = "python -m mnist_lit search"
 # Arguments of optimizers and schedules that the model knows, and from where.
 FILLED_IN = dict.fromkeys(("lr", "max_lr"), "it is taken from model.lr") | dict.fromkeys(
     ("total_steps", "total_iters", "T_max"), "it is filled in: the number of steps of the run"
