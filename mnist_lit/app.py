@@ -145,9 +145,9 @@ def main(args: Sequence[str] | None = None, callbacks: Sequence["Callback"] = ()
         The command's `trainer`, `model` and `datamodule`.
 
     Raises:
-        SystemExit: With 0 after `compare`, `search`, `--help`, `--version` and `--print_config`, 2 if what was typed cannot
-            work, 1 if something went wrong later, 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP, 141 if nobody
-            reads the output any more. The error is printed and is its cause.
+        SystemExit: With 0 after `compare`, `search`, `--help`, `--version` and `--print_config`, 2 if what was typed
+            cannot work, 1 if something went wrong later, 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP, 141 if
+            nobody reads the output any more. The error is printed and is its cause.
     """
     args = sys.argv[1:] if args is None else args
     with short_errors():

@@ -17,13 +17,13 @@ import yaml
 from conftest import CONFIGS, SMALL
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from mnist_lit.search.command import main as search
 from PIL import Image
 
 from mnist_lit import main
 from mnist_lit.data.datasets import load
 from mnist_lit.data.image_files import find_files, read_photographs
 from mnist_lit.errors import MNISTLitError
-from mnist_lit.search.command import main as search
 
 Fails = Callable[..., str]
 HUGE = "99999999999999999999"

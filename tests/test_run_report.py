@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from conftest import SMALL
+from mnist_lit.search.trial import trial_args
 from test_report import Page
 from torch.utils.tensorboard import SummaryWriter
 
@@ -20,7 +21,6 @@ from mnist_lit.errors import UsageError
 from mnist_lit.reports.recorded import read_run
 from mnist_lit.reports.run_report import write_run_report
 from mnist_lit.search.settings import Settings
-from mnist_lit.search.trial import trial_args
 
 EVIL = "<script>alert('&amp;\"$x')</script>"
 SHOW = ["--report=true", "--pictures.enabled=true"]

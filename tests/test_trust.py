@@ -25,12 +25,12 @@ import pytest
 import torch
 import yaml
 from conftest import SMALL
+from mnist_lit.search.command import main as search
 from packaging.requirements import Requirement
 from test_bad_input import contents, refused
 
 from mnist_lit import ConvNet, MNISTDataModule, main
 from mnist_lit.errors import UsageError
-from mnist_lit.search.command import main as search
 
 __all__ = ["refused"]
 

@@ -1,5 +1,6 @@
 """Train the best trials again with other seeds."""
 
+import pickle
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import as_completed
@@ -39,7 +40,7 @@ def confirm(settings: Settings, study: Study, base: Base, fit: Callable[..., Any
     for position, (trial, seed) in enumerate(todo):
         worker = workers[position % len(workers)]
         args = _args(settings, trial, seed)
-        futures[worker.submit(train, fit, args, settings.objectives, None)] = trial.number, seed
+        futures[worker.submit(train, fit, args, settings.objectives, pickle.dumps(None))] = trial.number, seed
     with tqdm(total=len(todo), unit="confirmation", disable=None if todo else True, dynamic_ncols=True) as bar:
         for future in as_completed(futures):
             number, seed = futures[future]

@@ -3,7 +3,7 @@
 import json
 import math
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +13,8 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from mnist_lit.app import did_you_mean
 from mnist_lit.errors import UsageError
 
-__all__ = ["Parameter", "ParameterList", "check_mapping", "parse_parameter"]
+__all__ = ["Parameter", "ParameterList", "parse_parameter"]
 
-NUMBER = ("low", "high", "step", "log")
 SCALARS = (bool, int, float, str, type(None))
 
 
@@ -47,9 +46,10 @@ class Parameter:
         return [self.distribution.low, self.distribution.high]
 
     def contains(self, value: Any) -> bool:
-        if isinstance(self.distribution, CategoricalDistribution):
+        if self.choices:
             return value in self.choices
-        return isinstance(value, int | float) and self.distribution.low <= value <= self.distribution.high
+        low, high = self.bounds()
+        return isinstance(value, int | float) and bool(low <= value <= high)
 
     def grid(self, name: str) -> dict[str, list[Any]]:
         match self.distribution:
@@ -58,8 +58,7 @@ class Parameter:
             case IntDistribution(low=low, high=high, step=step):
                 return {name: list(range(low, high + 1, step))}
             case FloatDistribution(low=low, high=high, step=float(step)):
-                num_steps = round((high - low) / step)
-                return {name: [round(low + number * step, 12) for number in range(num_steps + 1)]}
+                return {name: [round(low + number * step, 12) for number in range(round((high - low) / step) + 1)]}
         raise UsageError(f"space.{name}: a grid needs a step or choices, an interval has no end of values")
 
 
@@ -91,10 +90,9 @@ class ParameterList:
         return isinstance(value, list)
 
     def grid(self, name: str) -> dict[str, list[Any]]:
-        parameters = {f"{name}.{position}": item for position, item in enumerate(self.items)}
-        if self.length:
-            parameters[f"{name}.length"] = self.length
-        return {part: values for key, parameter in parameters.items() for part, values in parameter.grid(key).items()}
+        parts = {f"{name}.{position}": item for position, item in enumerate(self.items)}
+        parts |= {f"{name}.length": self.length} if self.length else {}
+        return {part: values for key, parameter in parts.items() for part, values in parameter.grid(key).items()}
 
 
 def parse_parameter(where: str, entry: Mapping[str, Any], default: Any) -> Parameter | ParameterList:
@@ -108,64 +106,58 @@ def parse_parameter(where: str, entry: Mapping[str, Any], default: Any) -> Param
     Raises:
         UsageError: If it is none of these.
     """
-    if "items" not in entry and "length" not in entry:
-        return _parameter(where, entry, default)
-    _check_names(where, entry, ("items", "length"))
     items = entry.get("items")
-    if isinstance(items, list):
-        if not items or "length" in entry:
-            raise UsageError(f"{where}: needs items and no length, or a length and items that are no list")
-        return ParameterList([_parameter(f"{where}.items.{number}", item, None) for number, item in enumerate(items)])
-    length = _parameter(f"{where}.length", entry.get("length"), None)
-    if any(not isinstance(number, int) or number < 0 for number in length.bounds()):
-        raise UsageError(f"{where}.length: must be whole numbers from 0")
+    if isinstance(items, list) and items:
+        _check_names(where, entry, ["items"])
+        return ParameterList(
+            [_parse_scalar(f"{where}.items.{number}", item, None) for number, item in enumerate(items)]
+        )
+    if "items" not in entry and "length" not in entry:
+        return _parse_scalar(where, entry, default)
+    _check_names(where, entry, ["length", "items"])
+    length = _parse_scalar(f"{where}.length", entry.get("length"), None)
+    if not isinstance(length.distribution, IntDistribution) or length.distribution.low < 0:
+        raise UsageError(f"{where}.length: must be like {{low: 1, high: 3}}, whole numbers from 0")
     first = default[0] if isinstance(default, list) and default else None
-    return ParameterList([_parameter(f"{where}.items", items, first)] * max(length.bounds()), length)
+    return ParameterList([_parse_scalar(f"{where}.items", items, first)] * length.distribution.high, length)
 
 
-def _parameter(where: str, entry: Any, default: Any) -> Parameter:
-    entry = check_mapping(where, entry)
-    names = ("choices",) if "choices" in entry else NUMBER
-    _check_names(where, entry, names)
+def _parse_scalar(where: str, entry: Any, default: Any) -> Parameter:
+    is_choice = isinstance(entry, Mapping) and "choices" in entry
+    _check_names(where, entry, ["choices"] if is_choice else ["low", "high", "step", "log"])
     try:
-        return _choice(entry["choices"]) if "choices" in entry else _number(entry, default)
-    except ValueError as error:
+        return _choice(entry["choices"]) if is_choice else _number(default, **entry)
+    except (TypeError, ValueError) as error:
         raise UsageError(f"{where}: {error}") from error
 
 
 def _choice(choices: Any) -> Parameter:
     if not isinstance(choices, list):
-        raise ValueError(f"choices must be a list, got {choices}")
+        raise TypeError(f"choices must be a list, got {choices}")
     texts = [json.dumps(choice, default=str) for choice in choices]
     if twice := next((text for text in texts if texts.count(text) > 1), None):
         raise ValueError(f"{twice} stands twice in choices")
-    # Optuna takes scalars only, and 1, 1.0 and true are equal to it.
+    # Optuna takes scalars only, for which 1, 1.0 and true are the same.
     are_distinct = all(isinstance(choice, SCALARS) for choice in choices) and len(set(choices)) == len(choices)
     return Parameter(CategoricalDistribution(choices if are_distinct else texts), tuple(choices))
 
 
-def _number(entry: Mapping[str, Any], default: Any) -> Parameter:
-    log, step = entry.get("log", False), entry.get("step")
-    if not isinstance(log, bool):
-        raise ValueError(f"log must be true or false, got {log}")
-    numbers = {"low": entry.get("low"), "high": entry.get("high"), **({"step": step} if "step" in entry else {})}
-    for name, number in numbers.items():
+def _number(default: Any, low: Any = None, high: Any = None, step: Any = None, log: Any = False) -> Parameter:
+    for name, number in {"low": low, "high": high, "step": 1 if step is None else step}.items():
         if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
             raise ValueError(f"{name} must be a finite number, got {number}")
+    if not isinstance(log, bool):
+        raise TypeError(f"log must be true or false, got {log}")
+    are_whole = all(isinstance(number, int | None) for number in (low, high, step)) and not isinstance(default, float)
     with warnings.catch_warnings(action="ignore"):  # that high is no multiple of the step
-        if all(isinstance(number, int) for number in numbers.values()) and not isinstance(default, float):
-            return Parameter(IntDistribution(entry["low"], entry["high"], log=log, step=1 if step is None else step))
-        return Parameter(FloatDistribution(entry["low"], entry["high"], log=log, step=step))
+        if are_whole:
+            return Parameter(IntDistribution(low, high, log=log, step=1 if step is None else step))
+        return Parameter(FloatDistribution(low, high, log=log, step=step))
 
 
-def check_mapping(where: str, entry: Any) -> Mapping[str, Any]:
-    """Return the entry if it is a mapping."""
+def _check_names(where: str, entry: Any, names: Collection[str]) -> None:
     if not isinstance(entry, Mapping):
         raise UsageError(f"{where}: must be like {{low: 0.1, high: 0.5}} or {{choices: [1, 2]}}, got {entry!r}")
-    return entry
-
-
-def _check_names(where: str, entry: Mapping[str, Any], names: Iterable[str]) -> None:
-    if unknown := next((name for name in entry if name not in names), None):
-        hint = did_you_mean(str(unknown), names) or f"there are {', '.join(names)}"
+    if unknown := next((str(name) for name in entry if name not in names), None):
+        hint = did_you_mean(unknown, names) or f"there are {', '.join(names)}"
         raise UsageError(f"{where}: there is no {unknown}\n{hint}")

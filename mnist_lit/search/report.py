@@ -21,10 +21,12 @@ from optuna.visualization import (
 )
 from plotly.graph_objects import Figure
 
-from mnist_lit.training.run_dir import write_text
+from mnist_lit.formatting import format_score as score_text
+from mnist_lit.formatting import format_value as text_of
+from mnist_lit.formatting import short_names
 from mnist_lit.search.settings import Settings
 from mnist_lit.search.study import ranked
-from mnist_lit.formatting import format_score as score_text, format_value as text_of, short_names
+from mnist_lit.training.run_dir import write_text
 
 __all__ = ["write_report"]
 

@@ -93,9 +93,11 @@ def _cell(value: Any) -> Any:
 
 def _overlay(trial: FrozenTrial, num_trials: int, settings: Settings) -> str:
     scores = ", ".join(f"{metric} {score!r}" for metric, score in zip(settings.metrics, trial.values, strict=True))
-    configs = [*settings.configs, str(settings.folder / "best.yaml")]
+    configs = " ".join(
+        f"--config {shlex.quote(str(file))}" for file in [*settings.configs, settings.folder / "best.yaml"]
+    )
     lines = [
         f"# Trial {trial.number}, the best of {num_trials} trials of the study {settings.study_name}: {scores}",
-        f"# Train it again: python -m mnist_lit fit {' '.join(f'--config {shlex.quote(config)}' for config in configs)}",
+        f"# Train it again: python -m mnist_lit fit {configs}",
     ]
     return "\n".join([*lines, yaml.safe_dump(nested(trial.user_attrs["overrides"]), sort_keys=False)])

@@ -18,7 +18,7 @@ from optuna.samplers import BaseSampler, TPESampler
 from mnist_lit.app import CommandLine
 from mnist_lit.config_files import find_config
 from mnist_lit.errors import UsageError
-from mnist_lit.parser_errors import SEARCH, explain, explain_object, given_at, unknown_key
+from mnist_lit.parser_errors import SEARCH, explain, explain_object, given_at
 from mnist_lit.trust import called_functions
 
 __all__ = [
@@ -143,18 +143,12 @@ KEYS = [
     *(f"objective.{part.name}" for part in fields(Objective)),
     *(f"confirm.{part.name}" for part in fields(Confirm)),
 ]
+MAPPINGS = ("space", "overrides")
 NULLABLE = [part.name for part in fields(Settings) if type(None) in get_args(part.type)]
 
 
 class SearchArgs(NamedTuple):
-    """Hold a parsed command line.
-
-    Args:
-        settings: The settings.
-        fresh: Whether the study begins anew.
-        yaml: The settings in full, as YAML without passwords.
-        command: The command line that goes on with the search.
-    """
+    """Hold a parsed command line; its `yaml` and the `command` that goes on with the search are without passwords."""
 
     settings: Settings
     fresh: bool
@@ -175,7 +169,6 @@ def parse(args: Sequence[str]) -> SearchArgs:
     typed = CommandLine(SEARCH, args)
     if not typed.configs:
         typed = CommandLine(SEARCH, [f"--config={DEFAULT_CONFIG}", *args])
-    _check_keys(typed)
     mappings, flags = _take_mappings(typed)
     parser = _parser(typed)
     prints = any(flag.startswith("--print_config") for flag in flags)
@@ -190,7 +183,8 @@ def parse(args: Sequence[str]) -> SearchArgs:
     except (ImportError, TypeError, ValueError) as error:  # of the pruner: the sampler is made later
         raise UsageError(f"{given_at('pruner', typed) or 'pruner'}: {explain_object(str(error))}") from error
     settings = Settings(**{part.name: objects[part.name] for part in fields(Settings)} | mappings)
-    _check_objectives(settings)
+    if not settings.objectives:
+        raise UsageError("objective: needs a metric")
     rest = [hide_password(arg) for arg in args if arg != "--fresh"]
     return SearchArgs(settings, config.fresh, dump, shlex.join([*SEARCH.split(), *rest]))
 
@@ -216,10 +210,10 @@ def _parser(typed: CommandLine) -> ArgumentParser:
 
 
 def _parse(parser: ArgumentParser, typed: CommandLine, flags: Sequence[str]) -> Namespace:
-    files = [
-        {key: value for key, value in content.items() if key not in ("space", "overrides")}
-        for content in typed.contents
-    ]
+    files = [{key: value for key, value in content.items() if key not in MAPPINGS} for content in typed.contents]
+    for key, value in ((key, value) for file in files for key, value in file.items()):
+        if value is None and key not in NULLABLE:  # the parser would take the default
+            raise UsageError(f"{given_at(key, typed) or key}: must not be null")
     try:
         config = parser.parse_args([*(f"--config={json.dumps(file, default=str)}" for file in files if file), *flags])
     except (ArgumentError, TypeError, ValueError) as error:
@@ -229,36 +223,12 @@ def _parse(parser: ArgumentParser, typed: CommandLine, flags: Sequence[str]) -> 
     return config
 
 
-def _check_keys(typed: CommandLine) -> None:
-    """Refuse unknown keys and nulls in the files; of a config of `fit` the parser would not say what it is."""
-    for key, value in ((str(key), value) for content in typed.contents for key, value in content.items()):
-        name = key.split(".")[0]
-        if name == "fresh" and value is False:  # as --print_config prints it
-            continue
-        if name not in KEYS:
-            raise UsageError(unknown_key(key, KEYS, typed))
-        if value is None and name not in NULLABLE:
-            raise UsageError(f"{given_at(key, typed) or key}: must not be null")
-
-
-def _check_objectives(settings: Settings) -> None:
-    if not settings.objectives:
-        raise UsageError("objective: needs a metric")
-    if settings.timeout == float("inf"):
-        raise UsageError("timeout: must be finite; null is no limit")
-    for objective in settings.objectives:
-        if None in vars(objective).values():
-            raise UsageError("objective: metric, direction and value must not be null")
-    if settings.confirm and None in vars(settings.confirm).values():
-        raise UsageError("confirm: top and seeds must not be null")
-
-
 def _take_mappings(typed: CommandLine) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """Return `space` and `overrides` as they were typed, and the other flags.
 
     The parser would import the classes in them, and add all of their arguments.
     """
-    mappings: dict[str, Any] = {"space": {}, "overrides": {}}
+    mappings: dict[str, Any] = {name: {} for name in MAPPINGS}
     for content in typed.contents:
         mappings |= {name: content[name] for name in mappings if name in content}
     others: list[str] = []

@@ -8,7 +8,7 @@ from optuna import Trial
 
 from mnist_lit.app import did_you_mean
 from mnist_lit.errors import UsageError
-from mnist_lit.search.parameters import Parameter, ParameterList, check_mapping, parse_parameter
+from mnist_lit.search.parameters import Parameter, ParameterList, parse_parameter
 
 __all__ = ["Params", "Space", "flat", "lookup", "nested"]
 
@@ -32,14 +32,17 @@ class Space:
         self.parameters: dict[str, Parameter | ParameterList] = {}
         self.conditions: dict[str, dict[str, list[Any]]] = {}
         for key, entry in declared.items():
-            arguments = dict(check_mapping(f"space.{key}", entry))
-            when = check_mapping(f"space.{key}.when", arguments.pop("when", {}))
-            self.conditions[key] = {
-                other: value if isinstance(value, list) else [value] for other, value in when.items()
-            }
+            where = f"space.{key}"
+            if not isinstance(entry, Mapping) or not isinstance(entry.get("when", {}), Mapping):
+                raise UsageError(
+                    f"{where}: must be like {{low: 1, high: 2, when: {{other.key: value}}}}, got {entry!r}"
+                )
+            conditions = entry.get("when", {}).items()
+            self.conditions[key] = {other: value if isinstance(value, list) else [value] for other, value in conditions}
             for other, values in self.conditions[key].items():
-                self._check_condition(f"space.{key}.when.{other}", other, values, is_later=other in declared)
-            self.parameters[key] = parse_parameter(f"space.{key}", arguments, lookup(base, key))
+                self._check_condition(f"{where}.when.{other}", other, values, is_later=other in declared)
+            rest = {name: value for name, value in entry.items() if name != "when"}
+            self.parameters[key] = parse_parameter(where, rest, lookup(base, key))
 
     def suggest(self, trial: Trial) -> Params:
         """Suggest a value for each key whose condition is met."""

@@ -19,7 +19,7 @@ from mnist_lit.errors import MNISTLitError, UsageError
 from mnist_lit.search.settings import Settings, hide_password
 from mnist_lit.signals import raise_if_stopped
 
-__all__ = ["HEARTBEAT", "DatabaseGoneError", "open_storage"]
+__all__ = ["HEARTBEAT", "DatabaseGoneError", "open_database", "open_storage"]
 
 # Seconds between two heartbeats, seconds without one after which a trial is stale, and seconds to wait for a database.
 HEARTBEAT, GRACE_PERIOD, PATIENCE = 10, 60, 600
@@ -84,7 +84,7 @@ def open_storage(settings: Settings) -> BaseStorage:
         return JournalStorage(JournalFileBackend(str(journal), lock_obj=JournalLock(journal)))
     url = hide_password(settings.storage)
     try:
-        return _open_database(settings.storage)
+        return open_database(settings.storage)
     except (ArgumentError, NoSuchModuleError) as error:
         raise UsageError(f"storage: {url} is no URL of a database: {error}") from error
     except ImportError as error:
@@ -94,7 +94,8 @@ def open_storage(settings: Settings) -> BaseStorage:
         raise MNISTLitError(f"storage: {url} cannot be used: {_reason(error)}") from error
 
 
-def _open_database(url: str) -> RDBStorage:
+def open_database(url: str) -> RDBStorage:
+    """Open a database, and make Optuna's tables where there are none."""
     create_engine(url, poolclass=NullPool).connect().close()  # a database that is away now is not waited for
     kwargs: dict[str, Any] = {"pool_pre_ping": True}
     if make_url(url).get_backend_name() == "sqlite":

@@ -2,11 +2,11 @@
 
 import errno
 import gc
-import itertools
 import json
 import math
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
 import traceback
@@ -18,7 +18,6 @@ from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-import optuna
 from optuna.trial import TrialState
 from tqdm import tqdm
 
@@ -35,11 +34,11 @@ multiprocessing.set_forkserver_preload(["mnist_lit.cli", "mnist_lit.search.pruni
 
 
 class WorkerProcess(ForkServerProcess):
-    """Run a worker."""
+    """Tell workers from other children of this process."""
 
 
 class WorkerContext(ForkServerContext):
-    """Start workers as processes that can be told from others."""
+    """Start worker processes."""
 
     Process = WorkerProcess
 
@@ -111,16 +110,10 @@ class Worker:
 
 
 def new_workers(number: int, num_gpus: int, log: Path) -> list[Worker]:
-    """Make workers that share the GPUs.
-
-    Args:
-        number: Their number.
-        num_gpus: The number of visible GPUs.
-        log: The file that takes what they print.
-    """
+    """Make workers, each with a GPU of its own as long as there are enough."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(num_gpus)))
     gpus = visible.split(",")[:num_gpus] or [None]
-    return [Worker(log, gpu) for gpu in itertools.islice(itertools.cycle(gpus), number)]
+    return [Worker(log, gpus[position % len(gpus)]) for position in range(number)]
 
 
 def kill_workers() -> None:
@@ -149,16 +142,14 @@ def dry_run(program: Program, args: list[str], *, fetch: bool = False) -> Base:
     return Base(cli.plain_config, num_threads, torch.cuda.device_count())
 
 
-def train(
-    fit: Callable[..., Any], args: list[str], objectives: Sequence[Objective], trial: optuna.Trial | None
-) -> Result:
+def train(fit: Callable[..., Any], args: list[str], objectives: Sequence[Objective], pickled_trial: bytes) -> Result:
     """Train one configuration; what goes wrong with it is part of the result.
 
     Args:
         fit: The `fit` of the program.
         args: The command line.
         objectives: What is scored.
-        trial: The trial that its metrics are reported to and that may be pruned, if any.
+        pickled_trial: The trial to report to, or None, pickled.
 
     Raises:
         UnknownMetricError: If no run logs the metric of an objective.
@@ -166,22 +157,20 @@ def train(
     """
     from mnist_lit.search.pruning import Pruning  # torch
 
-    pruning = Pruning(objectives, trial)
     try:
+        pruning = Pruning(objectives, pickle.loads(pickled_trial))
         run_dir = fit(args, callbacks=[pruning]).run_dir
         metrics = json.loads((run_dir / "metrics.json").read_text(encoding="utf-8"))
-        return _result(objectives, pruning.scores(metrics), metrics["seconds"], is_pruned=pruning.is_pruned)
+        scores, seconds = pruning.scores(metrics), metrics["seconds"]
     except (Exception, SystemExit, Stopped) as error:
         return _failure(error.__cause__ if isinstance(error, SystemExit) and error.__cause__ else error)
     finally:
         gc.collect()  # the trainer and the model refer to each other
-
-
-def _result(objectives: Sequence[Objective], scores: list[float], seconds: float, *, is_pruned: bool) -> Result:
-    for objective, score in zip(objectives, scores, strict=True):
-        if math.isnan(score):
-            return Result(TrialState.FAIL, seconds=seconds, error=f"{objective.metric} is not a number")
-    return Result(TrialState.PRUNED, seconds=seconds) if is_pruned else Result(TrialState.COMPLETE, scores, seconds)
+    if wrong := [objective.metric for objective, score in zip(objectives, scores, strict=True) if math.isnan(score)]:
+        return Result(TrialState.FAIL, None, seconds, f"{wrong[0]} is not a number")
+    return (
+        Result(TrialState.PRUNED, None, seconds) if pruning.is_pruned else Result(TrialState.COMPLETE, scores, seconds)
+    )
 
 
 def _failure(error: BaseException) -> Result:
