@@ -3,12 +3,14 @@
 import contextlib
 import itertools
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import optuna
 from filelock import FileLock, Timeout
+from optuna.exceptions import ExperimentalWarning
 
 from mnist_lit.errors import MNISTLitError, Stopped, UsageError
 from mnist_lit.search.check import check
@@ -43,6 +45,8 @@ def search(args: Sequence[str], program: Program) -> optuna.Study:
         Stopped: If it is asked to stop; what was done is kept.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.simplefilter("ignore", ExperimentalWarning)  # heartbeats, retries and some samplers are experimental
+    warnings.filterwarnings("ignore", "Heartbeat of storage is supposed")  # to be used with `optimize`
     settings, is_fresh, yaml_text, command = parse(args)
     try:
         base, space = check(settings, program)

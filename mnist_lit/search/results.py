@@ -48,7 +48,7 @@ def format_trials(study: optuna.Study, settings: Settings) -> str:
         scores = [format_score(metric, score) for metric, score in zip(settings.metrics, trial.values, strict=True)]
         params = trial.user_attrs["params"]
         values = [escape_unprintable(format_value(params[key])) if key in params else "" for key in keys]
-        rows.append([str(trial.number), *scores, *values, *(f"{trial.user_attrs[name]:.1f}" for name in extra)])
+        rows.append([str(trial.number), *scores, *values, *(f"{trial.user_attrs.get(name, 0):.1f}" for name in extra)])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
 

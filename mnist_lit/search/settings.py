@@ -113,7 +113,7 @@ class Settings:
     workers: PositiveInt = 1
     configs: list[str] = field(default_factory=lambda: ["configs/base.yaml"])
     overrides: dict[str, Any] = field(default_factory=dict)
-    sampler: SamplerFactory = TPESampler
+    sampler: SamplerFactory = TPESampler  # type: ignore[assignment]  # it is given the arguments that it takes
     pruner: BasePruner | None = field(default_factory=lambda: MedianPruner(n_warmup_steps=1))
     storage: str | None = None
     keep_checkpoints: NonNegativeInt = 3

@@ -4,7 +4,6 @@ import functools
 import os
 import sys
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,6 @@ POSTGRESQL = {
     "keepalives_idle": "10",
     "options": "-c idle_in_transaction_session_timeout=30s -c tcp_user_timeout=20s -c tcp_keepalives_idle=10",
 }
-warnings.filterwarnings("ignore", "Heartbeat of storage is supposed")  # `ask` is; the driver keeps it going
 
 
 class DatabaseGoneError(MNISTLitError):

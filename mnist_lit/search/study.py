@@ -1,17 +1,18 @@
 """Open a study where it is stored, and decide which of its trials count and which run again."""
 
 import contextlib
+import itertools
 import json
-import warnings
 from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any
 
 import optuna
-from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning, UpdateFinishedTrialError
+from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
 from optuna.pruners import BasePruner, NopPruner
 from optuna.samplers import BaseSampler, BruteForceSampler, CmaEsSampler
-from optuna.storages import BaseStorage, RetryHeartbeatStaleTrialCallback
+from optuna.storages import BaseStorage
+from optuna.storages import RetryHeartbeatStaleTrialCallback as Retry
 from optuna.trial import FrozenTrial, TrialState
 
 from mnist_lit.errors import UsageError
@@ -21,10 +22,6 @@ from mnist_lit.search.space import Space, flat
 from mnist_lit.search.storage import open_storage
 
 __all__ = ["Study", "counted", "fail_and_retry", "open_study", "ranked"]
-
-warnings.simplefilter("ignore", ExperimentalWarning)  # Optuna's heartbeats and some of its samplers are experimental
-RETRY = RetryHeartbeatStaleTrialCallback()
-RETRY_ONCE = RetryHeartbeatStaleTrialCallback(max_retry=1)
 
 
 class Study(optuna.Study):
@@ -58,7 +55,7 @@ class Study(optuna.Study):
 def counted(study: optuna.Study) -> list[FrozenTrial]:
     """List the trials that `n_trials` counts: begun, and of retried ones only the retry."""
     trials = study.get_trials(deepcopy=False)
-    skipped = {number for trial in trials for number in RETRY.retry_history(trial)}
+    skipped = {number for trial in trials for number in Retry.retry_history(trial)}
     skipped |= {trial.number for trial in trials if "surplus" in trial.user_attrs}
     return [trial for trial in trials if trial.state != TrialState.WAITING and trial.number not in skipped]
 
@@ -81,10 +78,12 @@ def fail_and_retry(study: Study, number: int, reason: str, *, once: bool = False
         reason: Why it has failed.
         once: Whether the parameters may be the cause, so that they run again only once.
     """
-    trial = study.get_trials(deepcopy=False)[number]
+    trials = study.get_trials(deepcopy=False)
+    is_counted = any(trial.number == number for trial in counted(study))
+    happened = any(trials[earlier].user_attrs.get("error") == reason for earlier in Retry.retry_history(trials[number]))
     # First the retry: should this process die in between, nothing is lost, and `counted` sees the retry.
-    if any(other.number == number for other in counted(study)):
-        (RETRY_ONCE if once else RETRY)(study, trial)
+    if is_counted and not (once and happened):
+        Retry()(study, trials[number])
         study.is_exhausted = False
     with contextlib.suppress(UpdateFinishedTrialError):  # another driver was quicker
         study.storage.set_trial_user_attr(study.trial_id(number), "error", reason)
@@ -129,18 +128,16 @@ def open_study(settings: Settings, space: Space, about: Mapping[str, Any], *, fr
 
 def _archive(settings: Settings) -> None:
     """Rename an earlier study and its directory."""
-    number = 1
-    while (archive := settings.folder.with_name(f"{settings.folder.name}.{number}")).exists():
-        number += 1
-    if settings.folder.exists():
-        settings.folder.rename(archive)
-    if settings.storage is not None:
-        storage, name = open_storage(settings), str(settings.study_name)
-        with contextlib.suppress(KeyError):  # there is none
-            optuna.copy_study(
-                from_study_name=name, from_storage=storage, to_storage=storage, to_study_name=archive.name
-            )
-            optuna.delete_study(study_name=name, storage=storage)
+    folder, name = settings.folder, str(settings.study_name)
+    storage = None if settings.storage is None else open_storage(settings)
+    studies = [] if storage is None else optuna.get_all_study_names(storage)
+    names = (f"{name}.{number}" for number in itertools.count(1))
+    archive = next(other for other in names if not folder.with_name(other).exists() and other not in studies)
+    if folder.exists():
+        folder.rename(folder.with_name(archive))
+    if storage is not None and name in studies:
+        optuna.copy_study(from_study_name=name, from_storage=storage, to_storage=storage, to_study_name=archive)
+        optuna.delete_study(study_name=name, storage=storage)
 
 
 def _difference(earlier: Mapping[str, Any], about: Mapping[str, Any]) -> str:

@@ -112,7 +112,7 @@ class Worker:
 def new_workers(number: int, num_gpus: int, log: Path) -> list[Worker]:
     """Make workers, each with a GPU of its own as long as there are enough."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(num_gpus)))
-    gpus = visible.split(",")[:num_gpus] or [None]
+    gpus: list[Any] = visible.split(",")[:num_gpus] or [None]
     return [Worker(log, gpus[position % len(gpus)]) for position in range(number)]
 
 
