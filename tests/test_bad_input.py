@@ -17,7 +17,6 @@ import yaml
 from conftest import CONFIGS, SMALL
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from mnist_lit.search.command import main as search
 from PIL import Image
 
 from mnist_lit import main
@@ -55,7 +54,7 @@ def search_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Fails:
     def run(*args: str) -> str:
         before = contents(tmp_path)
         with pytest.raises(SystemExit) as stop:
-            search(list(args))
+            main(["search", *args])
         error = capsys.readouterr().err
         assert (stop.value.code, contents(tmp_path)) == (2, before), error
         assert error.startswith("error: ")

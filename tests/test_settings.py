@@ -52,7 +52,6 @@ def refused(fails: Any) -> Any:
         (["--objective.metrik=x"], "--objective.metrik", "metric"),
         (["--objective.direction=up"], "--objective.direction", "maximize"),
         (["--objective.value=bst"], "--objective.value", "best"),
-        (["--objective.metric=null"], "objective", "null"),
         (["--objective=3"], "--objective", "3"),
         (["--objective=[]"], "objective", ""),
         (["--confirm.tops=3"], "--confirm.tops", "top"),

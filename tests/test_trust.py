@@ -25,7 +25,6 @@ import pytest
 import torch
 import yaml
 from conftest import SMALL
-from mnist_lit.search.command import main as search
 from packaging.requirements import Requirement
 from test_bad_input import contents, refused
 
@@ -197,7 +196,7 @@ def test_pickled_code_is_refused_by_a_search(tmp_path: Path, capsys: pytest.Capt
     tmp_path.joinpath("base.yaml").write_text(yaml.safe_dump(config))
 
     with pytest.raises(SystemExit) as stop:
-        search(["--space={model.lr: {choices: [0.1]}}", "--configs=[base.yaml]", "--n_trials=1"])
+        main(["search", "--space={model.lr: {choices: [0.1]}}", "--configs=[base.yaml]", "--n_trials=1"])
 
     assert stop.value.code == 2
     assert "posix.system" in capsys.readouterr().err
@@ -629,7 +628,7 @@ def test_a_class_path_of_a_search_is_of_the_kind_that_its_key_takes(
 ) -> None:
     for spec in (f"{{class_path: {name}}}", name):
         with pytest.raises(SystemExit) as stop:
-            search(["--space={model.lr: {choices: [0.1]}}", "--configs=[]", f"--{key}={spec}"])
+            main(["search", "--space={model.lr: {choices: [0.1]}}", "--configs=[]", f"--{key}={spec}"])
 
         assert stop.value.code == 2
         assert name in capsys.readouterr().err

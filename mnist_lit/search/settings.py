@@ -185,6 +185,8 @@ def parse(args: Sequence[str]) -> SearchArgs:
     settings = Settings(**{part.name: objects[part.name] for part in fields(Settings)} | mappings)
     if not settings.objectives:
         raise UsageError("objective: needs a metric")
+    if settings.timeout == float("inf"):
+        raise UsageError("timeout: must be finite; null is no limit")
     rest = [hide_password(arg) for arg in args if arg != "--fresh"]
     return SearchArgs(settings, config.fresh, dump, shlex.join([*SEARCH.split(), *rest]))
 
@@ -245,7 +247,7 @@ def _take_mappings(typed: CommandLine) -> tuple[dict[str, dict[str, Any]], list[
             raise UsageError(f"{name}: is no valid YAML") from error
         mappings[group] = {**mappings[group], key: value} if key else value
     if wrong := next((name for name, mapping in mappings.items() if not isinstance(mapping, dict)), None):
-        raise UsageError(f"{given_at(wrong, typed) or wrong}: must be a mapping of keys, got {mappings[wrong]}")
+        raise UsageError(f"{given_at(wrong, typed) or wrong}: must be of type dict, got {mappings[wrong]}")
     if not mappings["space"]:
         raise UsageError("space: there is nothing to search\nadd for example  model.dropout: {low: 0.0, high: 0.5}")
     return mappings, others
