@@ -31,11 +31,10 @@ def confirm(settings: Settings, study: Study, base: Base, fit: Callable[..., Any
     """
     if settings.confirm is None:
         return
-    done = study.user_attrs.get("confirmed", {})
     first_seed = base.config["seed_everything"] + 1
     seeds = range(first_seed, first_seed + settings.confirm.seeds)
-    best = ranked(study)[: settings.confirm.top]
-    todo = [(trial, seed) for trial in best for seed in seeds if str(seed) not in done.get(str(trial.number), {})]
+    pairs = [(trial, seed) for trial in ranked(study)[: settings.confirm.top] for seed in seeds]
+    todo = [(trial, seed) for trial, seed in pairs if f"confirmed/{trial.number}/{seed}" not in study.user_attrs]
     futures = {}
     for position, (trial, seed) in enumerate(todo):
         worker = workers[position % len(workers)]
@@ -48,8 +47,7 @@ def confirm(settings: Settings, study: Study, base: Base, fit: Callable[..., Any
                 result = future.result()
                 text = format_scores(settings, result.values) if result.values else f"failed: {result.error}"
                 if result.values:
-                    done.setdefault(str(number), {})[str(seed)] = result.values[0]
-                    study.set_user_attr("confirmed", done)
+                    study.set_user_attr(f"confirmed/{number}/{seed}", result.values[0])
             except BrokenProcessPool:
                 text = "failed: its worker died"
             bar.update()

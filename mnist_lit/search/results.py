@@ -62,10 +62,13 @@ def format_scores(settings: Settings, scores: Sequence[float]) -> str:
 def confirmation_lines(study: optuna.Study, settings: Settings) -> list[str]:
     """Format mean and deviation of the trials that were trained again with other seeds."""
     metric, lines = settings.metrics[0], []
-    for number, scores in study.user_attrs.get("confirmed", {}).items():
-        values = list(scores.values())
+    confirmed: dict[int, list[float]] = {}
+    for name, score in study.user_attrs.items():
+        if name.startswith("confirmed/"):
+            confirmed.setdefault(int(name.split("/")[1]), []).append(score)
+    for number, values in confirmed.items():
         deviation = f" ± {format_score(metric, statistics.stdev(values))}" if len(values) > 1 else ""
-        first = format_score(metric, study.trials[int(number)].values[0])
+        first = format_score(metric, study.trials[number].values[0])
         mean = format_score(metric, statistics.mean(values))
         lines.append(
             f"trial {number}: {metric} {first} in the search, {mean}{deviation} with {len(values)} other seeds"

@@ -94,9 +94,9 @@ class Runner:
             try:
                 with defer_signals():
                     self._send_heartbeats()
+                    self._start_trials()
                     if self._is_over():
                         return
-                    self._start_trials()
                 if not self.running:
                     time.sleep(1)  # until trials of other machines end
                 wait(self.running, timeout=1, return_when=FIRST_COMPLETED)
