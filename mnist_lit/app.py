@@ -62,7 +62,7 @@ def main(
     command, *flags = (sys.argv[1:] if args is None else args) or ["--help"]
     # A terminal sends Ctrl-C to all processes of a run; the first one stops the others.
     is_first = os.environ.get("LOCAL_RANK", "0") == "0"
-    classes = {"model_class": model_class, "datamodule_class": datamodule_class}
+    classes: dict[str, Any] = {"model_class": model_class, "datamodule_class": datamodule_class}
     with short_errors(), raise_on_signals() if is_first else ignore_sigint():
         _answer_without_torch(command, flags)
         if command == "search":

@@ -1,13 +1,13 @@
-"""Class paths in a configuration: which of them are refused."""
+"""Class paths in a configuration: which are refused, and which arguments their classes are given."""
 
 import inspect
 import pkgutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from jsonargparse import set_parsing_settings
 
-__all__ = ["called_functions", "walk"]
+__all__ = ["accepted_parameters", "called_functions", "instantiate", "walk"]
 
 # jsonargparse 4 only warns of these: a class path that can run, delete or load anything is refused, and a value of any
 # type is never made an object.
@@ -34,3 +34,16 @@ def walk(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
     elif isinstance(value, (list, tuple)):
         for part in value:
             yield from walk(part, key)
+
+
+def accepted_parameters(factory: Callable[..., Any]) -> set[str]:
+    """Name the parameters of the class (or function) that a factory calls."""
+    # jsonargparse makes a partial function with the class among its arguments.
+    origin = next((arg for arg in getattr(factory, "args", ()) if isinstance(arg, type)), factory)
+    return set(inspect.signature(origin).parameters)
+
+
+def instantiate(factory: Callable[..., Any], *args: Any, **optional: Any) -> Any:
+    """Call a factory with `args` and those of `optional` that it accepts."""
+    accepted = accepted_parameters(factory)
+    return factory(*args, **{name: value for name, value in optional.items() if name in accepted})

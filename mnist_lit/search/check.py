@@ -2,7 +2,7 @@
 
 import re
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import yaml
 from mnist_lit.errors import UsageError
 from mnist_lit.search.settings import Settings
 from mnist_lit.search.space import Params, Space, flat, lookup, nested
-from mnist_lit.search.worker import Base, Program, Worker, dry_run
+from mnist_lit.search.worker import Base, Worker, dry_run
 from mnist_lit.training.run_dir import write_text
 
 __all__ = ["check", "trial_args", "write_overlay"]
@@ -20,7 +20,7 @@ __all__ = ["check", "trial_args", "write_overlay"]
 RESERVED = ("config", "run_dir", "ckpt_path", "test_after_fit", "num_threads")
 
 
-def check(settings: Settings, program: Program) -> tuple[Base, Space]:
+def check(settings: Settings, program: Callable[..., Any]) -> tuple[Base, Space]:
     """Build each bound of the space with the real program, in a process of its own.
 
     Returns:
@@ -51,7 +51,7 @@ def trial_args(settings: Settings, overlay: Path) -> list[str]:
     return ["fit", *(f"--config={config}" for config in [*settings.configs, overlay]), "--test_after_fit=false", *flags]
 
 
-def _build_bounds(settings: Settings, program: Program, worker: Worker, overlay: Path) -> tuple[Base, Space]:
+def _build_bounds(settings: Settings, program: Callable[..., Any], worker: Worker, overlay: Path) -> tuple[Base, Space]:
     def build(params: Params) -> Base:
         overlay.write_text(yaml.safe_dump(nested({**settings.overrides, **params})), encoding="utf-8")
         try:

@@ -19,14 +19,16 @@ from mnist_lit.search.worker import Base, Worker, train
 __all__ = ["confirm"]
 
 
-def confirm(settings: Settings, study: Study, base: Base, fit: Callable[..., Any], workers: Sequence[Worker]) -> None:
+def confirm(
+    settings: Settings, study: Study, base: Base, program: Callable[..., Any], workers: Sequence[Worker]
+) -> None:
     """Train the best trials with the seeds after that of the search, and note their scores in the study.
 
     Args:
         settings: The settings of the search.
         study: The study.
         base: What its trials started from.
-        fit: What the workers run.
+        program: The `main` that the workers run.
         workers: The workers.
     """
     if settings.confirm is None:
@@ -39,7 +41,7 @@ def confirm(settings: Settings, study: Study, base: Base, fit: Callable[..., Any
     for position, (trial, seed) in enumerate(todo):
         worker = workers[position % len(workers)]
         args = _args(settings, trial, seed)
-        futures[worker.submit(train, fit, args, settings.objectives, pickle.dumps(None))] = trial.number, seed
+        futures[worker.submit(train, program, args, settings.objectives, pickle.dumps(None))] = trial.number, seed
     with tqdm(total=len(todo), unit="confirmation", disable=None if todo else True, dynamic_ncols=True) as bar:
         for future in as_completed(futures):
             number, seed = futures[future]

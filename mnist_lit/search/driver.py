@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -19,7 +19,7 @@ from mnist_lit.search.results import confirmation_lines, format_trials
 from mnist_lit.search.runner import Runner
 from mnist_lit.search.settings import Settings, parse
 from mnist_lit.search.study import Study, open_study, ranked
-from mnist_lit.search.worker import Program, kill_workers, new_workers
+from mnist_lit.search.worker import kill_workers, new_workers
 from mnist_lit.training.run_dir import write_text
 
 __all__ = ["search"]
@@ -29,12 +29,12 @@ COMPARABLE = ("run_dir", "ckpt_path", "test_after_fit", "num_threads", "csv", "r
 COMPARABLE_DATA = ("data_dir", "download", "mirrors", "timeout", "num_workers", "pin_memory")
 
 
-def search(args: Sequence[str], program: Program) -> optuna.Study:
+def search(args: Sequence[str], program: Callable[..., Any]) -> optuna.Study:
     """Search for the best configuration of `fit`.
 
     Args:
         args: The command line after `search`.
-        program: What the workers run.
+        program: The `main` that the workers run.
 
     Returns:
         The study.
@@ -55,8 +55,8 @@ def search(args: Sequence[str], program: Program) -> optuna.Study:
             write_text(settings.folder / "search.yaml", yaml_text)
             workers = new_workers(settings.workers, base.num_gpus, settings.folder / "workers.log")
             try:
-                Runner(settings, study, space, base, program.fit, workers, owner).run()
-                confirm(settings, study, base, program.fit, workers)
+                Runner(settings, study, space, base, program, workers, owner).run()
+                confirm(settings, study, base, program, workers)
             except Stopped as stop:
                 raise Stopped(stop.signum, f"what was done is kept; go on with: {command}") from stop
     finally:

@@ -10,8 +10,7 @@ from typing import Any
 from optuna import Trial
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from mnist_lit.errors import did_you_mean
-from mnist_lit.errors import UsageError
+from mnist_lit.errors import UsageError, did_you_mean
 
 __all__ = ["Parameter", "ParameterList", "parse_parameter"]
 

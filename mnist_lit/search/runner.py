@@ -38,7 +38,7 @@ class Runner:
         study: The study.
         space: What the trials vary.
         base: What they start from.
-        fit: What the workers run.
+        program: The `main` that the workers run.
         workers: The workers.
         owner: The name of this driver.
     """
@@ -49,14 +49,14 @@ class Runner:
         study: Study,
         space: Space,
         base: Base,
-        fit: Callable[..., Any],
+        program: Callable[..., Any],
         workers: Sequence[Worker],
         owner: str,
     ) -> None:
         self.settings = settings
         self.study = study
         self.space = space
-        self.fit = fit
+        self.program = program
         self.owner = owner
         self.idle = list(workers)
         self.num_threads = max(1, base.num_threads // len(workers))
@@ -177,7 +177,7 @@ class Runner:
         args = [*trial_args(self.settings, overlay), f"--run_dir={run_dir}"]
         worker = self.idle.pop(0)
         # Pickled here, as the executor would do it in a thread while the study changes.
-        future = worker.submit(train, self.fit, args, self.settings.objectives, pickle.dumps(trial))
+        future = worker.submit(train, self.program, args, self.settings.objectives, pickle.dumps(trial))
         self.running[future] = trial, worker
 
     def _copy(self, original: FrozenTrial, trial: optuna.Trial) -> None:

@@ -15,11 +15,11 @@ from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt, rest
 from optuna.pruners import BasePruner, MedianPruner
 from optuna.samplers import BaseSampler, TPESampler
 
-from mnist_lit.command_line import CommandLine
+from mnist_lit.class_paths import called_functions
+from mnist_lit.command_line import CommandLine, program
 from mnist_lit.config_files import find_config
 from mnist_lit.errors import UsageError
-from mnist_lit.parser_errors import SEARCH, explain, explain_object, given_at
-from mnist_lit.class_paths import called_functions
+from mnist_lit.parser_errors import explain, explain_object
 
 __all__ = [
     "Confirm",
@@ -166,9 +166,9 @@ def parse(args: Sequence[str]) -> SearchArgs:
         UsageError: If there is no such key or value.
         SystemExit: After `--help` and `--print_config`.
     """
-    typed = CommandLine(SEARCH, args)
+    typed = CommandLine(f"{program()} search", args)
     if not typed.configs:
-        typed = CommandLine(SEARCH, [f"--config={DEFAULT_CONFIG}", *args])
+        typed = CommandLine(typed.program, [f"--config={DEFAULT_CONFIG}", *args])
     mappings, flags = _take_mappings(typed)
     parser = _parser(typed)
     prints = any(flag.startswith("--print_config") for flag in flags)
@@ -181,14 +181,14 @@ def parse(args: Sequence[str]) -> SearchArgs:
     try:
         objects = parser.instantiate(config)
     except (ImportError, TypeError, ValueError) as error:  # of the pruner: the sampler is made later
-        raise UsageError(f"{given_at('pruner', typed) or 'pruner'}: {explain_object(str(error))}") from error
+        raise UsageError(f"{typed.origin('pruner')}: {explain_object(str(error))}") from error
     settings = Settings(**{part.name: objects[part.name] for part in fields(Settings)} | mappings)
     if not settings.objectives:
         raise UsageError("objective: needs a metric")
     if settings.timeout == float("inf"):
         raise UsageError("timeout: must be finite; null is no limit")
     rest = [hide_password(arg) for arg in args if arg != "--fresh"]
-    return SearchArgs(settings, config.fresh, dump, shlex.join([*SEARCH.split(), *rest]))
+    return SearchArgs(settings, config.fresh, dump, shlex.join([*typed.program.split(), *rest]))
 
 
 def hide_password(text: str) -> str:
@@ -198,7 +198,7 @@ def hide_password(text: str) -> str:
 
 
 def _parser(typed: CommandLine) -> ArgumentParser:
-    parser = ArgumentParser(prog=SEARCH, description=Settings.__doc__, exit_on_error=False, allow_abbrev=False)
+    parser = ArgumentParser(prog=typed.program, description=Settings.__doc__, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("-c", "--config", action="config", help="A YAML file of the keys below; may be repeated.")
     parser.add_argument("--fresh", action="store_true", help="Begin anew; an earlier study of that name is renamed.")
     parser.add_class_arguments(Settings, as_group=False)
@@ -215,13 +215,13 @@ def _parse(parser: ArgumentParser, typed: CommandLine, flags: Sequence[str]) -> 
     files = [{key: value for key, value in content.items() if key not in MAPPINGS} for content in typed.contents]
     for key, value in ((key, value) for file in files for key, value in file.items()):
         if value is None and key not in NULLABLE:  # the parser would take the default
-            raise UsageError(f"{given_at(key, typed) or key}: must not be null")
+            raise UsageError(f"{typed.origin(key)}: must not be null")
     try:
         config = parser.parse_args([*(f"--config={json.dumps(file, default=str)}" for file in files if file), *flags])
     except (ArgumentError, TypeError, ValueError) as error:
         raise UsageError(explain(str(error), [*KEYS, "fresh"], typed)) from error
     for key, class_path in called_functions(config.as_dict()):
-        raise UsageError(f"{given_at(key, typed) or key}: {class_path} is no class")
+        raise UsageError(f"{typed.origin(key)}: {class_path} is no class")
     return config
 
 
@@ -247,7 +247,7 @@ def _take_mappings(typed: CommandLine) -> tuple[dict[str, dict[str, Any]], list[
             raise UsageError(f"{name}: is no valid YAML") from error
         mappings[group] = {**mappings[group], key: value} if key else value
     if wrong := next((name for name, mapping in mappings.items() if not isinstance(mapping, dict)), None):
-        raise UsageError(f"{given_at(wrong, typed) or wrong}: must be of type dict, got {mappings[wrong]}")
+        raise UsageError(f"{typed.origin(wrong)}: must be of type dict, got {mappings[wrong]}")
     if not mappings["space"]:
         raise UsageError("space: there is nothing to search\nadd for example  model.dropout: {low: 0.0, high: 0.5}")
     return mappings, others

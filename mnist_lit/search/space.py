@@ -6,8 +6,7 @@ from typing import Any
 
 from optuna import Trial
 
-from mnist_lit.errors import did_you_mean
-from mnist_lit.errors import UsageError
+from mnist_lit.errors import UsageError, did_you_mean
 from mnist_lit.search.parameters import Parameter, ParameterList, parse_parameter
 
 __all__ = ["Params", "Space", "flat", "lookup", "nested"]

@@ -15,8 +15,8 @@ from optuna.storages import BaseStorage
 from optuna.storages import RetryHeartbeatStaleTrialCallback as Retry
 from optuna.trial import FrozenTrial, TrialState
 
+from mnist_lit.class_paths import accepted_parameters, instantiate
 from mnist_lit.errors import UsageError
-from mnist_lit.model.optim import accepted_parameters, instantiate
 from mnist_lit.search.settings import Settings
 from mnist_lit.search.space import Space, flat
 from mnist_lit.search.storage import open_storage

@@ -21,16 +21,15 @@ from typing import Any, NamedTuple, TypeVar
 from optuna.trial import TrialState
 from tqdm import tqdm
 
-from mnist_lit.errors import MNISTLitError, Stopped
-from mnist_lit.errors import describe_machine_error, is_disk_full
+from mnist_lit.errors import MNISTLitError, Stopped, describe_machine_error, is_disk_full
 from mnist_lit.search.settings import Objective, UnknownMetricError
 from mnist_lit.signals import defer_signals, ignore_sigint
 
-__all__ = ["Base", "Program", "Result", "Worker", "dry_run", "kill_workers", "new_workers", "train"]
+__all__ = ["Base", "Result", "Worker", "dry_run", "kill_workers", "new_workers", "train"]
 
 Returned = TypeVar("Returned")
 # Imported once: a worker is a fork of the process that has done so.
-multiprocessing.set_forkserver_preload(["mnist_lit.cli", "mnist_lit.search.pruning"])
+multiprocessing.set_forkserver_preload(["mnist_lit.commands", "mnist_lit.search.pruning"])
 
 
 class WorkerProcess(ForkServerProcess):
@@ -41,18 +40,6 @@ class WorkerContext(ForkServerContext):
     """Start worker processes."""
 
     Process = WorkerProcess
-
-
-class Program(NamedTuple):
-    """Name the functions with which workers train; they can be pickled.
-
-    Args:
-        fit: Runs a command line, `fit(args, callbacks=[...])`, and returns the CLI.
-        dry_run: Builds all that a command line asks for, runs nothing, and returns the CLI.
-    """
-
-    fit: Callable[..., Any]
-    dry_run: Callable[[list[str]], Any]
 
 
 class Base(NamedTuple):
@@ -125,28 +112,33 @@ def kill_workers() -> None:
         connection.wait([process.sentinel], timeout=10)
 
 
-def dry_run(program: Program, args: list[str], *, fetch: bool = False) -> Base:
+def dry_run(program: Callable[..., Any], args: list[str], *, fetch: bool = False) -> Base:
     """Build what a command line asks for, and run nothing.
 
     Args:
-        program: The functions of the program.
+        program: The `main` of the program.
         args: The command line.
-        fetch: Whether the data is downloaded, too, where it is not there.
+        fetch: Whether missing data is downloaded, too.
     """
     import torch
 
     num_threads = torch.get_num_threads()
-    cli = program.dry_run(args)
+    try:
+        cli = program(args, is_dry=True)
+    except SystemExit as error:
+        raise error.__cause__ or error from None
     if fetch:
         cli.datamodule.fetch("fit")
     return Base(cli.plain_config, num_threads, torch.cuda.device_count())
 
 
-def train(fit: Callable[..., Any], args: list[str], objectives: Sequence[Objective], pickled_trial: bytes) -> Result:
+def train(
+    program: Callable[..., Any], args: list[str], objectives: Sequence[Objective], pickled_trial: bytes
+) -> Result:
     """Train one configuration; what goes wrong with it is part of the result.
 
     Args:
-        fit: The `fit` of the program.
+        program: The `main` of the program.
         args: The command line.
         objectives: What is scored.
         pickled_trial: The trial to report to, or None, pickled.
@@ -159,7 +151,7 @@ def train(fit: Callable[..., Any], args: list[str], objectives: Sequence[Objecti
 
     try:
         pruning = Pruning(objectives, pickle.loads(pickled_trial))
-        run_dir = fit(args, callbacks=[pruning]).run_dir
+        run_dir = program(args, callbacks=[pruning]).run_dir
         metrics = json.loads((run_dir / "metrics.json").read_text(encoding="utf-8"))
         scores, seconds = pruning.scores(metrics), metrics["seconds"]
     except (Exception, SystemExit, Stopped) as error:
