@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from mnist_lit.command_line import COMMANDS, DEBUG_VARIABLE, CommandLine, program, read_environment
+from mnist_lit.command_line import COMMANDS, DEBUG_VARIABLE, CommandLine, program_name, read_environment
 from mnist_lit.errors import MNISTLitError, Stopped, UsageError, describe_machine_error, did_you_mean
 from mnist_lit.formatting import escape_unprintable, shorten
 from mnist_lit.signals import defer_signals, ignore_sigint, raise_on_signals
@@ -69,7 +69,7 @@ def main(
             from mnist_lit.search.driver import search
 
             return search(flags, functools.partial(main, **classes))
-        command_line = CommandLine(f"{program()} {command}", flags, read_environment(command))
+        command_line = CommandLine(f"{program_name()} {command}", flags, read_environment(command))
         # torch's imports abort or recurse endlessly when they are interrupted.
         with _without_garbage_collection(), defer_signals():
             from mnist_lit.commands import dry_run, run
@@ -84,7 +84,7 @@ def _answer_without_torch(command: str, flags: Sequence[str]) -> None:
     """Answer what needs no import of torch, which takes seconds; return if there is more to do."""
     if command in ("-h", "--help"):
         commands = "\n".join(f"  {name:10}{text}" for name, text in COMMANDS.items())
-        print(HELP.format(program=program(), commands=commands))
+        print(HELP.format(program=program_name(), commands=commands))
     elif command == "--version":
         print(f"mnist_lit {version('mnist_lit')}")
     elif command == "compare":
@@ -92,7 +92,7 @@ def _answer_without_torch(command: str, flags: Sequence[str]) -> None:
 
         compare(flags)
     elif command.startswith("-"):
-        raise UsageError(f"the command comes first, got {command!r}\nfor example: {program()} fit {command} …")
+        raise UsageError(f"the command comes first, got {command!r}\nfor example: {program_name()} fit {command} …")
     elif command not in COMMANDS:
         hint = did_you_mean(command, COMMANDS) or f"commands: {', '.join(COMMANDS)}"
         raise UsageError(f"{command!r} is no command\n{hint}")

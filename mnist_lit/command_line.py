@@ -17,7 +17,7 @@ __all__ = [
     "DATA_DIR_VARIABLE",
     "DEBUG_VARIABLE",
     "CommandLine",
-    "program",
+    "program_name",
     "read_config",
     "read_environment",
 ]
@@ -38,7 +38,7 @@ DEBUG_VARIABLE = f"{PREFIX}DEBUG"
 MAX_CONFIG_BYTES = 1_000_000
 
 
-def program() -> str:
+def program_name() -> str:
     """Name the program as it is typed: a project of one's own has a name of its own."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     name = spec.name.removesuffix(".__main__") if spec else ""

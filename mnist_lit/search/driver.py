@@ -1,25 +1,32 @@
-"""Drive a search from its command line to its report."""
+"""Drive a search: ask Optuna for trials, hand them to workers, and record how they end."""
 
 import contextlib
 import itertools
 import os
-import warnings
+import pickle
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from typing import Any
 
 import optuna
 from filelock import FileLock, Timeout
-from optuna.exceptions import ExperimentalWarning
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
+from optuna.storages import RDBStorage, fail_stale_trials
+from optuna.trial import TrialState
+from tqdm import tqdm
 
 from mnist_lit.errors import MNISTLitError, Stopped, UsageError
-from mnist_lit.search.check import check
-from mnist_lit.search.confirm import confirm
-from mnist_lit.search.results import confirmation_lines, format_trials
-from mnist_lit.search.runner import Runner
-from mnist_lit.search.settings import Settings, parse
-from mnist_lit.search.study import Study, open_study, ranked
-from mnist_lit.search.worker import kill_workers, new_workers
+from mnist_lit.search.check import Base, check, trial_args, write_overlay
+from mnist_lit.search.results import confirm, format_scores, print_results, write_results
+from mnist_lit.search.settings import Settings, UnknownMetricError, parse
+from mnist_lit.search.space import Params, Space
+from mnist_lit.search.storage import HEARTBEAT, DatabaseGoneError
+from mnist_lit.search.study import Study, counted, fail_and_retry, open_study, ranked
+from mnist_lit.search.worker import Result, Worker, kill_workers, new_workers, train
+from mnist_lit.signals import defer_signals
 from mnist_lit.training.run_dir import write_text
 
 __all__ = ["search"]
@@ -27,6 +34,8 @@ __all__ = ["search"]
 # Keys in which two starts of a search may differ while its trials stay comparable.
 COMPARABLE = ("run_dir", "ckpt_path", "test_after_fit", "num_threads", "csv", "report", "pictures")
 COMPARABLE_DATA = ("data_dir", "download", "mirrors", "timeout", "num_workers", "pin_memory")
+NUM_FAILURES = 3  # the search is aborted if so many trials fail at first and none succeeds
+NUM_RETRIES = 20  # of a step in the middle of which a database goes away
 
 
 def search(args: Sequence[str], program: Callable[..., Any]) -> optuna.Study:
@@ -34,7 +43,7 @@ def search(args: Sequence[str], program: Callable[..., Any]) -> optuna.Study:
 
     Args:
         args: The command line after `search`.
-        program: The `main` that the workers run.
+        program: The `main` that the workers run; it can be pickled.
 
     Returns:
         The study.
@@ -45,8 +54,6 @@ def search(args: Sequence[str], program: Callable[..., Any]) -> optuna.Study:
         Stopped: If it is asked to stop; what was done is kept.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    warnings.simplefilter("ignore", ExperimentalWarning)  # heartbeats, retries and some samplers are experimental
-    warnings.filterwarnings("ignore", "Heartbeat of storage is supposed")  # to be used with `optimize`
     settings, is_fresh, yaml_text, command = parse(args)
     try:
         base, space = check(settings, program)
@@ -55,13 +62,13 @@ def search(args: Sequence[str], program: Callable[..., Any]) -> optuna.Study:
             write_text(settings.folder / "search.yaml", yaml_text)
             workers = new_workers(settings.workers, base.num_gpus, settings.folder / "workers.log")
             try:
-                Runner(settings, study, space, base, program, workers, owner).run()
-                confirm(settings, study, base, program, workers)
+                Driver(settings, study, space, base, program, workers, owner).run()
+                confirm(settings, study, base.config["seed_everything"], program, workers)
             except Stopped as stop:
                 raise Stopped(stop.signum, f"what was done is kept; go on with: {command}") from stop
     finally:
         kill_workers()
-    _print_results(settings, study)
+    print_results(study, settings)
     return study
 
 
@@ -69,24 +76,7 @@ def _about(settings: Settings, config: Mapping[str, Any]) -> dict[str, Any]:
     """Collect what makes the trials of a study comparable."""
     base = {name: value for name, value in config.items() if name not in COMPARABLE}
     base["data"] = {name: value for name, value in config["data"].items() if name not in COMPARABLE_DATA}
-    return {
-        "space": settings.space,
-        "objective": [asdict(objective) for objective in settings.objectives],
-        "base": base,
-    }
-
-
-def _print_results(settings: Settings, study: Study) -> None:
-    from mnist_lit.search.report import write_report  # plotly
-
-    page = write_report(study, settings)
-    if not (best := ranked(study)[:1]):
-        raise MNISTLitError(f"no trial has ended with a score\nsee {page}")
-    print(format_trials(study, settings))
-    print(f"best: trial {best[0].number}; train it again with --config {settings.folder / 'best.yaml'}")
-    for line in confirmation_lines(study, settings):
-        print(line)
-    print(f"report: {page}\n{settings.folder}")
+    return {"space": settings.space, "objective": [asdict(one) for one in settings.objectives], "base": base}
 
 
 @contextlib.contextmanager
@@ -110,3 +100,190 @@ def _lock(settings: Settings, *, is_fresh: bool) -> Iterator[str]:
         yield f"{os.uname().nodename}:{os.path.abspath(lock.lock_file)}"  # noqa: PTH100
     finally:
         lock.release()
+
+
+class Driver:
+    """Runs trials until the study has enough of them.
+
+    Args:
+        settings: The settings of the search.
+        study: The study.
+        space: What the trials vary.
+        base: What they start from.
+        program: The `main` that the workers run.
+        workers: The workers.
+        owner: The name of this driver.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        study: Study,
+        space: Space,
+        base: Base,
+        program: Callable[..., Any],
+        workers: Sequence[Worker],
+        owner: str,
+    ) -> None:
+        self.settings = settings
+        self.study = study
+        self.space = space
+        self.program = program
+        self.owner = owner
+        self.idle = list(workers)
+        self.num_threads = max(1, base.num_threads // len(workers))
+        self.deadline = time.monotonic() + (settings.timeout or float("inf"))
+        self.running: dict[Future[Result], tuple[optuna.Trial, Worker]] = {}
+        self.foreign: set[int] = set()
+        self.last_heartbeat = 0.0
+
+    def run(self) -> None:
+        """Run trials until there are enough, or time is up; whatever ends it, none is left RUNNING.
+
+        Raises:
+            MNISTLitError: If no trial can succeed.
+        """
+        with defer_signals():
+            self._retry_own("its search was killed")
+        with tqdm(total=self.settings.n_trials, unit="trial", disable=None, dynamic_ncols=True) as self.bar:
+            try:
+                self._run_all()
+            except DatabaseGoneError:
+                raise  # and is not waited for once more
+            except BaseException:
+                with defer_signals(), contextlib.suppress(StorageInternalError, Stopped):
+                    kill_workers()  # or they would write into directories that are deleted
+                    self._retry_own("its search was stopped")
+                    write_results(self.study, self.settings)
+                raise
+        write_results(self.study, self.settings)
+
+    def _run_all(self) -> None:
+        num_failures = 0
+        while True:
+            try:
+                with defer_signals():
+                    self._send_heartbeats()
+                    if self._is_over():
+                        return
+                    while self.idle and time.monotonic() < self.deadline and self._has_more():
+                        self._start(self.study.ask())
+                if not self.running:
+                    time.sleep(1)  # until trials of other machines end
+                wait(self.running, timeout=1, return_when=FIRST_COMPLETED)
+                with defer_signals():
+                    for future in [future for future in self.running if future.done()]:
+                        self._finish(future)
+                num_failures = 0
+            except StorageInternalError as error:  # a database went away; the next step waits for it
+                num_failures += 1
+                if num_failures > NUM_RETRIES:
+                    raise MNISTLitError(f"storage: {error.__cause__ or error}") from error
+                time.sleep(1)
+
+    def _is_over(self) -> bool:
+        if self.running:
+            return False
+        others = any(trial.state == TrialState.RUNNING for trial in counted(self.study))
+        return time.monotonic() >= self.deadline or not (others or self._has_more())
+
+    def _has_more(self) -> bool:
+        waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        return len(counted(self.study)) < self.settings.n_trials and bool(waiting or not self.study.is_exhausted)
+
+    def _start(self, trial: optuna.Trial) -> None:
+        """Train a trial, or give it the values of a complete one with the same parameters."""
+        trial.set_user_attr("owner", self.owner)
+        params = self._suggest(trial)
+        for other in self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+            if other.params == trial.params:
+                trial.set_user_attr("duplicate_of", other.number)
+                self._tell(trial, Result(TrialState.COMPLETE, other.values, 0.0))
+                self._print(trial.number, f"the parameters of trial {other.number}, and its result")
+                return
+        run_dir = self.settings.run_dir(trial.number)
+        overrides = {**self.settings.overrides, **params, "num_threads": self.num_threads}
+        trial.set_user_attr("overrides", overrides)
+        trial.set_user_attr("run_dir", str(run_dir))
+        overlay = write_overlay(self.settings, run_dir.name, overrides)
+        args = [*trial_args(self.settings, overlay), f"--run_dir={run_dir}"]
+        worker = self.idle.pop(0)
+        # Pickled here, as the executor would do it in a thread while the study changes.
+        future = worker.submit(train, self.program, args, self.settings.objectives, pickle.dumps(trial))
+        self.running[future] = trial, worker
+
+    def _suggest(self, trial: optuna.Trial) -> Params:
+        try:
+            params = self.space.suggest(trial)
+        except StorageInternalError:
+            raise
+        except Exception as error:
+            raise MNISTLitError(f"sampler: {type(error).__name__}: {' '.join(str(error).split())}") from error
+        trial.set_user_attr("params", params)
+        return params
+
+    def _finish(self, future: Future[Result]) -> None:
+        trial, worker = self.running[future]
+        try:
+            result = future.result()
+        except BrokenProcessPool:
+            result = Result(TrialState.WAITING, error="its worker died")
+        except UnknownMetricError as error:
+            self._tell(trial, Result(TrialState.FAIL, error=str(error).splitlines()[0]))
+            raise
+        if result.state == TrialState.WAITING:
+            fail_and_retry(self.study, trial.number, result.error, once=result.error == "its worker died")
+        else:
+            self._tell(trial, result)
+        del self.running[future]
+        self.idle.append(worker)
+        self._show(trial.number, result)
+        self._stop_if_all_failed()
+        write_results(self.study, self.settings)
+
+    def _tell(self, trial: optuna.Trial, result: Result) -> None:
+        with contextlib.suppress(UpdateFinishedTrialError):  # another driver has failed it as stale
+            if result.seconds is not None:
+                trial.set_user_attr("seconds", result.seconds)
+            if result.error:
+                trial.set_user_attr("error", result.error)
+            self.study.tell(trial, result.values, result.state, skip_if_finished=True)
+
+    def _stop_if_all_failed(self) -> None:
+        first = counted(self.study)[:NUM_FAILURES]
+        if [trial.state for trial in first] == [TrialState.FAIL] * NUM_FAILURES:
+            error = first[-1].user_attrs.get("error", "")
+            raise MNISTLitError(f"the first {NUM_FAILURES} trials have failed, the last of them with:\n{error}")
+
+    def _send_heartbeats(self) -> None:
+        """Show other machines that this driver is alive, then fail the trials of those that are not."""
+        if not isinstance(self.study.storage, RDBStorage) or time.monotonic() - self.last_heartbeat < HEARTBEAT:
+            return
+        own = {trial.number for trial, _ in self.running.values()}
+        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            # A trial whose driver died before its first heartbeat would never be stale: it gets one from here.
+            if trial.number in own or trial.number not in self.foreign:
+                self.study.storage.record_heartbeat(self.study.trial_id(trial.number))
+                self.foreign.add(trial.number)
+        fail_stale_trials(self.study)
+        self.last_heartbeat = time.monotonic()
+
+    def _retry_own(self, reason: str) -> None:
+        """Enqueue again what a driver of this name was training."""
+        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if self.settings.storage is None or trial.user_attrs.get("owner") == self.owner:
+                fail_and_retry(self.study, trial.number, reason)
+
+    def _show(self, number: int, result: Result) -> None:
+        if result.state == TrialState.COMPLETE:
+            text = format_scores(self.settings, result.values or [])
+        else:
+            text = "pruned" if result.state == TrialState.PRUNED else f"failed: {result.error}"
+        self._print(number, text if result.seconds is None else f"{text}, {result.seconds:.1f} s")
+        self.bar.n = sum(trial.state.is_finished() for trial in counted(self.study))
+        for best in ranked(self.study)[:1]:
+            self.bar.set_postfix_str(f"best {format_scores(self.settings, best.values)} (trial {best.number})")
+
+    def _print(self, number: int, text: str) -> None:
+        if self.bar.disable:  # there is no terminal
+            print(f"trial {number}: {text}", flush=True)

@@ -1,25 +1,32 @@
-"""Write what a search has found: trials.csv, best.yaml, and a table for the console."""
+"""Results of a search: trials.csv, best.yaml, a table for the console, and the best trials with other seeds."""
 
 import csv
 import io
 import json
+import pickle
 import shlex
 import shutil
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 import optuna
 import yaml
 from optuna.trial import FrozenTrial, TrialState
+from tqdm import tqdm
 
+from mnist_lit.command_line import program_name
+from mnist_lit.errors import MNISTLitError
 from mnist_lit.formatting import escape_unprintable, format_score, format_value, short_names
+from mnist_lit.search.check import trial_args, write_overlay
 from mnist_lit.search.settings import Settings
 from mnist_lit.search.space import nested
 from mnist_lit.search.study import counted, ranked
+from mnist_lit.search.worker import Worker, train
 from mnist_lit.training.run_dir import write_text
 
-__all__ = ["confirmation_lines", "format_scores", "format_trials", "write_results"]
+__all__ = ["confirm", "format_scores", "print_results", "write_results"]
 
 NUM_SHOWN = 10
 
@@ -29,7 +36,7 @@ def write_results(study: optuna.Study, settings: Settings) -> None:
     finished, best = [trial for trial in counted(study) if trial.state.is_finished()], ranked(study)
     write_text(settings.folder / "trials.csv", _csv(finished, settings))
     if best:
-        write_text(settings.folder / "best.yaml", _overlay(best[0], len(finished), settings))
+        write_text(settings.folder / "best.yaml", _best_overlay(best[0], len(finished), settings))
     kept = {trial.number for trial in best[: settings.keep_checkpoints]}
     numbers = {trial.number for trial in finished}
     for trial in study.get_trials(deepcopy=False):
@@ -39,18 +46,22 @@ def write_results(study: optuna.Study, settings: Settings) -> None:
             shutil.rmtree(folder / "checkpoints" if trial.number in numbers else folder, ignore_errors=True)
 
 
-def format_trials(study: optuna.Study, settings: Settings) -> str:
-    """Format the ten best trials as a table."""
-    keys, names = list(settings.space), short_names([*settings.metrics, *settings.space])
-    extra = [] if "seconds" in settings.metrics else ["seconds"]
-    rows = [["trial", *settings.metrics, *(names[key] for key in keys), *extra]]
-    for trial in ranked(study)[:NUM_SHOWN]:
-        scores = [format_score(metric, score) for metric, score in zip(settings.metrics, trial.values, strict=True)]
-        params = trial.user_attrs["params"]
-        values = [escape_unprintable(format_value(params[key])) if key in params else "" for key in keys]
-        rows.append([str(trial.number), *scores, *values, *(f"{trial.user_attrs.get(name, 0):.1f}" for name in extra)])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+def print_results(study: optuna.Study, settings: Settings) -> None:
+    """Write the report, and print the ten best trials and what to do with them.
+
+    Raises:
+        MNISTLitError: If no trial has a score.
+    """
+    from mnist_lit.search.report import write_report  # plotly
+
+    page = write_report(study, settings)
+    if not (best := ranked(study)):
+        raise MNISTLitError(f"no trial has ended with a score\nsee {page}")
+    print(_format_trials(best[:NUM_SHOWN], settings))
+    for line in _confirmation_lines(study, settings):
+        print(line)
+    print(f"best: trial {best[0].number}; train it again with: {_fit_command(settings)}")
+    print(f"report: {page}\n{settings.folder}")
 
 
 def format_scores(settings: Settings, scores: Sequence[float]) -> str:
@@ -59,7 +70,33 @@ def format_scores(settings: Settings, scores: Sequence[float]) -> str:
     return ", ".join(f"{metric} {format_score(metric, score)}" for metric, score in pairs)
 
 
-def confirmation_lines(study: optuna.Study, settings: Settings) -> list[str]:
+def confirm(
+    settings: Settings, study: optuna.Study, seed: int, program: Callable[..., Any], workers: Sequence[Worker]
+) -> None:
+    """Train the best trials with the seeds after that of the search, and note their scores in the study."""
+    if settings.confirm is None:
+        return
+    seeds = range(seed + 1, seed + 1 + settings.confirm.seeds)
+    pairs = [(trial, seed) for trial in ranked(study)[: settings.confirm.top] for seed in seeds]
+    futures: dict[Any, str] = {}
+    for trial, seed in pairs:
+        name = f"confirmed/{trial.number}/{seed}"
+        if name not in study.user_attrs:
+            run_dir = settings.folder / "confirm" / f"{trial.number:04d}_seed_{seed}"
+            shutil.rmtree(run_dir, ignore_errors=True)  # of a start that was stopped
+            overlay = write_overlay(settings, run_dir.name, {**trial.user_attrs["overrides"], "seed_everything": seed})
+            args = [*trial_args(settings, overlay), f"--run_dir={run_dir}"]
+            worker = workers[len(futures) % len(workers)]
+            futures[worker.submit(train, program, args, settings.objectives, pickle.dumps(None))] = name
+    for future, name in tqdm(futures.items(), unit="confirmation", disable=None if futures else True):
+        try:
+            if values := future.result().values:
+                study.set_user_attr(name, values[0])
+        except BrokenProcessPool:
+            continue  # the lines of the result count the trainings that there are
+
+
+def _confirmation_lines(study: optuna.Study, settings: Settings) -> list[str]:
     """Format mean and deviation of the trials that were trained again with other seeds."""
     metric, lines = settings.metrics[0], []
     confirmed: dict[int, list[float]] = {}
@@ -67,13 +104,23 @@ def confirmation_lines(study: optuna.Study, settings: Settings) -> list[str]:
         if name.startswith("confirmed/"):
             confirmed.setdefault(int(name.split("/")[1]), []).append(score)
     for number, values in confirmed.items():
+        first, mean = study.trials[number].values[0], statistics.mean(values)
         deviation = f" ± {format_score(metric, statistics.stdev(values))}" if len(values) > 1 else ""
-        first = format_score(metric, study.trials[number].values[0])
-        mean = format_score(metric, statistics.mean(values))
-        lines.append(
-            f"trial {number}: {metric} {first} in the search, {mean}{deviation} with {len(values)} other seeds"
-        )
+        scores = f"{format_score(metric, first)} in the search, {format_score(metric, mean)}{deviation}"
+        lines.append(f"trial {number}: {metric} {scores} with {len(values)} other seeds")
     return lines
+
+
+def _format_trials(trials: Sequence[FrozenTrial], settings: Settings) -> str:
+    keys, names = list(settings.space), short_names([*settings.metrics, *settings.space])
+    rows = [["trial", *settings.metrics, *(names[key] for key in keys), "seconds"]]
+    for trial in trials:
+        scores = [format_score(metric, score) for metric, score in zip(settings.metrics, trial.values, strict=True)]
+        params = trial.user_attrs["params"]
+        values = [escape_unprintable(format_value(params[key])) if key in params else "" for key in keys]
+        rows.append([str(trial.number), *scores, *values, f"{trial.user_attrs.get('seconds', 0):.1f}"])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
 
 
 def _csv(trials: list[FrozenTrial], settings: Settings) -> str:
@@ -84,23 +131,22 @@ def _csv(trials: list[FrozenTrial], settings: Settings) -> str:
     for trial in trials:
         attrs = trial.user_attrs
         scores = trial.values if trial.state == TrialState.COMPLETE else [""] * len(settings.metrics)
-        params = [_cell(attrs.get("params", {}).get(key, "")) for key in settings.space]
+        values = [attrs.get("params", {}).get(key, "") for key in settings.space]
+        params = [value if isinstance(value, int | float | str) else json.dumps(value) for value in values]
         facts = [attrs.get(name, "") for name in (*extra, "run_dir", "error")]
         writer.writerow([trial.number, trial.state.name, *scores, *params, *facts])
     return file.getvalue()
 
 
-def _cell(value: Any) -> Any:
-    return value if isinstance(value, int | float | str) else json.dumps(value)
-
-
-def _overlay(trial: FrozenTrial, num_trials: int, settings: Settings) -> str:
+def _best_overlay(trial: FrozenTrial, num_trials: int, settings: Settings) -> str:
     scores = ", ".join(f"{metric} {score!r}" for metric, score in zip(settings.metrics, trial.values, strict=True))
-    configs = " ".join(
-        f"--config {shlex.quote(str(file))}" for file in [*settings.configs, settings.folder / "best.yaml"]
-    )
     lines = [
         f"# Trial {trial.number}, the best of {num_trials} trials of the study {settings.study_name}: {scores}",
-        f"# Train it again: python -m mnist_lit fit {configs}",
+        f"# Train it again: {_fit_command(settings)}",
     ]
     return "\n".join([*lines, yaml.safe_dump(nested(trial.user_attrs["overrides"]), sort_keys=False)])
+
+
+def _fit_command(settings: Settings) -> str:
+    configs = [str(file) for file in [*settings.configs, settings.folder / "best.yaml"]]
+    return f"{program_name()} fit {' '.join(f'--config {shlex.quote(config)}' for config in configs)}"

@@ -12,11 +12,11 @@ from typing import Any, Literal, NamedTuple, Protocol, get_args
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt, restricted_string_type
-from optuna.pruners import BasePruner, MedianPruner
+from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler, TPESampler
 
 from mnist_lit.class_paths import called_functions
-from mnist_lit.command_line import CommandLine, program
+from mnist_lit.command_line import CommandLine, program_name
 from mnist_lit.config_files import find_config
 from mnist_lit.errors import UsageError
 from mnist_lit.parser_errors import explain, explain_object
@@ -37,19 +37,19 @@ StudyName = restricted_string_type("StudyName", r"^[A-Za-z0-9][\w.-]{0,99}$", do
 
 
 class SamplerFactory(Protocol):
-    """Build a sampler."""
+    """Builds a sampler."""
 
     def __call__(self, *, search_space: dict[str, list[Any]]) -> BaseSampler:
         """Build a sampler; of these arguments a class is given those that it takes, so that they are no keys."""
 
 
 class UnknownMetricError(UsageError):
-    """Report that no run logs the metric of an objective: all trials would fail."""
+    """No run logs the metric of an objective: all trials would fail."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """Describe what a search optimizes.
+    """An objective of a search.
 
     Args:
         metric: A metric that is logged at each validation (`val/acc`, `val/loss`, `val/f1`, …), or a number of the
@@ -114,7 +114,7 @@ class Settings:
     configs: list[str] = field(default_factory=lambda: ["configs/base.yaml"])
     overrides: dict[str, Any] = field(default_factory=dict)
     sampler: SamplerFactory = TPESampler  # type: ignore[assignment]  # it is given the arguments that it takes
-    pruner: BasePruner | None = field(default_factory=lambda: MedianPruner(n_warmup_steps=1))
+    pruner: BasePruner | None = None
     storage: str | None = None
     keep_checkpoints: NonNegativeInt = 3
     confirm: Confirm | None = None
@@ -125,12 +125,10 @@ class Settings:
 
     @property
     def metrics(self) -> list[str]:
-        """The metric of each objective."""
         return [objective.metric for objective in self.objectives]
 
     @property
     def folder(self) -> Path:
-        """The directory of the study."""
         return Path("logs") / "search" / str(self.study_name)
 
     def run_dir(self, number: int) -> Path:
@@ -148,7 +146,7 @@ NULLABLE = [part.name for part in fields(Settings) if type(None) in get_args(par
 
 
 class SearchArgs(NamedTuple):
-    """Hold a parsed command line; its `yaml` and the `command` that goes on with the search are without passwords."""
+    """A parsed command line; its `yaml` and the `command` that goes on with the search are without passwords."""
 
     settings: Settings
     fresh: bool
@@ -166,7 +164,7 @@ def parse(args: Sequence[str]) -> SearchArgs:
         UsageError: If there is no such key or value.
         SystemExit: After `--help` and `--print_config`.
     """
-    typed = CommandLine(f"{program()} search", args)
+    typed = CommandLine(f"{program_name()} search", args)
     if not typed.configs:
         typed = CommandLine(typed.program, [f"--config={DEFAULT_CONFIG}", *args])
     mappings, flags = _take_mappings(typed)
@@ -202,12 +200,10 @@ def _parser(typed: CommandLine) -> ArgumentParser:
     parser.add_argument("-c", "--config", action="config", help="A YAML file of the keys below; may be repeated.")
     parser.add_argument("--fresh", action="store_true", help="Begin anew; an earlier study of that name is renamed.")
     parser.add_class_arguments(Settings, as_group=False)
-    # Another class would inherit the arguments of the default that it has, too.
-    is_named = any("pruner" in content for content in typed.contents) or any(
-        flag.partition("=")[0] in ("--pruner", "--pruner.class_path") for flag in typed.flags
-    )
-    default = {"class_path": "optuna.pruners.MedianPruner", "init_args": {"n_warmup_steps": 1}}
-    parser.set_defaults(pruner=None if is_named else default)
+    if not (typed.is_given("pruner") or typed.is_given("pruner.class_path")):
+        # Another class would inherit the arguments of the default that it has, too.
+        default = {"class_path": "optuna.pruners.MedianPruner", "init_args": {"n_warmup_steps": 1}}
+        parser.set_defaults(pruner=default)
     return parser
 
 
@@ -254,13 +250,9 @@ def _take_mappings(typed: CommandLine) -> tuple[dict[str, dict[str, Any]], list[
 
 
 def _find_configs(configs: Sequence[str], typed: CommandLine) -> list[str]:
-    pairs = list(zip(typed.configs, typed.contents, strict=True))
-    is_flag = any(flag.partition("=")[0].rstrip("+") == "--configs" for flag in typed.flags)
-    folder = (
-        None
-        if is_flag
-        else next((Path(file).parent for file, content in reversed(pairs) if "configs" in content), None)
-    )
+    """Find the configs of the trials, first beside the search config that names them."""
+    origin = typed.origin("configs").partition(", line ")
+    folder = Path(origin[0]).parent if origin[1] else None
     return [str(find_config(config, folder)) for config in configs]
 
 

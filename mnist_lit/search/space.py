@@ -1,22 +1,95 @@
-"""Suggest overrides from the search space of a config."""
+"""The search space: entries of a search config as Optuna's distributions."""
 
 import copy
-from collections.abc import Iterator, Mapping
+import itertools
+import json
+import math
+import warnings
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from optuna import Trial
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from mnist_lit.errors import UsageError, did_you_mean
-from mnist_lit.search.parameters import Parameter, ParameterList, parse_parameter
 
-__all__ = ["Params", "Space", "flat", "lookup", "nested"]
+__all__ = ["Params", "Space", "flat", "nested"]
 
 Params = dict[str, Any]
 MISSING = object()
+SCALARS = (bool, int, float, str, type(None))
+
+
+@dataclass(frozen=True)
+class Scalar:
+    """A number or a choice.
+
+    Args:
+        distribution: The distribution of its values.
+        choices: The values that the categories stand for; empty for numbers.
+    """
+
+    distribution: CategoricalDistribution | FloatDistribution | IntDistribution
+    choices: tuple[Any, ...] = ()
+
+    def suggest(self, trial: Trial, name: str) -> Any:
+        match self.distribution:
+            case CategoricalDistribution(choices=names):
+                return self.choices[names.index(trial.suggest_categorical(name, names))]
+            case FloatDistribution(low=low, high=high, log=log, step=step):
+                return trial.suggest_float(name, low, high, log=log, step=step)
+            case IntDistribution(low=low, high=high, log=log, step=step):
+                return trial.suggest_int(name, low, high, log=log, step=step)
+
+    def bounds(self) -> list[Any]:
+        if isinstance(self.distribution, CategoricalDistribution):
+            return list(self.choices)
+        return [self.distribution.low, self.distribution.high]
+
+    def grid(self, name: str) -> dict[str, list[Any]]:
+        match self.distribution:
+            case CategoricalDistribution(choices=names):
+                return {name: list(names)}
+            case IntDistribution(low=low, high=high, step=step):
+                return {name: list(range(low, high + 1, step))}
+            case FloatDistribution(low=low, high=high, step=float(step)):
+                return {name: [round(low + number * step, 12) for number in range(round((high - low) / step) + 1)]}
+        raise UsageError(f"space.{name}: a grid needs a step or choices, an interval has no end of values")
+
+
+@dataclass(frozen=True)
+class ScalarList:
+    """A list of scalars.
+
+    Args:
+        items: The scalar of each position.
+        length: How many of them are used; None for all.
+    """
+
+    items: list[Scalar]
+    length: Scalar | None = None
+
+    def suggest(self, trial: Trial, name: str) -> list[Any]:
+        length = self.length.suggest(trial, f"{name}.length") if self.length else len(self.items)
+        return [item.suggest(trial, f"{name}.{position}") for position, item in enumerate(self.items[:length])]
+
+    def bounds(self) -> list[Any]:
+        """List the shortest and the longest lists with all bounds of the items."""
+        lengths = self.length.bounds() if self.length else [len(self.items)]
+        columns = [item.bounds() for item in self.items]
+        num_rows = max(map(len, columns), default=1)
+        rows = [[column[number % len(column)] for column in columns] for number in range(num_rows)]
+        return [row[:length] for length in lengths for row in rows]
+
+    def grid(self, name: str) -> dict[str, list[Any]]:
+        parts = {f"{name}.{position}": item for position, item in enumerate(self.items)}
+        parts |= {f"{name}.length": self.length} if self.length else {}
+        return {part: values for key, scalar in parts.items() for part, values in scalar.grid(key).items()}
 
 
 class Space:
-    """Suggest values for the keys of `fit` that a search varies.
+    """The keys of `fit` that a search varies.
 
     Args:
         declared: The `space` of a search config.
@@ -28,40 +101,39 @@ class Space:
 
     def __init__(self, declared: Mapping[str, Any], base: Mapping[str, Any]) -> None:
         self.base = base
-        self.parameters: dict[str, Parameter | ParameterList] = {}
+        self.dimensions: dict[str, Scalar | ScalarList] = {}
         self.conditions: dict[str, dict[str, list[Any]]] = {}
         for key, entry in declared.items():
             where = f"space.{key}"
-            if not isinstance(entry, Mapping) or not isinstance(entry.get("when", {}), Mapping):
-                raise UsageError(
-                    f"{where}: must be like {{low: 1, high: 2, when: {{other.key: value}}}}, got {entry!r}"
-                )
-            conditions = entry.get("when", {}).items()
-            self.conditions[key] = {other: value if isinstance(value, list) else [value] for other, value in conditions}
+            _check_names(where, entry, ["low", "high", "step", "log", "choices", "items", "length", "when"])
+            when = entry.get("when", {})
+            _check_names(f"{where}.when", when, when)
+            self.conditions[key] = {
+                other: value if isinstance(value, list) else [value] for other, value in when.items()
+            }
             for other, values in self.conditions[key].items():
                 self._check_condition(f"{where}.when.{other}", other, values, is_later=other in declared)
             rest = {name: value for name, value in entry.items() if name != "when"}
-            self.parameters[key] = parse_parameter(where, rest, lookup(base, key))
+            self.dimensions[key] = _parse(where, rest, _lookup(base, key))
 
     def suggest(self, trial: Trial) -> Params:
         """Suggest a value for each key whose condition is met."""
         params: Params = {}
-        for key, parameter in self.parameters.items():
+        for key, dimension in self.dimensions.items():
             if self._is_met(key, params):
-                params[key] = parameter.suggest(trial, key)
+                params[key] = dimension.suggest(trial, key)
         return params
 
     def corners(self) -> Iterator[Params]:
         """List points in which every bound of every key occurs: if these are valid, those between them are."""
-        bounds = {key: parameter.bounds() for key, parameter in self.parameters.items()}
+        bounds = {key: dimension.bounds() for key, dimension in self.dimensions.items()}
         for number in range(max(map(len, bounds.values()))):
             yield self._point({key: values[number % len(values)] for key, values in bounds.items()})
         first = {key: values[0] for key, values in bounds.items()}
-        for key, conditions in self.conditions.items():
-            options = [values for other, values in conditions.items() if other in self.parameters]
-            for number in range(max(map(len, [bounds[key], *options]))) if options else ():
-                value = bounds[key][number % len(bounds[key])]
-                yield self._point({**first, **self._requirements(key, number), key: value})
+        for key in self.dimensions:
+            for required in self._requirements(key):
+                for value in bounds[key]:
+                    yield self._point({**first, **required, key: value})
 
     def grid(self) -> dict[str, list[Any]]:
         """List all values of each of Optuna's parameters.
@@ -69,19 +141,20 @@ class Space:
         Raises:
             UsageError: If there are infinitely many.
         """
-        return {name: values for key, part in self.parameters.items() for name, values in part.grid(key).items()}
+        return {name: values for key, part in self.dimensions.items() for name, values in part.grid(key).items()}
 
-    def _requirements(self, key: str, number: int) -> Params:
-        """Choose values of other keys that meet the conditions of a key, and the conditions of those, too."""
-        required: Params = {}
-        for other, values in self.conditions[key].items():
-            if other in self.parameters:
-                required |= {**self._requirements(other, 0), other: values[number % len(values)]}
-        return required
+    def _requirements(self, key: str) -> Iterator[Params]:
+        """List the values of other keys that meet the conditions of a key, and the conditions of those, too."""
+        varied = {other: values for other, values in self.conditions[key].items() if other in self.dimensions}
+        for values in itertools.product(*varied.values()) if varied else ():
+            required: Params = dict(zip(varied, values, strict=True))
+            for other in varied:
+                required = {**next(self._requirements(other), {}), **required}
+            yield required
 
     def _point(self, params: Params) -> Params:
         point: Params = {}
-        for key in self.parameters:
+        for key in self.dimensions:
             if self._is_met(key, point):
                 point[key] = params[key]
         return point
@@ -90,29 +163,84 @@ class Space:
         return all(
             params[other] in values
             if other in params
-            else other not in self.parameters and lookup(self.base, other) in values
+            else other not in self.dimensions and _lookup(self.base, other) in values
             for other, values in self.conditions[key].items()
         )
 
     def _check_condition(self, where: str, other: str, values: list[Any], *, is_later: bool) -> None:
-        if other in self.parameters:
-            for value in values:
-                if not self.parameters[other].contains(value):
-                    raise UsageError(f"{where}: space.{other} is never {value}")
+        if other in self.dimensions:
+            choices = getattr(self.dimensions[other], "choices", ())
+            if choices and (wrong := [value for value in values if value not in choices]):
+                raise UsageError(f"{where}: space.{other} is never {wrong[0]}")
         elif is_later:
             raise UsageError(f"{where}: {other} has to stand above it in the space")
-        elif (value := lookup(self.base, other, MISSING)) is MISSING:
+        elif (value := _lookup(self.base, other)) is MISSING:
             raise UsageError(f"{where}: there is no such key\n{did_you_mean(other, flat(self.base))}")
         elif value not in values:
             raise UsageError(f"{where}: is {value} in all trials, never {values}")
 
 
-def lookup(config: Mapping[str, Any], key: str, missing: Any = None) -> Any:
-    """Return the value of a key with dots, or `missing`."""
+def _parse(where: str, entry: Mapping[str, Any], default: Any) -> Scalar | ScalarList:
+    if "items" not in entry and "length" not in entry:
+        return _parse_scalar(where, entry, default)
+    items = entry.get("items")
+    if isinstance(items, list) and items and len(entry) == 1:
+        return ScalarList([_parse_scalar(f"{where}.items.{number}", item, None) for number, item in enumerate(items)])
+    _check_names(where, entry, ["length", "items"])
+    length = _parse_scalar(f"{where}.length", entry.get("length"), None)
+    if not isinstance(length.distribution, IntDistribution) or length.distribution.low < 0:
+        raise UsageError(f"{where}.length: must be like {{low: 1, high: 3}}, whole numbers from 0")
+    first = default[0] if isinstance(default, list) and default else None
+    return ScalarList([_parse_scalar(f"{where}.items", items, first)] * length.distribution.high, length)
+
+
+def _parse_scalar(where: str, entry: Any, default: Any) -> Scalar:
+    is_choice = isinstance(entry, Mapping) and "choices" in entry
+    _check_names(where, entry, ["choices"] if is_choice else ["low", "high", "step", "log"])
+    try:
+        return _choice(entry["choices"]) if is_choice else _number(default, **entry)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{where}: {error}") from error
+
+
+def _choice(choices: Any) -> Scalar:
+    if not isinstance(choices, list):
+        raise TypeError(f"choices must be a list, got {choices}")
+    texts = [json.dumps(choice, default=str) for choice in choices]
+    if twice := next((text for text in texts if texts.count(text) > 1), None):
+        raise ValueError(f"{twice} stands twice in choices")
+    # Optuna takes scalars only, for which 1, 1.0 and true are the same.
+    are_distinct = all(isinstance(choice, SCALARS) for choice in choices) and len(set(choices)) == len(choices)
+    return Scalar(CategoricalDistribution(choices if are_distinct else texts), tuple(choices))
+
+
+def _number(default: Any, low: Any = None, high: Any = None, step: Any = None, log: Any = False) -> Scalar:
+    for name, number in {"low": low, "high": high, "step": 1 if step is None else step}.items():
+        if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
+            raise ValueError(f"{name} must be a finite number, got {number}")
+    if not isinstance(log, bool):
+        raise TypeError(f"log must be true or false, got {log}")
+    are_whole = all(isinstance(number, int | None) for number in (low, high, step)) and not isinstance(default, float)
+    with warnings.catch_warnings(action="ignore"):  # that high is no multiple of the step
+        if are_whole:
+            return Scalar(IntDistribution(low, high, log=log, step=1 if step is None else step))
+        return Scalar(FloatDistribution(low, high, log=log, step=step))
+
+
+def _check_names(where: str, entry: Any, names: Collection[str]) -> None:
+    if not isinstance(entry, Mapping):
+        raise UsageError(f"{where}: must be like {{low: 0.1, high: 0.5}} or {{choices: [1, 2]}}, got {entry!r}")
+    if unknown := next((str(name) for name in entry if name not in names), None):
+        hint = did_you_mean(unknown, names) or f"there are {', '.join(names)}"
+        raise UsageError(f"{where}: there is no {unknown}\n{hint}")
+
+
+def _lookup(config: Mapping[str, Any], key: str) -> Any:
+    """Return the value of a key with dots, or MISSING."""
     value: Any = config
     for name in key.split("."):
         if not isinstance(value, Mapping) or name not in value:
-            return missing
+            return MISSING
         value = value[name]
     return value
 

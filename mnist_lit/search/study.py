@@ -25,16 +25,13 @@ __all__ = ["Study", "counted", "fail_and_retry", "open_study", "ranked"]
 
 
 class Study(optuna.Study):
-    """Run trials by ask and tell.
+    """Runs trials by ask and tell.
 
     Args:
         name: The name of the study.
         storage: Where it is.
         sampler: Proposes parameters.
         pruner: Stops trials early.
-
-    Attributes:
-        is_exhausted: Whether the sampler has proposed all points of a finite space.
     """
 
     def __init__(self, name: str, storage: BaseStorage, sampler: BaseSampler, pruner: BasePruner) -> None:
@@ -43,7 +40,7 @@ class Study(optuna.Study):
         self.is_exhausted = False
 
     def stop(self) -> None:
-        """Note that the sampler asks for the end; Optuna's method works in `optimize` only."""
+        """Note that the sampler has proposed all points; Optuna's method works in `optimize` only."""
         self.is_exhausted = True
 
     def trial_id(self, number: int) -> int:
@@ -56,7 +53,6 @@ def counted(study: optuna.Study) -> list[FrozenTrial]:
     """List the trials that `n_trials` counts: begun, and of retried ones only the retry."""
     trials = study.get_trials(deepcopy=False)
     skipped = {number for trial in trials for number in Retry.retry_history(trial)}
-    skipped |= {trial.number for trial in trials if "surplus" in trial.user_attrs}
     return [trial for trial in trials if trial.state != TrialState.WAITING and trial.number not in skipped]
 
 

@@ -25,7 +25,7 @@ from mnist_lit.errors import MNISTLitError, Stopped, describe_machine_error, is_
 from mnist_lit.search.settings import Objective, UnknownMetricError
 from mnist_lit.signals import defer_signals, ignore_sigint
 
-__all__ = ["Base", "Result", "Worker", "dry_run", "kill_workers", "new_workers", "train"]
+__all__ = ["Result", "Worker", "kill_workers", "new_workers", "train"]
 
 Returned = TypeVar("Returned")
 # Imported once: a worker is a fork of the process that has done so.
@@ -33,31 +33,17 @@ multiprocessing.set_forkserver_preload(["mnist_lit.commands", "mnist_lit.search.
 
 
 class WorkerProcess(ForkServerProcess):
-    """Tell workers from other children of this process."""
+    """Tells workers from other children of this process."""
 
 
 class WorkerContext(ForkServerContext):
-    """Start worker processes."""
+    """Starts worker processes."""
 
     Process = WorkerProcess
 
 
-class Base(NamedTuple):
-    """Describe what a search starts from.
-
-    Args:
-        config: The complete configuration of `fit`.
-        num_threads: Threads of torch in a process of its own.
-        num_gpus: GPUs of this machine.
-    """
-
-    config: dict[str, Any]
-    num_threads: int
-    num_gpus: int
-
-
 class Result(NamedTuple):
-    """Describe how a training has ended.
+    """Holds how a training has ended.
 
     Args:
         state: COMPLETE, PRUNED, FAIL, or WAITING where it was stopped and has to run again.
@@ -73,7 +59,7 @@ class Result(NamedTuple):
 
 
 class Worker:
-    """Run functions in a process of its own; where that has died, the next call starts another.
+    """Runs functions in a process of its own; where that has died, the next call starts another.
 
     Args:
         log: The file that takes what it prints.
@@ -112,36 +98,14 @@ def kill_workers() -> None:
         connection.wait([process.sentinel], timeout=10)
 
 
-def dry_run(program: Callable[..., Any], args: list[str], *, fetch: bool = False) -> Base:
-    """Build what a command line asks for, and run nothing.
-
-    Args:
-        program: The `main` of the program.
-        args: The command line.
-        fetch: Whether missing data is downloaded, too.
-    """
-    import torch
-
-    num_threads = torch.get_num_threads()
-    try:
-        cli = program(args, is_dry=True)
-    except SystemExit as error:
-        raise error.__cause__ or error from None
-    if fetch:
-        cli.datamodule.fetch("fit")
-    return Base(cli.plain_config, num_threads, torch.cuda.device_count())
-
-
-def train(
-    program: Callable[..., Any], args: list[str], objectives: Sequence[Objective], pickled_trial: bytes
-) -> Result:
+def train(program: Callable[..., Any], args: list[str], objectives: Sequence[Objective], trial: bytes) -> Result:
     """Train one configuration; what goes wrong with it is part of the result.
 
     Args:
         program: The `main` of the program.
         args: The command line.
         objectives: What is scored.
-        pickled_trial: The trial to report to, or None, pickled.
+        trial: The trial to report to, or None, pickled.
 
     Raises:
         UnknownMetricError: If no run logs the metric of an objective.
@@ -150,7 +114,7 @@ def train(
     from mnist_lit.search.pruning import Pruning  # torch
 
     try:
-        pruning = Pruning(objectives, pickle.loads(pickled_trial))
+        pruning = Pruning(objectives, pickle.loads(trial))
         run_dir = program(args, callbacks=[pruning]).run_dir
         metrics = json.loads((run_dir / "metrics.json").read_text(encoding="utf-8"))
         scores, seconds = pruning.scores(metrics), metrics["seconds"]
@@ -158,11 +122,11 @@ def train(
         return _failure(error.__cause__ if isinstance(error, SystemExit) and error.__cause__ else error)
     finally:
         gc.collect()  # the trainer and the model refer to each other
+    if pruning.is_pruned:
+        return Result(TrialState.PRUNED, None, seconds)
     if wrong := [objective.metric for objective, score in zip(objectives, scores, strict=True) if math.isnan(score)]:
         return Result(TrialState.FAIL, None, seconds, f"{wrong[0]} is not a number")
-    return (
-        Result(TrialState.PRUNED, None, seconds) if pruning.is_pruned else Result(TrialState.COMPLETE, scores, seconds)
-    )
+    return Result(TrialState.COMPLETE, scores, seconds)
 
 
 def _failure(error: BaseException) -> Result:
