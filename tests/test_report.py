@@ -16,7 +16,7 @@ from mnist_lit.search.report import write_report
 from mnist_lit.search.settings import Objective, Settings
 
 EVIL = "<script>alert('&amp;\"$x')</script>"
-SPACE = {"model.lr": {}, "model.channels": {}, "model.pooling": {}, "model.kernel_size": {}}
+SPACE: dict[str, dict[str, Any]] = {"model.lr": {}, "model.channels": {}, "model.pooling": {}, "model.kernel_size": {}}
 START = datetime(2026, 11, 21, 9)  # as Optuna's times, without a zone
 ACCURACY, SIZE = Objective(), Objective(metric="parameters", direction="minimize")
 
