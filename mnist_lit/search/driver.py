@@ -5,6 +5,7 @@ import itertools
 import os
 import pickle
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -13,7 +14,7 @@ from typing import Any
 
 import optuna
 from filelock import FileLock, Timeout
-from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
+from optuna.exceptions import ExperimentalWarning, StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import RDBStorage, fail_stale_trials
 from optuna.trial import TrialState
 from tqdm import tqdm
@@ -54,6 +55,8 @@ def search(args: Sequence[str], program: Callable[..., Any]) -> optuna.Study:
         Stopped: If it is asked to stop; what was done is kept.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.simplefilter("ignore", ExperimentalWarning)  # heartbeats, retries and some samplers are experimental
+    warnings.filterwarnings("ignore", "Heartbeat of storage is supposed")  # to be used with `optimize`
     settings, is_fresh, yaml_text, command = parse(args)
     try:
         base, space = check(settings, program)
