@@ -149,6 +149,7 @@ def _start_worker(log: Path, gpu: str | None) -> None:
     file = os.open(log, os.O_CREAT | os.O_APPEND | os.O_WRONLY)
     os.dup2(file, 1)
     os.dup2(file, 2)
+    multiprocessing.set_forkserver_preload([])  # the data workers of a trial need no more than they import
     tqdm.set_lock(threading.RLock())  # the default is a semaphore, which a killed process leaves behind
     gc.freeze()  # a collection over all that was imported would take a quarter of a second after each trial
     threading.Thread(target=_end_with_driver, daemon=True).start()
