@@ -37,7 +37,7 @@ class BestCheckpoint(ModelCheckpoint):
         # The run directory may have been moved.
         best = str(Path(str(self.dirpath)) / BEST)
         paths = {key: best for key in ("best_model_path", "kth_best_model_path") if state_dict[key]}
-        scores = {best: score for score in state_dict["best_k_models"].values()}  # of one model at most
+        scores = dict(zip([best], state_dict["best_k_models"].values(), strict=False))  # of one model at most
         super().load_state_dict({**state_dict, **paths, "best_k_models": scores, "dirpath": self.dirpath})
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

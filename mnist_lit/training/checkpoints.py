@@ -62,17 +62,7 @@ class Checkpoint:
 
 
 def find_checkpoint(path: str, *, for_fit: bool = False, key: str = "ckpt_path") -> Checkpoint:
-    """Find the checkpoint that a file, a URL or a run directory stands for.
-
-    Args:
-        path: A run directory stands for its best checkpoint, or for its last one if `for_fit`.
-        for_fit: Whether training continues from it.
-        key: The key that errors name.
-
-    Raises:
-        UsageError: If there is none, or it holds more than plain data.
-        MNISTLitError: If the download fails.
-    """
+    """Find the checkpoint of a file, a URL or a run directory: its best one, for fit its last; errors name the key."""
     try:
         if path.startswith(("http://", "https://")):
             return _read(_download(path), None, for_fit=for_fit)
@@ -176,25 +166,20 @@ def _download(url: str) -> Path:
     file = folder / "downloaded.ckpt"
     try:
         parts = urlsplit(address)
-        if parts.scheme == "http" and parts.hostname not in THIS_MACHINE and not digest:
-            raise UsageError(
-                f"on its way from {parts.hostname} anyone could exchange it\n"
-                "use https://, or add the file's digest: http://…#sha256=…"
-            )
-        download(address, file, timeout=30, max_bytes=2**34)
-        if digest and hashlib.sha256(file.read_bytes()).hexdigest() != digest.lower():
-            raise ValueError("it has another digest")
+        is_exchangeable = parts.scheme == "http" and parts.hostname not in THIS_MACHINE and not digest
+        if not is_exchangeable:
+            download(address, file, timeout=30, max_bytes=2**34)
     except (OSError, HTTPException, ValueError) as error:
         raise MNISTLitError(f"{url} cannot be downloaded: {' '.join(str(error).split())}") from error
+    if is_exchangeable:
+        raise UsageError(f"{url} could be exchanged on its way\nuse https://, or add its digest: http://…#sha256=…")
+    if digest and hashlib.sha256(file.read_bytes()).hexdigest() != digest.lower():
+        raise MNISTLitError(f"{url} has another digest")
     return file
 
 
 def read_checkpoint(file: Path) -> dict[str, Any]:
-    """Read a checkpoint of plain data, without running anything in it.
-
-    Raises:
-        UsageError: If the file is something else.
-    """
+    """Read a checkpoint of plain data without running anything in it; refuse any other file."""
     if _is_compressed(file):
         raise _refusal(file, "it is compressed")
     try:
@@ -219,7 +204,7 @@ def _refusal(file: Path, reason: str) -> UsageError:
 
 
 def _is_compressed(file: Path) -> bool:
-    """Check for an archive of more than its own size, which torch's are not: a small one could fill the memory."""
+    """Check for an archive of more than its own size: torch writes none, and a small one could fill the memory."""
     try:
         with zipfile.ZipFile(file) as archive:
             return sum(part.file_size for part in archive.infolist()) > file.stat().st_size

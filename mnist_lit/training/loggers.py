@@ -18,12 +18,9 @@ HPARAMS_METRIC = "val/acc_best"
 
 
 class TensorBoard(TensorBoardLogger):
-    """Write event files into the run directory itself.
+    """Write event files into the run directory itself, and `metrics.csv` if wanted.
 
-    Args:
-        run_dir: Directory of the run.
-        purge_step: First step that a resumed run writes again: what a killed run has logged from there on is dropped.
-        csv: Whether the end of each command also writes `metrics.csv`.
+    A resumed run gives the step that it goes on from: what a killed run has logged from there on is dropped.
     """
 
     def __init__(self, run_dir: Path, *, purge_step: int | None, csv: bool = False) -> None:

@@ -1,6 +1,7 @@
 """The metrics of a run: metrics.json, the loggers' hyper-parameters, the configuration in each checkpoint."""
 
 import json
+import operator
 import platform
 import time
 from collections.abc import Mapping
@@ -26,7 +27,7 @@ ALWAYS = ("model.lr", "model.channels", "data.batch_size", "trainer.max_epochs")
 class MetricsWriter(Callback):
     """Write `metrics.json`, and give every logger the hyper-parameters.
 
-    The best epoch is that of `monitor` and `mode`, or of the lowest `val/loss` where the monitor is no validation metric.
+    The best epoch is that of `monitor` and `mode`; of the lowest `val/loss` where the monitor is not of the validation.
     """
 
     def __init__(
@@ -81,20 +82,18 @@ class MetricsWriter(Callback):
 
     def is_best(self, trainer: Trainer) -> bool:
         """Check whether the validation that has just ended is the best; callbacks may ask in any order."""
-        if self.judged_step != trainer.global_step:
-            self.judged_step = trainer.global_step
-            self._update_best(trainer)
-        return self.best_step == trainer.global_step
-
-    def _update_best(self, trainer: Trainer) -> None:
+        if self.judged_step == trainer.global_step:
+            return self.best_step == self.judged_step
+        self.judged_step = trainer.global_step
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
         name, mode = (self.monitor, self.mode) if self.monitor in metrics else ("val/loss", "min")
-        sign = 1 if mode == "max" else -1
-        if name in metrics and (name not in self.best or sign * metrics[name] > sign * self.best[name]):
+        is_better = operator.gt if mode == "max" else operator.lt
+        if name in metrics and (name not in self.best or is_better(metrics[name], self.best[name])):
             self.best = {**metrics, "epoch": trainer.current_epoch}
-            self.best_step = trainer.global_step
+            self.best_step = self.judged_step
         if "val/acc_best" in metrics:
             self.best["val/acc_best"] = metrics["val/acc_best"]
+        return self.best_step == self.judged_step
 
     def _hparams(self, trainer: Trainer) -> dict[str, Any]:
         """Select the keys that differ from their defaults, and those that always count."""
