@@ -2,7 +2,6 @@
 
 import csv
 import json
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,7 +12,7 @@ import pytest
 import torch
 from conftest import CONFIGS, SMALL, WORSE
 from lightning.pytorch.loggers import CSVLogger
-from runs import metrics, resume, signals, stop
+from runs import metrics
 
 MLFLOW = f"--config={CONFIGS / 'mlflow.yaml'}"
 SCALARS = {"train/loss", "train/acc", "val/loss", "val/acc", "val/f1", "val/acc_best"}
@@ -60,19 +59,6 @@ def test_csv_has_every_scalar(tmp_path: Path, fit: Callable[..., Any]) -> None:
     assert max(table["val/acc"].values()) == pytest.approx(metrics(tmp_path / "run")["val/acc_best"])
 
 
-def test_csv_and_curves_of_a_resumed_run_are_those_of_one_that_was_not_stopped(
-    tmp_path: Path, fit: Callable[..., Any]
-) -> None:
-    flags = ["--csv=true", "--trainer.log_every_n_steps=3"]
-    fit(*flags, "--run_dir=whole")
-
-    stop("fit", *SMALL, *flags, "--run_dir=stopped", signals(signum=signal.SIGTERM, batch=13))
-    resume(tmp_path / "stopped")
-
-    first, second = (tmp_path / name / "metrics.csv" for name in ("whole", "stopped"))
-    assert second.read_text() == first.read_text()
-
-
 def test_another_logger_works_beside_tensorboard(tmp_path: Path, fit: Callable[..., Any]) -> None:
     fit(f"--trainer.logger={json.dumps(ANOTHER)}", "--pictures.enabled=true", f"--run_dir={tmp_path / 'run'}")
 
@@ -105,23 +91,16 @@ def test_mlflow_has_the_parameters_and_the_metrics_of_every_epoch(tracked: Any) 
     assert ended.stderr == ""
 
 
-def test_mlflow_has_the_best_checkpoint_and_not_the_last(tracked: Any) -> None:
-    folder, run, _, _ = tracked
+def test_mlflow_has_the_pictures_and_only_the_best_checkpoint(tracked: Any) -> None:
+    folder, run, client, _ = tracked
     artifacts = folder / "mlruns" / run.info.experiment_id / run.info.run_id / "artifacts"
 
     [file] = artifacts.rglob("*.ckpt")
 
-    checkpoint = torch.load(file, weights_only=True)
     assert file.name == "best.ckpt"
     assert file.read_bytes() == (folder / "run" / "checkpoints" / "best.ckpt").read_bytes()
-    assert checkpoint["epoch"] == metrics(folder / "run")["epoch"] < 2
-
-
-def test_mlflow_has_the_pictures(tracked: Any) -> None:
-    folder, run, client, _ = tracked
-
+    assert torch.load(file, weights_only=True)["epoch"] == metrics(folder / "run")["epoch"] < 2
     names = {Path(artifact.path).name for artifact in client.list_artifacts(run.info.run_id, "pictures")}
-
     assert names == {file.name for file in (folder / "run" / "pictures").iterdir()}
     assert len(names) == 5
 

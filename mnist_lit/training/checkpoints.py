@@ -30,22 +30,13 @@ __all__ = ["BEST", "LAST", "AtomicCheckpointIO", "Checkpoint", "check_network", 
 BEST, LAST = "best.ckpt", "last.ckpt"
 THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 # In a checkpoint from outside of a run directory, these keys could read, write or run something of its author's choice.
-UNTRUSTED_KEYS = [
-    "ensemble",
-    "host",
-    "output",
-    "port",
-    "run_dir",
-    "data.data_dir",
-    "data.mirrors",
-    "data.predict_paths",
-]
-UNTRUSTED_KEYS += [
-    f"trainer.{key}" for key in ("accelerator", "callbacks", "logger", "plugins", "profiler", "strategy")
-]
+UNTRUSTED_KEYS = {
+    "": ("ensemble", "host", "output", "port", "run_dir"),
+    "data": ("data_dir", "mirrors", "predict_paths"),
+    "trainer": ("accelerator", "callbacks", "logger", "plugins", "profiler", "strategy"),
+}
 # Classes that only training needs; whoever uses the weights may not have them.
-TRAINING_KEYS = ["model.optimizer", "model.schedule"]
-TRAINING_KEYS += [f"trainer.{key}" for key in ("callbacks", "logger", "plugins", "profiler")]
+TRAINING_KEYS = {"model": ("optimizer", "schedule"), "trainer": ("callbacks", "logger", "plugins", "profiler")}
 TORCH_OPTIM = re.compile(r"torch\.optim\.(\w+\.)?[A-Z]\w*")
 
 
@@ -95,19 +86,20 @@ def _read(file: Path, run_dir: Path | None, *, for_fit: bool) -> Checkpoint:
     config, step = content.get("config") or _make_config(model), content.get("global_step", 0)
     if not isinstance(config, dict) or not isinstance(step, int):
         raise _refusal(file, "its config holds no keys, or its global_step is no number")
-    _drop(config, ([] if for_fit else TRAINING_KEYS) + ([] if run_dir else UNTRUSTED_KEYS))
-    section = config.get("model")
-    if run_dir is None and isinstance(section, dict) and (names := _named_code(section)):
-        raise UsageError(
-            f"{file} names code that is not torch's: model.{names[0]} is {section[names[0]]}\n"
-            "use it from its run directory: RUN/checkpoints, beside RUN/config.yaml"
-        )
-    named = _named_code(model)
+    if not for_fit:
+        _drop(config, TRAINING_KEYS)
+    if run_dir is None:
+        _drop(config, UNTRUSTED_KEYS)
+        for key, code in _named_code(config.get("model")).items():
+            raise UsageError(
+                f"{file} names code that is not torch's: model.{key} is {code}\n"
+                "use it from its run directory: RUN/checkpoints, beside RUN/config.yaml"
+            )
     return Checkpoint(
         file=file,
         run_dir=run_dir,
         config=config,
-        hyper_parameters={key: value for key, value in model.items() if key not in named},
+        hyper_parameters={key: value for key, value in model.items() if key not in _named_code(model)},
         step=step,
         shapes={name: tensor.shape for name, tensor in content["state_dict"].items()},
     )
@@ -119,17 +111,18 @@ def _make_config(model: dict[str, Any]) -> dict[str, Any]:
     return {"model": {key: model[key] for key in model if key not in ("image_size", "_instantiator")}, "data": data}
 
 
-def _drop(config: dict[str, Any], keys: list[str]) -> None:
-    for key in keys:
-        section, _, name = key.rpartition(".")
-        group = config.get(section) if section else config
-        if isinstance(group, dict):
+def _drop(config: dict[str, Any], keys: Mapping[str, tuple[str, ...]]) -> None:
+    for section, names in keys.items():
+        group: Any = config.get(section) if section else config
+        for name in names if isinstance(group, dict) else ():
             group.pop(name, None)
 
 
-def _named_code(model: dict[str, Any]) -> list[str]:
-    """List the keys of an optimizer and a schedule unless they are torch's, with plain arguments."""
-    return [key for key in ("optimizer", "schedule") if model.get(key) and not _is_torch_optim(model[key])]
+def _named_code(model: Any) -> dict[str, Any]:
+    """Find the optimizer and the schedule of a model unless they are torch's, with plain arguments."""
+    specs = {key: model.get(key) for key in TRAINING_KEYS["model"]} if isinstance(model, dict) else {}
+    names = {key: spec.get("class_path") if isinstance(spec, dict) else spec for key, spec in specs.items()}
+    return {key: names[key] for key, spec in specs.items() if spec and not _is_torch_optim(spec)}
 
 
 def _is_torch_optim(spec: Any) -> bool:
@@ -166,12 +159,14 @@ def _download(url: str) -> Path:
     file = folder / "downloaded.ckpt"
     try:
         parts = urlsplit(address)
-        is_exchangeable = parts.scheme == "http" and parts.hostname not in THIS_MACHINE and not digest
-        if not is_exchangeable:
+        is_insecure = parts.scheme == "http" and parts.hostname not in THIS_MACHINE and not digest
+        if not is_insecure:
             download(address, file, timeout=30, max_bytes=2**34)
-    except (OSError, HTTPException, ValueError) as error:
+    except (OSError, HTTPException) as error:
         raise MNISTLitError(f"{url} cannot be downloaded: {' '.join(str(error).split())}") from error
-    if is_exchangeable:
+    except ValueError as error:
+        raise UsageError(f"{url} is no address of a checkpoint: {error}") from error
+    if is_insecure:
         raise UsageError(f"{url} could be exchanged on its way\nuse https://, or add its digest: http://…#sha256=…")
     if digest and hashlib.sha256(file.read_bytes()).hexdigest() != digest.lower():
         raise MNISTLitError(f"{url} has another digest")

@@ -32,8 +32,7 @@ HEADER = 64  # pixels, above a grid
 MAX_CHARACTERS = 22  # of a line above an image
 MAX_CLASSES_WITH_COUNTS = 20
 
-# Misclassified images (n, channels, h, w) of 0 to 255, their classes (n,) and logits (n, num_classes).
-Losses = tuple[Tensor, Tensor, Tensor]
+Losses = tuple[Tensor, Tensor, Tensor]  # misclassified images of 0 to 255, their labels and logits
 
 
 class Evaluation(NamedTuple):
@@ -113,9 +112,8 @@ class Pictures(Callback):
             self._plot_run(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        parameters = pl_module.get_submodule("network").named_parameters() if self.histograms else ()
-        for name, parameter in parameters:
-            for board in _tensorboards(trainer):
+        for board in _tensorboards(trainer) if self.histograms else ():
+            for name, parameter in pl_module.get_submodule("network").named_parameters():
                 board.add_histogram(f"weights/{name}", parameter.detach().float(), trainer.global_step)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -128,9 +126,8 @@ class Pictures(Callback):
     def _evaluate(self, trainer: Trainer) -> Evaluation:
         """Combine the results of all processes."""
         assert self.confusion is not None
-        shares = [self.top_losses]
+        shares = [self.top_losses] * trainer.world_size
         if trainer.world_size > 1:
-            shares = [None] * trainer.world_size
             all_gather_object(shares, self.top_losses)
         return Evaluation(self.confusion.compute().cpu(), *_top_losses(shares, self.num_images), trainer.current_epoch)
 
