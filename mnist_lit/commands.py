@@ -12,10 +12,9 @@ from torch import Tensor
 
 from mnist_lit.cli import CLI
 from mnist_lit.command_line import CommandLine
-from mnist_lit.console import configure_logging
+from mnist_lit.console import configure_logging, fit_lines, format_summary, metric_lines
 from mnist_lit.errors import MNISTLitError, Stopped, describe_machine_error
 from mnist_lit.inference.predict import predictions_for_test_set, report_predictions, write_predictions
-from mnist_lit.summary import fit_lines, format_summary, metric_lines
 from mnist_lit.training.checkpoints import LAST, read_checkpoint
 from mnist_lit.training.hardware import configure_cpu
 from mnist_lit.training.run_dir import is_global_zero
@@ -78,7 +77,7 @@ class Commands(CLI):
             write_predictions(self.run_dir / "predictions.csv", predictions, probabilities.shape[1])
         print(self.run_dir)
         if num_skipped:
-            self.claimed.keep()
+            self.claimed.is_new = False  # it is kept: predictions.csv is complete but for these files
             raise MNISTLitError(
                 f"{num_skipped:,} of {len(self.datamodule.image_files):,} files cannot be read as images"
             )

@@ -1,10 +1,20 @@
-"""Logging levels and warning filters for a quiet console."""
+"""The console: logging levels, warning filters, and the summary of a command."""
 
+import json
 import logging
+import shlex
 import threading
 import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["configure_logging"]
+from mnist_lit.formatting import METRICS, format_score
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+__all__ = ["configure_logging", "fit_lines", "format_summary", "metric_lines"]
 
 LOG_LEVELS = {
     "lightning.pytorch": logging.WARNING,
@@ -18,6 +28,7 @@ IGNORED_WARNINGS = (
     "does not have many workers",  # the data is in memory
     "smaller than the logging interval",  # metrics are logged by epoch
     "Checkpoint directory .* exists and is not empty",  # a resumed run
+    "The dirpath has changed",  # a resumed run that was moved
     "WeightAveraging callback, but loading a checkpoint outside",  # a test uses the average in the checkpoint
     "Total length of `.*` across ranks is zero",  # data.val_size: 0, or images without a digit
     "Experiment logs directory .* exists and is not empty",  # it is the run directory; nothing is deleted
@@ -44,3 +55,35 @@ def _ignore_os_errors(args: threading.ExceptHookArgs) -> None:
     # TensorBoard's writer raises the error of its thread again in the main thread, at the next event.
     if not issubclass(args.exc_type, OSError):
         threading.__excepthook__(args)
+
+
+def fit_lines(run_dir: Path, trainer: "Trainer", report: Path | None) -> dict[str, str]:
+    """Collect the results of a run and the commands that go on from it, by the names of their lines."""
+    file = run_dir / "metrics.json"
+    metrics = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    lines = {}
+    if "val/acc" in metrics and "epoch" in metrics:
+        lines["best epoch"] = f"{metrics['epoch'] + 1} of {trainer.current_epoch}"
+    lines |= {name: format_score(name, metrics[name]) for name in ("val/acc", "test/acc") if name in metrics}
+    if "seconds" in metrics:
+        lines["seconds"] = f"{metrics['seconds']:.1f}"
+    if report is not None:
+        lines["report"] = shlex.quote(str(report))
+    if any(run_dir.glob("events.out.tfevents.*")):
+        lines["look"] = f"tensorboard --logdir {shlex.quote(str(run_dir))}"
+    if (run_dir / "checkpoints" / "last.ckpt").is_file():
+        is_at_max_steps = 0 < trainer.max_steps <= trainer.global_step
+        limit, done = ("max_steps", trainer.global_step) if is_at_max_steps else ("max_epochs", trainer.current_epoch)
+        lines["go on"] = f"python -m mnist_lit fit --ckpt_path {shlex.quote(str(run_dir))} --trainer.{limit} {2 * done}"
+    return lines
+
+
+def metric_lines(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """Format the metrics of an evaluation, by name."""
+    return {name: format_score(name, float(metrics[name])) for name in METRICS if name in metrics}
+
+
+def format_summary(lines: Mapping[str, str]) -> str:
+    """Align names and values in two columns."""
+    width = max(map(len, lines), default=0)
+    return "\n".join(f"{name:{width}}  {value}" for name, value in lines.items())

@@ -5,17 +5,8 @@ from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from typing import Any
 
-__all__ = [
-    "METRICS",
-    "escape_unprintable",
-    "flatten",
-    "format_duration",
-    "format_percent",
-    "format_score",
-    "format_value",
-    "short_names",
-    "shorten",
-]
+__all__ = ["METRICS", "escape_unprintable", "flatten", "format_duration", "format_score", "format_value"]
+__all__ += ["short_names", "shorten"]
 
 METRICS = ("val/acc", "val/loss", "val/f1", "test/acc", "test/loss", "test/f1")  # in the order of tables
 
@@ -36,17 +27,14 @@ def format_value(value: object) -> str:
     return str(value)
 
 
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(config: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
     """Join nested keys with dots, as flags do; the arguments of a class get keys of their own."""
     flat: dict[str, Any] = {}
     for name, value in config.items():
-        if not isinstance(value, Mapping):
-            flat[prefix + name] = value
-        elif "class_path" in value:
-            flat[prefix + name] = value["class_path"]
-            flat |= flatten(value.get("init_args") or {}, f"{prefix}{name}.")
-        else:
-            flat |= flatten(value, f"{prefix}{name}.")
+        key, arguments = f"{prefix}{name}", value
+        if isinstance(value, Mapping) and "class_path" in value:
+            flat[key], arguments = value["class_path"], value.get("init_args") or {}
+        flat |= flatten(arguments, f"{key}.") if isinstance(arguments, Mapping) else {key: value}
     return flat
 
 
@@ -65,21 +53,14 @@ def format_duration(seconds: float) -> str:
     return f"{seconds:.3g} s" if seconds < 60 else str(timedelta(seconds=round(seconds)))
 
 
-def format_percent(share: float) -> str:
-    """Format a share, 0 to 1, in per cent."""
-    return f"{100 * share:.2f} %"
-
-
 def format_score(name: str, score: float) -> str:
     """Format a metric: accuracies and F1 scores in per cent."""
-    return format_percent(score) if name.endswith(("acc", "f1", "acc_best")) else format_value(float(score))
+    return f"{100 * score:.2f} %" if name.endswith(("acc", "f1", "acc_best")) else format_value(float(score))
 
 
 def short_names(keys: Iterable[str], separator: str = ".") -> dict[str, str]:
     """Map each key or path to its shortest ending that no other has."""
-    endings = {}
-    for key in keys:
-        parts = key.split(separator)
-        endings[key] = [separator.join(parts[start:]) for start in reversed(range(len(parts)))]
+    parts = {key: key.split(separator) for key in keys}
+    endings = {key: [separator.join(parts[key][-n:]) for n in range(1, len(parts[key]) + 1)] for key in parts}
     counts = Counter(ending for of_key in endings.values() for ending in of_key)
-    return {key: next((ending for ending in of_key if counts[ending] == 1), key) for key, of_key in endings.items()}
+    return {key: next((ending for ending in endings[key] if counts[ending] == 1), key) for key in endings}

@@ -9,7 +9,7 @@ from types import FrameType
 
 from mnist_lit.errors import Stopped
 
-__all__ = ["defer_signals", "ignore_sigint", "raise_if_stopped", "raise_on_signals"]
+__all__ = ["defer_signals", "handle_signals", "ignore_sigint", "raise_if_stopped", "raise_on_signals"]
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 RECEIVED: list[int] = []
@@ -41,7 +41,7 @@ def raise_on_signals() -> Iterator[None]:
 
     sys.unraisablehook = note
     try:
-        with _handled(stop):
+        with handle_signals(stop):
             yield
     except Exception:
         raise_if_stopped()
@@ -61,7 +61,7 @@ def raise_if_stopped() -> None:
 def defer_signals() -> Iterator[None]:
     """Defer signals until the block exits."""
     received: list[int] = []
-    with _handled(lambda signum, _frame: received.append(signum)):
+    with handle_signals(lambda signum, _frame: received.append(signum)):
         yield
     if received:
         signal.raise_signal(received[0])
@@ -69,13 +69,14 @@ def defer_signals() -> Iterator[None]:
 
 def ignore_sigint() -> contextlib.AbstractContextManager[None]:
     """Ignore Ctrl-C, also in processes that are started meanwhile."""
-    return _handled(signal.SIG_IGN, (signal.SIGINT,))
+    return handle_signals(signal.SIG_IGN, (signal.SIGINT,))
 
 
 @contextlib.contextmanager
-def _handled(
+def handle_signals(
     handler: Callable[[int, FrameType | None], None] | signal.Handlers, signals: Sequence[signal.Signals] = SIGNALS
 ) -> Iterator[None]:
+    """Handle signals that are not ignored; do nothing outside of the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

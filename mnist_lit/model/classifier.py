@@ -54,7 +54,7 @@ class Classifier(LightningModule):
         compile: bool = False,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=["network"])  # those of a subclass, too
+        self.save_hyperparameters(ignore=["network"], logger=False)  # those of a subclass, too
         for name in ("optimizer", "schedule"):
             # From Python these are functions, which no checkpoint of plain data can hold.
             if callable(self.hparams.get(name)):

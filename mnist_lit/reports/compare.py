@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mnist_lit.errors import UsageError
-from mnist_lit.formatting import METRICS, escape_unprintable, format_score, format_value, short_names, shorten
-from mnist_lit.reports.run_data import flatten, read_run
+from mnist_lit.formatting import METRICS, escape_unprintable, flatten, format_score, format_value, short_names, shorten
+from mnist_lit.reports.run_data import read_run
 
 __all__ = ["compare"]
 

@@ -1,7 +1,7 @@
 """What a run directory holds: its configuration and its metrics."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import yaml
 from mnist_lit.errors import UsageError
 from mnist_lit.formatting import METRICS
 
-__all__ = ["flatten", "read_run"]
+__all__ = ["read_run"]
 
 NUMBERS = (*METRICS, "epoch", "seconds", "images_per_second", "parameters")
 
@@ -42,14 +42,3 @@ def _read(file: Path, load: Callable[[str], Any]) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UsageError(f"{file} holds no keys")
     return content
-
-
-def flatten(config: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
-    """Join nested keys with dots, as flags name them; arguments of a class have keys of their own."""
-    flat: dict[str, Any] = {}
-    for name, value in config.items():
-        key, arguments = f"{prefix}{name}", value
-        if isinstance(value, Mapping) and "class_path" in value:
-            flat[key], arguments = value["class_path"], value.get("init_args") or {}
-        flat |= flatten(arguments, f"{key}.") if isinstance(arguments, Mapping) else {key: value}
-    return flat

@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 
-from mnist_lit.reports.run_data import flatten, read_run
+from mnist_lit.formatting import flatten
+from mnist_lit.reports.run_data import read_run
 from mnist_lit.reports.template import render
 from mnist_lit.training.run_dir import write_text
 

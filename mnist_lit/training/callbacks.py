@@ -1,8 +1,7 @@
 """Callbacks of every run: checkpoints, early stopping, weight averaging, the progress bar."""
 
-import signal
 import sys
-import threading
+from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
@@ -13,6 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint, TQDMProgressBar
 
 from mnist_lit.errors import Stopped, UsageError
+from mnist_lit.signals import handle_signals
 from mnist_lit.training.checkpoints import BEST, LAST
 
 __all__ = ["EMA", "BestCheckpoint", "EarlyStop", "LastCheckpoint", "Progress"]
@@ -34,7 +34,11 @@ class BestCheckpoint(ModelCheckpoint):
         self.enabled = enabled
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(_relocate(state_dict, str(self.dirpath)))
+        # The run directory may have been moved.
+        best = str(Path(str(self.dirpath)) / BEST)
+        paths = {key: best for key in ("best_model_path", "kth_best_model_path") if state_dict[key]}
+        scores = dict(zip([best], state_dict["best_k_models"].values(), strict=False))  # of one model at most
+        super().load_state_dict({**state_dict, **paths, "best_k_models": scores, "dirpath": self.dirpath})
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         _check_monitor(trainer, "checkpoint", self.monitor)
@@ -57,26 +61,16 @@ class LastCheckpoint(ModelCheckpoint):
 
     def __init__(self) -> None:
         super().__init__(filename=Path(LAST).stem, save_on_train_epoch_end=True, enable_version_counter=False)
-        self.received: int | None = None
-        self.handlers: dict[int, Any] = {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(_relocate(state_dict, str(self.dirpath)))
+        self.received = 0
+        self.handlers = ExitStack()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        if threading.current_thread() is not threading.main_thread():
-            return
         # Lightning's handler of SIGTERM ends an epoch before its checkpoint, and hangs with several processes.
-        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if signum != signal.SIGHUP or signal.getsignal(signum) != signal.SIG_IGN:  # nohup ignores SIGHUP
-                self.handlers[signum] = signal.signal(signum, self._on_signal)
-        if not trainer.is_global_zero:
-            # A terminal sends Ctrl-C to all processes; a second one would stop the others before their checkpoint.
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        self.handlers.enter_context(handle_signals(self._on_signal))
 
-    def _on_signal(self, signum: int, frame: FrameType | None) -> None:
-        if self.received is not None:
+    def _on_signal(self, signum: int, _frame: FrameType | None) -> None:
+        if self.received:
             raise Stopped(signum)
         self.received = signum
 
@@ -97,24 +91,19 @@ class LastCheckpoint(ModelCheckpoint):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_end(trainer, pl_module)
-        self._restore_handlers()
+        self.handlers.close()
         if signum := self._received_anywhere(trainer):
             raise Stopped(signum)
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self.handlers.close()
+
     def _received_anywhere(self, trainer: Trainer) -> int:
         """Return the signal that any process of the run has received, or 0; the same in all processes."""
-        received = self.received or 0
         if trainer.world_size == 1:
-            return received
-        device = trainer.strategy.root_device
-        return int(trainer.strategy.reduce(torch.tensor(received, device=device), reduce_op="max"))
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._restore_handlers()
-
-    def _restore_handlers(self) -> None:
-        while self.handlers:
-            signal.signal(*self.handlers.popitem())
+            return self.received
+        received = torch.tensor(self.received, device=trainer.strategy.root_device)
+        return int(trainer.strategy.reduce(received, reduce_op="max"))
 
 
 class EarlyStop(EarlyStopping):
@@ -175,14 +164,3 @@ def _check_monitor(trainer: Trainer, key: str, monitor: str | None) -> None:
         raise UsageError(
             f"{key}.monitor: no metric {monitor!r} is logged\nchoose from {', '.join(sorted(trainer.callback_metrics))}"
         )
-
-
-def _relocate(state: dict[str, Any], folder: str) -> dict[str, Any]:
-    """Replace the directory in a checkpoint callback's state by `folder`: run directories may be moved."""
-    paths = {name: _in(folder, path) for name, path in state.items() if name.endswith("_path") and path}
-    best = {_in(folder, path): score for path, score in state["best_k_models"].items()}
-    return {**state, **paths, "best_k_models": best, "dirpath": folder}
-
-
-def _in(folder: str, path: str) -> str:
-    return str(Path(folder) / Path(path).name)

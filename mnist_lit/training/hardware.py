@@ -13,14 +13,7 @@ GIGABYTE = 2**30
 
 
 def native_precision(accelerator: str) -> str:
-    """Choose bf16 where the hardware computes in it, else Lightning's default.
-
-    Args:
-        accelerator: The Trainer's: `auto`, `cpu`, `gpu`, …
-
-    Returns:
-        The Trainer's `precision`.
-    """
+    """Choose bf16 where the Trainer's accelerator computes in it, else Lightning's default."""
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
     if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():

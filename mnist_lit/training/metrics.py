@@ -1,6 +1,7 @@
 """The metrics of a run: metrics.json, the loggers' hyper-parameters, the configuration in each checkpoint."""
 
 import json
+import operator
 import platform
 import time
 from collections.abc import Mapping
@@ -9,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning_utilities.core.rank_zero import rank_zero_only
 
@@ -27,28 +27,19 @@ ALWAYS = ("model.lr", "model.channels", "data.batch_size", "trainer.max_epochs")
 class MetricsWriter(Callback):
     """Write `metrics.json`, and give every logger the hyper-parameters.
 
-    Args:
-        run_dir: Directory of the run.
-        config: The complete configuration as plain data.
-        defaults: The defaults of all its keys, in the same form.
-        monitor: The validation metric that decides which epoch is the best; without it `val/loss` does.
-        mode: Whether a higher (`max`) or a lower (`min`) value of it is better.
+    The best epoch is that of `monitor` and `mode`; of the lowest `val/loss` where the monitor is not of the validation.
     """
 
     def __init__(
         self, run_dir: Path, config: dict[str, Any], defaults: Mapping[str, Any], *, monitor: str | None, mode: str
     ) -> None:
         self.file = run_dir / "metrics.json"
-        self.config = config
-        self.defaults = defaults
-        self.monitor = monitor
-        self.mode = mode
-        self.best_step = self.judged_step = -1
+        self.config, self.defaults = config, defaults
+        self.monitor, self.mode = monitor, mode
         self.best: dict[str, float] = {}
-        self.seconds = 0.0
-        self.num_images = 0
+        self.best_step = self.judged_step = -1
+        self.seconds, self.num_images = 0.0, 0
         self.started: float | None = None
-        self.has_hparams = False
 
     @property
     def state_key(self) -> str:
@@ -59,21 +50,14 @@ class MetricsWriter(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best = state_dict["best"]
-        self.seconds = state_dict["seconds"]
-        self.num_images = state_dict["num_images"]
+        self.seconds, self.num_images = state_dict["seconds"], state_dict["num_images"]
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["config"] = self.config
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage in ("validate", "test") and self.file.is_file():
-            self._read()  # a damaged file is reported before the evaluation, not after it
-
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for logger in trainer.loggers:
-            # TensorBoard shows hyper-parameters only beside a metric: they follow the first validation.
-            if not isinstance(logger, TensorBoardLogger):
-                logger.log_hyperparams(self._hparams(trainer))
+            logger.log_hyperparams(self._hparams(trainer))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.started = time.monotonic()
@@ -88,34 +72,28 @@ class MetricsWriter(Callback):
             self._merge(trainer)
         elif not trainer.sanity_checking:
             self.is_best(trainer)
-            self._log_hparams(trainer)
             self._write(trainer)
 
-    def is_best(self, trainer: Trainer) -> bool:
-        """Judge the validation that has just ended: is it the best of the run?"""
-        # Callbacks may ask in any order; only the first question compares and updates.
-        if self.judged_step != trainer.global_step:
-            self.judged_step = trainer.global_step
-            self._update_best(trainer)
-        return self.best_step == trainer.global_step
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._write(trainer)
 
-    def _update_best(self, trainer: Trainer) -> None:
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._merge(trainer)
+
+    def is_best(self, trainer: Trainer) -> bool:
+        """Check whether the validation that has just ended is the best; callbacks may ask in any order."""
+        if self.judged_step == trainer.global_step:
+            return self.best_step == self.judged_step
+        self.judged_step = trainer.global_step
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
         name, mode = (self.monitor, self.mode) if self.monitor in metrics else ("val/loss", "min")
-        sign = 1 if mode == "max" else -1
-        if name in metrics and (name not in self.best or sign * metrics[name] > sign * self.best[name]):
+        is_better = operator.gt if mode == "max" else operator.lt
+        if name in metrics and (name not in self.best or is_better(metrics[name], self.best[name])):
             self.best = {**metrics, "epoch": trainer.current_epoch}
-            self.best_step = trainer.global_step
+            self.best_step = self.judged_step
         if "val/acc_best" in metrics:
             self.best["val/acc_best"] = metrics["val/acc_best"]
-
-    def _log_hparams(self, trainer: Trainer) -> None:
-        if self.has_hparams or "val/acc_best" not in self.best:
-            return
-        self.has_hparams = True
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.log_hyperparams(self._hparams(trainer), {"val/acc_best": self.best["val/acc_best"]})
+        return self.best_step == self.judged_step
 
     def _hparams(self, trainer: Trainer) -> dict[str, Any]:
         """Select the keys that differ from their defaults, and those that always count."""
@@ -125,36 +103,26 @@ class MetricsWriter(Callback):
         values["seed"] = values.pop("seed_everything", self.config["seed_everything"])
         return {key: value if isinstance(value, int | float) else format_value(value) for key, value in values.items()}
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._write(trainer)
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._merge(trainer)
-
     @rank_zero_only
     def _merge(self, trainer: Trainer) -> None:
         """Add the metrics of an evaluation to those in the file."""
-        recorded = self._read() if self.file.is_file() else self._facts(trainer)
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if "/" in name}
-        write_text(self.file, json.dumps({**recorded, **metrics}, indent=2) + "\n")
-
-    def _read(self) -> dict[str, Any]:
         try:
-            metrics: dict[str, Any] = json.loads(self.file.read_text(encoding="utf-8"))
+            recorded = json.loads(self.file.read_bytes()) if self.file.is_file() else self._facts(trainer)
         except ValueError as error:
             raise MNISTLitError(f"{self.file} is damaged: {error}\nrename it; this command writes a new one") from error
-        return metrics
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if "/" in name}
+        self._write_json({**recorded, **metrics})
 
     @rank_zero_only
     def _write(self, trainer: Trainer) -> None:
         seconds = self._elapsed()
-        metrics = {
-            "epoch": trainer.current_epoch,
-            **self.best,
+        speed = {
             "seconds": round(seconds, 3),
             "images_per_second": round(self.num_images / seconds, 1) if seconds else 0.0,
-            **self._facts(trainer),
         }
+        self._write_json({"epoch": trainer.current_epoch, **self.best, **speed, **self._facts(trainer)})
+
+    def _write_json(self, metrics: dict[str, Any]) -> None:
         write_text(self.file, json.dumps(metrics, indent=2) + "\n")
 
     def _elapsed(self) -> float:

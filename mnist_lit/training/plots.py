@@ -11,11 +11,8 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
-from matplotlib import colormaps
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import ListedColormap
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from PIL import Image
 from torch import Tensor
 from torch.distributed import all_gather_object
@@ -34,12 +31,8 @@ IMAGE_SIDE = 112  # pixels, of an image in a grid: 4 for each of MNIST's
 HEADER = 64  # pixels, above a grid
 MAX_CHARACTERS = 22  # of a line above an image
 MAX_CLASSES_WITH_COUNTS = 20
-# A count of one among thousands is still visible.
-COUNTS = ListedColormap(colormaps["Blues"](np.linspace(0, 1, 8192) ** 0.3))
 
-
-# Misclassified images (n, channels, h, w) of 0 to 255, their classes (n,) and logits (n, num_classes).
-Losses = tuple[Tensor, Tensor, Tensor]
+Losses = tuple[Tensor, Tensor, Tensor]  # misclassified images of 0 to 255, their labels and logits
 
 
 class Evaluation(NamedTuple):
@@ -71,16 +64,14 @@ class Pictures(Callback):
         every_n_epochs: NonNegativeInt = 0,
         histograms: bool = False,
     ) -> None:
-        self.enabled = enabled
-        self.num_images = num_images
-        self.every_n_epochs = every_n_epochs
-        self.histograms = histograms
+        self.enabled, self.histograms = enabled, histograms
+        self.num_images, self.every_n_epochs = num_images, every_n_epochs
         self.folder = Path("pictures")
         self.confusion: MulticlassConfusionMatrix | None = None
         self.top_losses: Losses | None = None
         self.first_batch: list[Tensor] | None = None
         self.validation: Evaluation | None = None
-        self.is_plotted = True
+        self.plotted: Evaluation | None = None
 
     def state_dict(self) -> dict[str, Any]:
         # A resumed run ends with the pictures of its best epoch, which may lie before the stop.
@@ -88,23 +79,16 @@ class Pictures(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.validation = Evaluation(*state_dict["validation"])
-        self.is_plotted = False
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, *args: Any) -> None:
-        if trainer.global_step == 0 and self.first_batch is None and trainer.is_global_zero:
+        if trainer.global_step == 0 and self.first_batch is None:
             self.first_batch = [part[: self.num_images].cpu() for part in batch]
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.confusion = self.top_losses = None
 
     def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any, **kwargs: Any
     ) -> None:
         images, labels = batch
         if self.confusion is None:
@@ -124,16 +108,13 @@ class Pictures(Callback):
         writers = (callback for callback in trainer.callbacks if isinstance(callback, MetricsWriter))  # type: ignore[attr-defined]
         if all(writer.is_best(trainer) for writer in writers):
             self.validation = self._evaluate(trainer)
-            self.is_plotted = False
         if self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
             self._plot_run(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.histograms:
+        for board in _tensorboards(trainer) if self.histograms else ():
             for name, parameter in pl_module.get_submodule("network").named_parameters():
-                for logger in _tensorboards(trainer):
-                    values = parameter.detach().float()
-                    logger.experiment.add_histogram(f"weights/{name}", values, trainer.global_step)
+                board.add_histogram(f"weights/{name}", parameter.detach().float(), trainer.global_step)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._plot_run(trainer, pl_module)
@@ -145,25 +126,22 @@ class Pictures(Callback):
     def _evaluate(self, trainer: Trainer) -> Evaluation:
         """Combine the results of all processes."""
         assert self.confusion is not None
-        shares = [self.top_losses]
+        shares = [self.top_losses] * trainer.world_size
         if trainer.world_size > 1:
-            shares = [None] * trainer.world_size
             all_gather_object(shares, self.top_losses)
         return Evaluation(self.confusion.compute().cpu(), *_top_losses(shares, self.num_images), trainer.current_epoch)
 
     def _plot_run(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.first_batch:
+        if self.first_batch and trainer.is_global_zero:
             images, labels = self.first_batch
             self.first_batch = []
             _add_graph(trainer, pl_module, images[:1])
             names = _class_names(trainer, int(labels.max()) + 1)
+            texts = [names[label] for label in labels.tolist()]
             caption = "the first batch after augmentation, with its labels"
-            figure = plot_images(
-                "Training images", caption, images.float(), [names[label] for label in labels.tolist()]
-            )
-            self._publish(trainer, "training_images", figure, 0)
-        if self.validation is not None and not self.is_plotted:
-            self.is_plotted = True
+            self._publish(trainer, "training_images", plot_images("Training images", caption, images, texts), 0)
+        if self.validation is not None and self.validation is not self.plotted:
+            self.plotted = self.validation
             self._plot_evaluation(trainer, "val", self.validation)
 
     def _plot_evaluation(self, trainer: Trainer, split: str, evaluation: Evaluation) -> None:
@@ -171,8 +149,8 @@ class Pictures(Callback):
             return
         counts, images, labels, logits, epoch = evaluation
         names, step = _class_names(trainer, len(counts)), trainer.global_step
-        num_images, num_wrong = int(counts.sum()), int(counts.sum() - counts.trace())
         split_name = f"Validation, epoch {epoch + 1}" if split == "val" else "Test"
+        num_images, num_wrong = int(counts.sum()), int(counts.sum() - counts.trace())
         title = f"{split_name}: {num_wrong:,} of {num_images:,} images are misclassified"
         self._publish(trainer, f"{split}_confusion", plot_confusion(title, counts, names), step)
         confidences, predictions = (part.tolist() for part in logits.softmax(dim=1).max(dim=1))
@@ -185,17 +163,15 @@ class Pictures(Callback):
 
     def _publish(self, trainer: Trainer, name: str, figure: Figure, step: int) -> None:
         """Write a figure to its file, and give it to the loggers."""
-        canvas = FigureCanvasAgg(figure)
-        canvas.draw()  # type: ignore[no-untyped-call]
-        pixels = np.asarray(canvas.buffer_rgba())[..., :3]  # type: ignore[no-untyped-call]
         self.folder.mkdir(exist_ok=True)
         file = self.folder / f"{name}.png"
         with atomic_write(file) as temporary:
-            Image.fromarray(pixels).save(temporary, "png")
+            figure.savefig(temporary, format="png", dpi=DPI)
+        for board in _tensorboards(trainer):
+            pixels = np.asarray(Image.open(file).convert("RGB"))
+            board.add_image(name.replace("_", "/", 1), pixels, step, dataformats="HWC")
         for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image(name.replace("_", "/", 1), pixels, step, dataformats="HWC")
-            elif isinstance(logger, MLFlowLogger):
+            if isinstance(logger, MLFlowLogger):
                 logger.experiment.log_artifact(logger.run_id, str(file), "pictures")
             elif hasattr(logger, "log_image"):
                 logger.log_image(key=name, images=[str(file)])
@@ -205,7 +181,7 @@ def plot_images(title: str, caption: str, images: Tensor, texts: Sequence[str]) 
     """Plot images of shape (n, channels, h, w) in [0, 1] in a grid, with a text above each."""
     side = images.shape[-1]
     scale, gap, top = max(1, round(IMAGE_SIDE / side)), side // 8, side // 3
-    tiles = 0.95 * (1 - images) if images.shape[1] == 1 else images  # grey images as ink on paper
+    tiles = 0.95 * (1 - images.float()) if images.shape[1] == 1 else images.float()  # grey images as ink on paper
     tiles = F.pad(tiles, (gap, gap, top, gap), value=1.0)
     num_missing = -len(tiles) % NUM_COLUMNS or NUM_COLUMNS * (len(tiles) == 0)
     tiles = torch.cat([tiles, tiles.new_ones(num_missing, *tiles.shape[1:])])
@@ -225,20 +201,16 @@ def plot_images(title: str, caption: str, images: Tensor, texts: Sequence[str]) 
 
 def plot_confusion(title: str, counts: Tensor, names: Sequence[str]) -> Figure:
     """Plot a confusion matrix of counts (num_classes, num_classes), true classes in rows."""
-    num_classes = len(counts)
-    side = max(7.0, 0.35 * num_classes)
-    figure = Figure(figsize=(side, side), dpi=DPI, layout=ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.15))
+    side = max(7.0, 0.35 * len(counts))
+    figure = Figure(figsize=(side, side), dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
-    has_counts = num_classes <= MAX_CLASSES_WITH_COUNTS
-    metric = MulticlassConfusionMatrix(num_classes)
-    metric.plot(counts, axes, add_text=has_counts, labels=list(names) or None, cmap=COUNTS)
+    has_counts = len(counts) <= MAX_CLASSES_WITH_COUNTS
+    MulticlassConfusionMatrix(len(counts)).plot(counts, axes, add_text=has_counts, labels=list(names), cmap="Blues")
+    axes.images[0].set_norm(PowerNorm(0.3))  # a count of one among thousands is still visible
     for text in axes.texts:
-        text.set(text="" if text.get_text() == "0" else text.get_text(), fontsize=11)
-    if max(map(len, names), default=0) <= 2:
-        axes.tick_params(labelrotation=0)
+        text.set(text=text.get_text() if text.get_text() != "0" else "", fontsize=11)
     axes.set_title(title, fontsize=14, weight="bold", loc="left", pad=10)
-    axes.set_xlabel("predicted class", fontsize=11)
-    axes.set_ylabel("true class", fontsize=11)
+    axes.set(xlabel="predicted class", ylabel="true class")
     return figure
 
 
@@ -255,8 +227,9 @@ def _class_names(trainer: Trainer, num_classes: int) -> list[str]:
     return list(getattr(datamodule, "class_names", None) or map(str, range(num_classes)))
 
 
-def _tensorboards(trainer: Trainer) -> list[TensorBoardLogger]:
-    return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+def _tensorboards(trainer: Trainer) -> list[Any]:
+    """List TensorBoard's writers."""
+    return [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
 
 
 def _add_graph(trainer: Trainer, pl_module: LightningModule, image: Tensor) -> None:
@@ -264,6 +237,6 @@ def _add_graph(trainer: Trainer, pl_module: LightningModule, image: Tensor) -> N
     was_training = network.training
     # In eval mode, as tracing runs the network and would move its batch statistics; compiled code cannot be traced.
     with torch.compiler.set_stance("force_eager"):
-        for logger in _tensorboards(trainer):
-            logger.experiment.add_graph(network.eval(), image.to(pl_module.device))
+        for board in _tensorboards(trainer):
+            board.add_graph(network.eval(), image.to(pl_module.device))
     network.train(was_training)

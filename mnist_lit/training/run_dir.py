@@ -26,16 +26,12 @@ def is_global_zero() -> bool:
 
 
 class RunDir:
-    """The directory of a run, locked while it is trained in.
-
-    Args:
-        path: Where it lies.
-    """
+    """Locks the directory of a run while it is trained in."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.made: list[Path] = []
         self.is_new = False
+        self.parents: list[Path] = []  # those that were made for it
         self.lock = FileLock(path / LOCK, timeout=0)
 
     @classmethod
@@ -49,16 +45,12 @@ class RunDir:
             UsageError: If it holds files, is trained in by another process, or cannot be made.
         """
         paths = [wanted] if wanted else (LOGS / f"run_{number}" for number in itertools.count(1))
-        try:
-            for path in paths:
-                made = [folder for folder in (path, *path.parents) if not folder.exists()]
-                with suppress(FileExistsError):
-                    path.mkdir(parents=True, exist_ok=wanted is not None)
-                    break
-        except OSError as error:
-            raise _unusable(error.filename or path, error) from error
-        run_dir = cls(path)
-        run_dir.made = made
+        for path in paths:
+            run_dir = cls(path)
+            run_dir.parents = [folder for folder in path.parents if not os.path.exists(folder)]  # noqa: PTH110
+            with _usage_errors(path), suppress(FileExistsError):
+                path.mkdir(parents=True, exist_ok=wanted is not None)
+                break
         run_dir.acquire()
         if any(file.name != LOCK and not file.match(f".*{PART}") for file in path.iterdir()):
             run_dir.release()
@@ -70,17 +62,9 @@ class RunDir:
         return run_dir
 
     def acquire(self) -> None:
-        """Lock the directory, and remove what a killed process has left half written.
-
-        Raises:
-            UsageError: If another process trains in it, or it cannot be written.
-        """
-        try:
+        """Lock the directory, and remove what a killed process has left half written."""
+        with _usage_errors(self.path):
             self.lock.acquire()
-        except Timeout:
-            raise UsageError(f"run_dir: another process trains in {self.path}\ngive another --run_dir") from None
-        except OSError as error:
-            raise _unusable(self.path, error) from error
         for leftover in self.path.glob(f"checkpoints/.*{PART}"):
             leftover.unlink()
 
@@ -90,21 +74,23 @@ class RunDir:
             Path(self.lock.lock_file).unlink(missing_ok=True)
             self.lock.release()
 
-    def keep(self) -> None:
-        """Keep the directory, whatever fails later: it holds results."""
-        self.is_new, self.made = False, []
-
     def remove(self) -> None:
         """Remove the directory of a new run that has not begun, and the folders that were made for it."""
-        with suppress(OSError):  # files of others stay, and it may be gone already
-            for path in self.path.iterdir() if self.is_new else ():
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-            for folder in self.made:
-                folder.rmdir()
+        if self.is_new:
+            with suppress(OSError):  # it may be gone already, and its parents may hold other files
+                shutil.rmtree(self.path)
+                for folder in self.parents:
+                    folder.rmdir()
 
 
-def _unusable(path: Path | str, error: OSError) -> UsageError:
-    return UsageError(f"run_dir: {path}: {error.strerror}\ngive another --run_dir")
+@contextmanager
+def _usage_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except Timeout:
+        raise UsageError(f"run_dir: another process trains in {path}\ngive another --run_dir") from None
+    except OSError as error:
+        raise UsageError(f"run_dir: {path}: {error.strerror}\ngive another --run_dir") from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -115,11 +101,7 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a temporary path that replaces `path` when the block ends.
-
-    Raises:
-        OSError: If the disk is full or the like.
-    """
+    """Yield a temporary path that replaces `path` when the block ends."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}{PART}")
     try:
         yield temporary
