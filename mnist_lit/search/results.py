@@ -19,7 +19,7 @@ from mnist_lit.search.space import nested
 from mnist_lit.search.study import counted, ranked
 from mnist_lit.training.run_dir import write_text
 
-__all__ = ["confirmation_lines", "format_scores", "format_trials", "write_results"]
+__all__ = ["confirmation_lines", "confirmed_scores", "format_scores", "format_trials", "write_results"]
 
 NUM_SHOWN = 10
 
@@ -59,14 +59,19 @@ def format_scores(settings: Settings, scores: Sequence[float]) -> str:
     return ", ".join(f"{metric} {format_score(metric, score)}" for metric, score in pairs)
 
 
-def confirmation_lines(study: optuna.Study, settings: Settings) -> list[str]:
-    """Format mean and deviation of the trials that were trained again with other seeds."""
-    metric, lines = settings.metrics[0], []
+def confirmed_scores(study: optuna.Study) -> dict[int, list[float]]:
+    """Collect the scores of trials that were trained again with other seeds, by their numbers."""
     confirmed: dict[int, list[float]] = {}
     for name, score in study.user_attrs.items():
         if name.startswith("confirmed/"):
             confirmed.setdefault(int(name.split("/")[1]), []).append(score)
-    for number, values in confirmed.items():
+    return confirmed
+
+
+def confirmation_lines(study: optuna.Study, settings: Settings) -> list[str]:
+    """Format mean and deviation of the trials that were trained again with other seeds."""
+    metric, lines = settings.metrics[0], []
+    for number, values in confirmed_scores(study).items():
         deviation = f" ± {format_score(metric, statistics.stdev(values))}" if len(values) > 1 else ""
         first = format_score(metric, study.trials[number].values[0])
         mean = format_score(metric, statistics.mean(values))
