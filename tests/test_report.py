@@ -2,7 +2,6 @@
 
 import json
 import re
-from datetime import datetime, timedelta
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import optuna
 import pytest
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from mnist_lit.search.report import write_report
 from mnist_lit.search.settings import Objective, Settings
@@ -22,7 +21,7 @@ SPACE = {
     "model.pooling": {"choices": ["max", "avg"]},
     "model.kernel_size": {"choices": [3, 5], "when": {"model.pooling": "max"}},
 }
-START = datetime(2026, 11, 21, 9)  # as Optuna's times, without a zone
+PRUNED = TrialState.PRUNED
 ACCURACY, SIZE = Objective(), Objective(metric="parameters", direction="minimize")
 
 
@@ -31,39 +30,27 @@ class Page(HTMLParser):
 
     def __init__(self, file: Path) -> None:
         super().__init__()
-        self.source = file.read_text(encoding="utf-8")
-        self.text = ""
-        self.in_cell = self.is_hidden = False
+        self.source, self.text = file.read_text(encoding="utf-8"), ""
         self.tags: list[tuple[str, dict[str, str]]] = []
         self.tables: list[list[list[str]]] = []
-        self.headings: list[str] = []
-        self.feed(re.sub(r"(<script>).*?(?=</script>)", r"\1", self.source, flags=re.DOTALL))
+        shown = re.sub(r"(<(script|style)>).*?(?=</)", r"\1", self.source, flags=re.DOTALL)
+        self.feed(shown)
+        self.headings = re.findall("<h2>(.*)</h2>", shown)
         self.plots = [json.loads(text) for text in re.findall(r'draw\("plot-[^{]*({[^<]*})\)', self.source)]
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, {name: value or "" for name, value in attrs}))
-        self.is_hidden = tag in ("script", "style")
         if tag == "table":
             self.tables.append([])
         elif tag == "tr":
             self.tables[-1].append([])
         elif tag in ("td", "th"):
             self.tables[-1][-1].append("")
-        elif tag == "h2":
-            self.headings.append("")
-        self.in_cell = tag in ("td", "th")
-
-    def handle_endtag(self, tag: str) -> None:
-        self.in_cell = self.is_hidden = False
 
     def handle_data(self, data: str) -> None:
-        if self.is_hidden:
-            return
         self.text += data
-        if self.in_cell:
-            self.tables[-1][-1][-1] += data
-        if self.tags and self.tags[-1][0] == "h2" and not self.headings[-1]:
-            self.headings[-1] = data.strip()
+        if self.tags and self.tags[-1][0] in ("td", "th"):
+            self.tables[-1][-1][-1] += data.rstrip("\n")
 
     def all(self, tag: str) -> list[dict[str, str]]:
         return [attributes for name, attributes in self.tags if name == tag]
@@ -76,38 +63,25 @@ class Page(HTMLParser):
 
 def trial(number: int, *values: float, state: TrialState = TrialState.COMPLETE, **attrs: Any) -> FrozenTrial:
     """A trial as the search leaves it: a list has one of Optuna's parameters for its length and for each item."""
-    channels, pooling = [[16], [16, 32], [8, 16]][number % 3], ["max", "avg"][number % 2]
+    channels, pooling, lr = [[16], [16, 32], [8, 16]][number % 3], ["max", "avg"][number % 2], 10 ** -(1 + number % 4)
     kernel = {"model.kernel_size": 3 + 2 * (number % 3 % 2)} if pooling == "max" else {}
-    lr = 10 ** -(1 + number % 4)
-    optunas = {"model.lr": lr, "model.pooling": pooling, "model.channels.length": len(channels), **kernel}
+    sizes = {f"model.channels.{index}": size for index, size in enumerate(channels)}
     distributions: dict[str, BaseDistribution] = {
         "model.lr": FloatDistribution(1e-4, 0.1, log=True),
         "model.pooling": CategoricalDistribution(["max", "avg"]),
         "model.channels.length": IntDistribution(1, 2),
-        **{name: CategoricalDistribution([3, 5]) for name in kernel},
+        **dict.fromkeys(kernel, CategoricalDistribution([3, 5])),
+        **dict.fromkeys(sizes, CategoricalDistribution([8, 16, 32])),
     }
-    for place, size in enumerate(channels):
-        optunas[f"model.channels.{place}"] = size
-        distributions[f"model.channels.{place}"] = CategoricalDistribution([8, 16, 32])
     params = {"model.lr": lr, "model.channels": channels, "model.pooling": pooling, **kernel}
-    return FrozenTrial(
-        number=number,
-        trial_id=number,
+    return create_trial(
         state=state,
-        value=None,
-        values=list(values) or None,
-        params=optunas,
+        values=values or None,
+        params={"model.lr": lr, "model.pooling": pooling, "model.channels.length": len(channels), **kernel, **sizes},
         distributions=distributions,
         intermediate_values={0: values[0] - 0.3, 1: values[0]} if len(values) == 1 else {},
-        datetime_start=START + timedelta(minutes=number),
-        datetime_complete=START + timedelta(minutes=number + 1),
         user_attrs={"params": params, "seconds": 55.0, **attrs},
-        system_attrs={},
     )
-
-
-def pruned(number: int, *values: float) -> FrozenTrial:
-    return trial(number, *values, state=TrialState.PRUNED)
 
 
 def failed(number: int, error: str = "RuntimeError: no memory") -> FrozenTrial:
@@ -129,7 +103,7 @@ def report(
 def page(tmp_path_factory: pytest.TempPathFactory) -> Page:
     """The page of a search with some of everything that one objective can have."""
     scores = [0.98, 0.991, 0.9934, 0.1, 0.989]
-    trials = [*(trial(number, score) for number, score in enumerate(scores)), pruned(5, 0.95), failed(6)]
+    trials = [*(trial(number, score) for number, score in enumerate(scores)), trial(5, 0.95, state=PRUNED), failed(6)]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("search"))
         return report(*trials, about={f"confirmed/2/{seed}": score for seed, score in ((1, 0.991), (2, 0.993))})
@@ -144,12 +118,9 @@ def test_page_loads_nothing_from_elsewhere(page: Page) -> None:
 
 
 def test_each_kind_of_plot_is_drawn_with_a_caption(page: Page) -> None:
-    assert page.headings == [
-        "The best trial", "Confirmation", "History", "Learning curves", "Importance", "Key by key",
-        "All trials",
-    ]  # fmt: skip
-    assert len(page.all("h2")) <= len([tag for tag in page.all("p") if tag.get("class") == "quiet"]) + 1
-    assert page.source.count('draw("plot-') == 3 + len(SPACE)
+    assert {"History", "Learning curves", "Importance", "Key by key"} < set(page.headings)
+    assert len(page.headings) <= len([tag for tag in page.all("p") if tag.get("class") == "quiet"]) + 1
+    assert len(page.plots) == 3 + len(SPACE)
 
 
 def test_list_is_one_axis_in_per_cent_with_the_best_marked(page: Page) -> None:
@@ -164,7 +135,6 @@ def test_list_is_one_axis_in_per_cent_with_the_best_marked(page: Page) -> None:
 
 def test_importance_of_a_list_is_the_sum_of_its_parts(page: Page) -> None:
     [bars] = [trace for plot in page.plots for trace in plot["data"] if trace["type"] == "bar"]
-
     assert set(bars["y"]) == {"lr", "channels", "pooling", "kernel_size"}
     assert sum(bars["x"]) == pytest.approx(1)
 
@@ -192,8 +162,7 @@ def test_confirmed_score_stands_beside_that_of_the_search(page: Page) -> None:
 def test_lowest_loss_is_the_best_and_no_percentage() -> None:
     page = report(trial(0, 0.5), trial(1, 0.02), objectives=(Objective(metric="val/loss", direction="minimize"),))
 
-    assert page.column("trial") == ["1", "0"]
-    assert page.column("val/loss") == ["0.02", "0.5"]
+    assert (page.column("trial"), page.column("val/loss")) == (["1", "0"], ["0.02", "0.5"])
 
 
 @pytest.mark.parametrize("num_objectives", [2, 3, 4])
@@ -201,10 +170,8 @@ def test_several_objectives_have_their_trade_off(num_objectives: int) -> None:
     objectives = (ACCURACY, SIZE, Objective(metric="val/f1"), Objective(metric="val/loss", direction="minimize"))
     values = [[0.98, 9000.0, 0.9, 0.3], [0.99, 8000.0, 0.9, 0.2], [0.97, 3000.0, 0.8, 0.4], [0.9, 9500.0, 0.7, 1.0]]
 
-    page = report(
-        *(trial(number, *of[:num_objectives]) for number, of in enumerate(values)),
-        objectives=objectives[:num_objectives],
-    )
+    trials = [trial(number, *scores[:num_objectives]) for number, scores in enumerate(values)]
+    page = report(*trials, objectives=objectives[:num_objectives])
 
     assert ("Trade-off" in page.headings) == (num_objectives < 4)
     assert {"History: val/acc", "History: parameters"} <= set(page.headings)
@@ -218,7 +185,7 @@ def test_several_objectives_have_their_trade_off(num_objectives: int) -> None:
         ([trial(0, 0.99)], {"The best trial", "History", "Learning curves", "All trials"}),
         ([trial(0, 0.9), trial(1, 0.9)], {"History", "Key by key"}),
         ([failed(0), failed(1)], {"All trials"}),
-        ([pruned(0, 0.5), pruned(1, 0.6)], {"History", "Learning curves"}),
+        ([trial(0, 0.5, state=PRUNED), trial(1, 0.6, state=PRUNED)], {"History", "Learning curves"}),
         ([trial(0, 0.9), trial(1, 0.9, duplicate_of=0), trial(2, float("inf"))], {"History"}),
         ([trial(0, 0.9, params={}), trial(1, 0.8, params={})], {"History"}),
         ([trial(number, 0.9, params={"model.pooling": [None, True, "x", [1]][number]}) for number in range(4)], set()),
