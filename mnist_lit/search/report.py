@@ -122,6 +122,7 @@ def _curves(study: optuna.Study, best: list[FrozenTrial]) -> Figure:
     figure, sign = plot_intermediate_values(study), _sign(study, 0)
     kinds = {f"Trial{trial.number}": trial.state.name.lower() for trial in study.get_trials(deepcopy=False)}
     kinds |= {f"Trial{trial.number}": "front" for trial in best}
+    # The best is drawn last, over the others.
     figure.data = sorted(figure.data, key=lambda line: (kinds[line.name] == "front", sign * line.y[-1]))[-MAX_LINES:]
     for line in figure.data:
         line.update(meta=kinds[line.name], marker_size=4)
