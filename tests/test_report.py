@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,6 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
     def column(self, name: str) -> list[str]:
-        """A column of the table of all trials."""
         head, *rows = self.tables[-1]
         return [row[head.index(name)] for row in rows]
 
@@ -88,13 +88,11 @@ def failed(number: int, error: str = "RuntimeError: no memory") -> FrozenTrial:
     return trial(number, state=TrialState.FAIL, error=error)
 
 
-def report(
-    *trials: FrozenTrial, objectives: tuple[Objective, ...] = (ACCURACY,), about: dict[str, Any] | None = None
-) -> Page:
+def report(*trials: FrozenTrial, objectives: Sequence[Objective] = (ACCURACY,), **attrs: Any) -> Page:
     """The page of a study in the working directory."""
     study = optuna.create_study(study_name="digits", directions=[objective.direction for objective in objectives])
     study.add_trials(trials)
-    for name, value in (about or {}).items():
+    for name, value in attrs.items():
         study.set_user_attr(name, value)
     return Page(write_report(study, Settings(study_name="digits", objective=list(objectives), space=SPACE)))
 
@@ -103,10 +101,11 @@ def report(
 def page(tmp_path_factory: pytest.TempPathFactory) -> Page:
     """The page of a search with some of everything that one objective can have."""
     scores = [0.98, 0.991, 0.9934, 0.1, 0.989]
+    confirmed: dict[str, Any] = {"confirmed/2/1": 0.991, "confirmed/2/2": 0.993}
     trials = [*(trial(number, score) for number, score in enumerate(scores)), trial(5, 0.95, state=PRUNED), failed(6)]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("search"))
-        return report(*trials, about={f"confirmed/2/{seed}": score for seed, score in ((1, 0.991), (2, 0.993))})
+        return report(*trials, **confirmed)
 
 
 def test_page_loads_nothing_from_elsewhere(page: Page) -> None:
@@ -123,7 +122,7 @@ def test_each_kind_of_plot_is_drawn_with_a_caption(page: Page) -> None:
     assert len(page.plots) == 3 + len(SPACE)
 
 
-def test_list_is_one_axis_in_per_cent_with_the_best_marked(page: Page) -> None:
+def test_list_is_one_axis_with_the_best_marked_and_its_importance_a_sum(page: Page) -> None:
     axes = {plot["layout"].get("xaxis", {}).get("title", {}).get("text"): plot for plot in page.plots}
 
     assert axes["channels"]["layout"]["xaxis"]["categoryarray"] == ["[16]", "[8, 16]", "[16, 32]"]
@@ -131,9 +130,6 @@ def test_list_is_one_axis_in_per_cent_with_the_best_marked(page: Page) -> None:
     assert (best["name"], best["y"]) == ("best", [0.9934])
     assert axes["channels"]["layout"]["yaxis"]["tickformat"].endswith("%")
     assert "channels.length" not in json.dumps(page.plots)
-
-
-def test_importance_of_a_list_is_the_sum_of_its_parts(page: Page) -> None:
     [bars] = [trace for plot in page.plots for trace in plot["data"] if trace["type"] == "bar"]
     assert set(bars["y"]) == {"lr", "channels", "pooling", "kernel_size"}
     assert sum(bars["x"]) == pytest.approx(1)
@@ -153,10 +149,7 @@ def test_trials_are_sorted_with_the_best_first(page: Page) -> None:
     assert page.column("val/acc") == ["99.34 %", "99.10 %", "98.90 %", "98.00 %", "10.00 %", "95.00 %", ""]
     assert page.column("channels")[:2] == ["[8, 16]", "[16, 32]"]
     assert page.column("note")[-1] == "RuntimeError: no memory"
-
-
-def test_confirmed_score_stands_beside_that_of_the_search(page: Page) -> None:
-    assert page.tables[1][1] == ["2", "99.34 %", "99.20 %", "0.14 %", "2"]
+    assert page.tables[1][1] == ["2", "99.34 %", "99.20 %", "0.14 %", "2"]  # beside the score of new seeds
 
 
 def test_lowest_loss_is_the_best_and_no_percentage() -> None:
@@ -169,7 +162,6 @@ def test_lowest_loss_is_the_best_and_no_percentage() -> None:
 def test_several_objectives_have_their_trade_off(num_objectives: int) -> None:
     objectives = (ACCURACY, SIZE, Objective(metric="val/f1"), Objective(metric="val/loss", direction="minimize"))
     values = [[0.98, 9000.0, 0.9, 0.3], [0.99, 8000.0, 0.9, 0.2], [0.97, 3000.0, 0.8, 0.4], [0.9, 9500.0, 0.7, 1.0]]
-
     trials = [trial(number, *scores[:num_objectives]) for number, scores in enumerate(values)]
     page = report(*trials, objectives=objectives[:num_objectives])
 
@@ -190,7 +182,6 @@ def test_several_objectives_have_their_trade_off(num_objectives: int) -> None:
         ([trial(0, 0.9, params={}), trial(1, 0.8, params={})], {"History"}),
         ([trial(number, 0.9, params={"model.pooling": [None, True, "x", [1]][number]}) for number in range(4)], set()),
     ],
-    ids=["nothing", "one", "constant", "failed", "pruned", "duplicate and infinite", "no keys", "mixed"],
 )
 def test_page_is_written_for_any_study(trials: list[FrozenTrial], headings: set[str]) -> None:
     page = report(*trials)
@@ -201,13 +192,11 @@ def test_page_is_written_for_any_study(trials: list[FrozenTrial], headings: set[
 
 def test_whatever_stands_in_a_study_is_only_text() -> None:
     trials = [trial(number, 0.9 + number / 100, params={"model.pooling": EVIL}) for number in range(3)]
-    count = report(*(trial(number, 0.9 + number / 100) for number in range(3)), failed(3)).source.count("<script>")
 
     page = report(*trials, failed(3, EVIL), objectives=(Objective(metric=EVIL),))
 
-    assert page.source.count("<script>") <= count
-    assert page.column("note")[-1] == EVIL
-    assert page.column("pooling")[0] == EVIL
+    assert EVIL not in page.source
+    assert (page.column("note")[-1], page.column("pooling")[0]) == (EVIL, EVIL)
 
 
 def test_thousand_trials_are_not_slow_to_show() -> None:
@@ -215,4 +204,3 @@ def test_thousand_trials_are_not_slow_to_show() -> None:
 
     assert len(page.column("trial")) == 1000
     assert len(page.source) < 7_000_000
-    assert page.source.count('"mode":"lines"') < 300

@@ -23,7 +23,12 @@ CURVES = {"Loss": ("train/loss", "val/loss"), "Accuracy": ("train/acc", "val/acc
 COLORS = ("#2f7fd6", "#e8590c")  # legible on white and on black
 INK = "#010203"  # stands for the colour of the page's text, which is known to the browser only
 INKED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
-STYLE = {**dict.fromkeys(INKED, INK), "axes.spines.top": False, "axes.spines.right": False, "svg.fonttype": "none"}
+STYLE: dict[Any, Any] = {
+    **dict.fromkeys(INKED, INK),
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "svg.fonttype": "none",
+}
 
 
 def write_run_report(run_dir: Path, defaults: Mapping[str, Any]) -> Path:

@@ -63,7 +63,7 @@ def _draw(study: optuna.Study, settings: Settings, index: int) -> dict[str, list
     axis = _axis(settings.metrics[index], scores, sign)
     keys = {key for trial in complete for key in trial.user_attrs["params"]} if len(complete) > 1 else ()
     plots = {
-        "history": [_history(study, index, axis["range"], complete[:1])],
+        "history": [_history(study, index, axis, complete[:1])],
         "curves": [_curves(study, complete[:1])] if any(len(trial.intermediate_values) > 1 for trial in trials) else [],
         "slices": [_slice(complete, index, key, settings) for key in settings.space if key in keys],
     }
@@ -103,15 +103,15 @@ def _pareto(study: optuna.Study, settings: Settings) -> Figure:
     return figure.update_layout(axes if len(axes) == 2 else {"scene": axes})
 
 
-def _history(study: optuna.Study, index: int, bounds: list[float], best: list[FrozenTrial]) -> Figure:
+def _history(study: optuna.Study, index: int, axis: dict[str, Any], best: list[FrozenTrial]) -> Figure:
     # With a target, which several objectives need, Optuna draws no line of the best so far.
     target = (lambda trial: trial.values[index]) if len(study.directions) > 1 else None
-    figure = plot_optimization_history(study, target=target)
+    figure, (low, high) = plot_optimization_history(study, target=target), axis["range"]
     figure.update_traces(name="complete", selector={"mode": "markers"})
     for state in (TrialState.PRUNED, TrialState.FAIL):
         trials = study.get_trials(deepcopy=False, states=[state])
         scores = [(_scores(trial) or [-np.inf * _sign(study, index)])[0] for trial in trials]
-        figure.add_scatter(x=[trial.number for trial in trials], y=np.clip(scores, *bounds).tolist(), mode="markers")
+        figure.add_scatter(x=[trial.number for trial in trials], y=np.clip(scores, low, high).tolist(), mode="markers")
         figure.data[-1].update(name=state.name.lower(), cliponaxis=False)
     for trial in best:
         figure.add_scatter(x=[trial.number], y=[trial.values[index]], name="best")
@@ -133,7 +133,7 @@ def _slice(trials: list[FrozenTrial], index: int, key: str, settings: Settings) 
     # To Optuna's plot_slice, each part of a list is a parameter of its own.
     space, drawn = settings.space[key], [trial for trial in trials if key in trial.user_attrs["params"]]
     x, y = [trial.user_attrs["params"][key] for trial in drawn], [trial.values[index] for trial in drawn]
-    axis = {"title": short_names(settings.space)[key], "type": "log" if space.get("log") else "linear"}
+    axis: dict[str, Any] = {"title": short_names(settings.space)[key], "type": "log" if space.get("log") else "linear"}
     if "low" not in space:
         x = [format_value(value) for value in x]
         order = sorted(set(x), key=lambda text: (text.count(","), len(text), text))  # short lists and small numbers
