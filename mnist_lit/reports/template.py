@@ -11,15 +11,9 @@ __all__ = ["render"]
 
 
 def render(template: str, **values: Any) -> str:
-    """Fill in a template; every value is escaped.
-
-    Args:
-        template: Its path within the package, for example `reports/run_report.html.jinja`.
-        values: What it shows, by name.
-    """
-    environment = Environment(
-        loader=PackageLoader("mnist_lit", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
+    """Fill in a template of the package, such as `reports/run_report.html.jinja`; every value is escaped."""
+    loader = PackageLoader("mnist_lit", ".")
+    environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"duration": format_duration, "score": format_score, "shorten": shorten}
     environment.filters |= {"value": format_value, "mean": statistics.mean, "stdev": statistics.stdev}
     return environment.get_template(template).render(values)

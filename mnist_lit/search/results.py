@@ -26,7 +26,7 @@ from mnist_lit.search.study import counted, ranked
 from mnist_lit.search.worker import Worker, train
 from mnist_lit.training.run_dir import write_text
 
-__all__ = ["confirm", "format_scores", "print_results", "write_results"]
+__all__ = ["confirm", "confirmed_scores", "format_scores", "print_results", "write_results"]
 
 NUM_SHOWN = 10
 
@@ -96,14 +96,19 @@ def confirm(
             continue  # the lines of the result count the trainings that there are
 
 
-def _confirmation_lines(study: optuna.Study, settings: Settings) -> list[str]:
-    """Format mean and deviation of the trials that were trained again with other seeds."""
-    metric, lines = settings.metrics[0], []
+def confirmed_scores(study: optuna.Study) -> dict[int, list[float]]:
+    """Collect the scores of trials that were trained again with other seeds, by their numbers."""
     confirmed: dict[int, list[float]] = {}
     for name, score in study.user_attrs.items():
         if name.startswith("confirmed/"):
             confirmed.setdefault(int(name.split("/")[1]), []).append(score)
-    for number, values in confirmed.items():
+    return confirmed
+
+
+def _confirmation_lines(study: optuna.Study, settings: Settings) -> list[str]:
+    """Format mean and deviation of the trials that were trained again with other seeds."""
+    metric, lines = settings.metrics[0], []
+    for number, values in confirmed_scores(study).items():
         first, mean = study.trials[number].values[0], statistics.mean(values)
         deviation = f" ± {format_score(metric, statistics.stdev(values))}" if len(values) > 1 else ""
         scores = f"{format_score(metric, first)} in the search, {format_score(metric, mean)}{deviation}"
