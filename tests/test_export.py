@@ -26,13 +26,10 @@ from mnist_lit.data.datamodule import preprocess
 Predict = Callable[[Tensor], Tensor]
 NAMES = ["model.onnx", "model.pt2"]
 NETWORKS = {
-    "pooled at the end": ["--model.channels=[4,8]", "--model.convs_per_stage=2", "--model.pool_at_end=true"],
     "residual": ["--model.channels=[4,4]", "--model.convs_per_stage=3", "--model.residual=true"],
     "mlp": ["--model.channels=[]", "--model.hidden=[16,16]", "--model.dropout=0.2"],
-    "layer, gelu": ["--model.norm=layer", "--model.activation=gelu", "--model.hidden=[16]"],
-    "leaky_relu, even kernel": ["--model.activation=leaky_relu", "--model.kernel_size=4"],
-    "none, max": ["--model.pooling=none", "--model.global_pool=max"],
-    "smaller images": ["--data.image_size=20"],
+    "layer, gelu, even kernel": ["--model.norm=layer", "--model.activation=gelu", "--model.kernel_size=4"],
+    "smaller images": ["--data.image_size=20", "--model.pooling=none", "--model.global_pool=max"],
     "test-time augmentation": ["--model.tta_shift=1", "--model.tta_distort=true"],
     "half precision": ["--trainer.precision=bf16-true"],
 }
@@ -171,6 +168,7 @@ def test_int8_variant_computes_with_eight_bits(exported: Any) -> None:
     assert {"QuantizeLinear", "DequantizeLinear"} < {node.op_type for node in model.graph.node}
 
 
+@pytest.mark.slow
 def test_int8_variant_is_smaller_and_nearly_as_good_on_real_mnist(
     mnist_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -239,25 +237,22 @@ def test_a_stopped_export_leaves_nothing(signum: int, run_dir: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
-        (["--output=model.h5"], "output: 'model.h5'"),
+        (["--output=model.h5"], "output: model.h5"),
         (["--output=nowhere/model.onnx"], "output: nowhere"),
         (["--output=taken.onnx"], "output: taken.onnx"),
-        (["--output=model.onnx", "--int8=true"], "output: model.int8.onnx"),
-        (["--output=model.pt2", "--int8=true"], "int8: model.pt2"),
+        (["--output=model.pt2", "--int8=true"], "output: model.pt2"),
     ],
 )
 def test_an_output_that_cannot_be_is_refused_at_once(
     flags: list[str], named: str, run_dir: Path, tmp_path: Path, fails: Callable[..., str]
 ) -> None:
-    folders = [tmp_path / "taken.onnx", tmp_path / "model.int8.onnx"]
-    for folder in folders:
-        folder.mkdir()
+    (tmp_path / "taken.onnx").mkdir()
 
     error = fails("export", f"--ckpt_path={run_dir}", *flags)
 
     assert error.startswith(f"error: {named}")
     assert len(error.splitlines()) == 2
-    assert sorted(tmp_path.iterdir()) == sorted(folders)
+    assert list(tmp_path.iterdir()) == [tmp_path / "taken.onnx"]
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
@@ -11,15 +12,14 @@ from typing import Any
 import pytest
 import torch
 from conftest import SMALL, digits, trainer
-from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins import MixedPrecision
 from sklearn.metrics import f1_score  # type: ignore[import-untyped]  # it has no types
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim import SGD, Optimizer
+from torch.optim import SGD
 
 from mnist_lit import Classifier, ConvNet, MNISTDataModule, main
-from mnist_lit.training.callbacks import EMA
 
 Fit = Callable[..., Any]
 
@@ -31,44 +31,23 @@ LOG_ALL = ["--csv=true", "--trainer.log_every_n_steps=1"]
 
 
 class Recorder(Callback):
-    """Notes what a run really did: gradients and weights after each step, batches that were accumulated."""
+    """Note the weights at the start and after each step, and the metrics of the sanity check."""
 
     def __init__(self) -> None:
-        self.raw_norms: list[float] = []
-        self.norms: list[float] = []
-        self.largest: list[float] = []
-        self.weights: list[list[Tensor]] = []
+        self.weights: list[Tensor] = []
         self.sanity: list[dict[str, float]] = []
 
     def _note_weights(self, model: LightningModule) -> None:
-        self.weights.append([parameter.detach().clone() for parameter in model.parameters()])
+        self.weights.append(torch.cat([parameter.detach().flatten() for parameter in model.parameters()]))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._note_weights(pl_module)
 
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        self.raw_norms.append(float(norm(gradients(pl_module))))
-
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        if trainer.global_step == len(self.weights):
-            self._note_weights(pl_module)
-            self.norms.append(float(norm(gradients(pl_module))))
-            self.largest.append(max(float(gradient.abs().max()) for gradient in gradients(pl_module)))
+        self._note_weights(pl_module)
 
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.sanity.append({name: float(value) for name, value in trainer.callback_metrics.items()})
-
-
-def gradients(model: nn.Module) -> list[Tensor]:
-    return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-
-
-def norm(tensors: list[Tensor]) -> Tensor:
-    return torch.cat([tensor.float().flatten() for tensor in tensors]).square().sum().sqrt()
-
-
-def update_norms(weights: list[list[Tensor]]) -> list[float]:
-    return [float(norm([b - a for a, b in zip(before, after, strict=True)])) for before, after in pairwise(weights)]
 
 
 def scalars(cli: Any, name: str) -> dict[int, float]:
@@ -136,7 +115,7 @@ def test_the_best_accuracy_is_the_largest_of_all_epochs(fit: Fit) -> None:
     best = list(scalars(cli, "val/acc_best").values())
     assert accuracies[-1] < max(accuracies) - 0.2
     assert best == [max(accuracies[: epoch + 1]) for epoch in range(4)]
-    assert float(cli.trainer.callback_metrics["val/acc_best"]) == max(accuracies)
+    assert float(cli.trainer.callback_metrics["val/acc_best"]) == pytest.approx(max(accuracies))
     assert json.loads((cli.run_dir / "metrics.json").read_text())["val/acc_best"] == pytest.approx(max(accuracies))
 
 
@@ -148,15 +127,6 @@ def test_the_sanity_check_is_no_epoch(run: Any) -> None:
     assert recorder.sanity[0]["val/acc"] > float(fitting.callback_metrics["val/acc"])
     assert "val/acc_best" not in recorder.sanity[0]
     assert float(fitting.callback_metrics["val/acc_best"]) == float(fitting.callback_metrics["val/acc"])
-
-
-def test_a_new_run_does_not_inherit_the_best_accuracy_of_the_one_that_made_its_weights(run: Any) -> None:
-    model = ConvNet.load_from_checkpoint(run.run_dir / "checkpoints" / "last.ckpt")
-    model.lr = 1e9
-    fitting = trainer()
-    fitting.fit(model, digits())
-    metrics = fitting.callback_metrics
-    assert float(metrics["val/acc_best"]) == float(metrics["val/acc"]) < run.model.best_acc
 
 
 def test_the_first_loss_is_the_recorded_one(fit: Fit) -> None:
@@ -176,29 +146,12 @@ def test_under_a_gradient_scaler_it_is_the_unscaled_gradient_that_is_clipped(fus
     plugin = MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu", init_scale=1024.0))
     model = ConvNet(channels=[4], lr=1.0, optimizer=partial(SGD, fused=fused))
     trainer(recorder, plugins=[plugin], **clipping).fit(model, digits())
-    updates = recorder.weights
-    largest = [
-        max(float((b - a).abs().max()) for a, b in zip(before, after, strict=True))
-        for before, after in pairwise(updates)
-    ]
-    assert len(updates) == BATCHES + 1
-    assert (update_norms(updates) if algorithm == "norm" else largest) == pytest.approx([bound] * BATCHES, rel=1e-2)
+    order = 2 if algorithm == "norm" else math.inf
+    updates = [float((after - before).norm(order)) for before, after in pairwise(recorder.weights)]
+    assert updates == pytest.approx([bound] * BATCHES, rel=1e-2)
 
 
-def test_accumulated_batches_make_the_step_of_one_large_batch() -> None:
-    changes = []
-    for batch_size, batches in ((400, 1), (100, 4)):
-        seed_everything(1)
-        model, recorder = ConvNet(channels=[4], norm="none", lr=1.0, optimizer=SGD), Recorder()
-        limits = {"limit_train_batches": batches, "accumulate_grad_batches": batches, "limit_val_batches": 0}
-        trainer(recorder, **limits).fit(model, digits(batch_size=batch_size))
-        assert len(recorder.weights) == 2
-        changes.append(recorder.weights[1])
-    for whole, parts in zip(*changes, strict=True):
-        torch.testing.assert_close(whole, parts, atol=1e-5, rtol=1e-4)
-
-
-# Precision, compilation, averaging
+# Precision, compilation
 
 
 @pytest.mark.parametrize("precision", ["64-true", "bf16-mixed", "bf16-true"])
@@ -223,15 +176,6 @@ def test_a_compiled_run_learns_and_its_checkpoint_is_a_plain_one(fit: Fit) -> No
     assert accuracy == pytest.approx(float(cli.trainer.callback_metrics["val/acc_best"]))
 
 
-def test_averaged_weights_are_the_exponential_moving_average_of_the_steps() -> None:
-    model, recorder = ConvNet(channels=[4], norm="none", lr=0.1, optimizer=SGD), Recorder()
-    trainer(recorder, EMA(enabled=True, decay=0.8)).fit(model, digits())
-    average, *_ = recorder.weights[1:]  # the first step is taken as it is
-    for weights in recorder.weights[2:]:
-        average = [0.8 * mean + 0.2 * now for mean, now in zip(average, weights, strict=True)]
-    torch.testing.assert_close([parameter.detach() for parameter in model.parameters()], average)
-
-
 # Checkpoints
 
 
@@ -247,7 +191,7 @@ def test_a_model_built_in_python_with_functions_has_a_checkpoint_of_plain_data(t
     model = ConvNet(
         channels=[4],
         optimizer=partial(SGD, momentum=0.9),
-        schedule=torch.optim.lr_scheduler.CosineAnnealingLR,  # type: ignore[arg-type]
+        schedule=torch.optim.lr_scheduler.CosineAnnealingLR,
     )
     fitting = trainer()
     fitting.fit(model, digits())

@@ -5,7 +5,6 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -110,17 +109,6 @@ def test_a_limit_leaves_the_other_images_out(run_dir: Path) -> None:
     assert [Path(row["path"]).name for row in read] == ["empty.png", "one [1].png", "seven.jpg"]
 
 
-@pytest.mark.usefixtures("photos")
-def test_an_ensemble_predicts_the_mean_for_photographs(run_dir: Path, fit: Callable[..., Any]) -> None:
-    fit("--seed_everything=2", "--run_dir=second")
-    one, other = (predict(folder, "photos/three.png")[0] for folder in (run_dir, Path("second")))
-
-    main(["predict", f"--ckpt_path={run_dir}", "--ensemble=[second]", "--data.predict_paths=photos/three.png"])
-
-    both = rows(Path("logs/run_1"))[0]
-    assert float(both["p3"]) == pytest.approx((float(one["p3"]) + float(other["p3"])) / 2, abs=1e-2)
-
-
 def test_several_processes_are_refused_before_anything_is_made(run_dir: Path, tmp_path: Path, fails: Fails) -> None:
     flags = ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp", "--run_dir=new"]
 
@@ -128,17 +116,6 @@ def test_several_processes_are_refused_before_anything_is_made(run_dir: Path, tm
 
     assert "--trainer.devices 1" in error
     assert not (tmp_path / "new").exists()
-
-
-def test_a_large_jpeg_is_predicted_as_a_small_one(tmp_path: Path, run_dir: Path) -> None:
-    image = draw(7, "marker", np.random.default_rng(3))
-    image.resize((4000, 4000 * image.height // image.width)).save(tmp_path / "large.jpg")
-    image.save(tmp_path / "small.jpg")
-
-    large, small = predict(run_dir, "[large.jpg, small.jpg]")
-
-    assert large["label"] == small["label"]
-    assert float(large["confidence"]) == pytest.approx(float(small["confidence"]), abs=0.1)
 
 
 @pytest.mark.usefixtures("photos")

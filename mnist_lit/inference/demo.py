@@ -2,10 +2,10 @@
 
 import base64
 import contextlib
-import errno
 import io
 import socket
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -49,16 +49,7 @@ INPUT_STYLE = "img { width: 14rem; margin: var(--size-5) auto 0; image-rendering
 
 
 def serve(model: Classifier, host: str, port: int) -> None:
-    """Serve the page until Ctrl-C or SIGTERM ends it.
-
-    Args:
-        model: The model.
-        host: Address to listen at.
-        port: Port to listen at, 1 to 65535.
-
-    Raises:
-        UsageError: If the address is not available.
-    """
+    """Serve the page until Ctrl-C or SIGTERM ends it."""
     with contextlib.suppress(Stopped), _listener(host, port) as listener:
         # Fonts of the system: nothing is fetched from elsewhere.
         theme = gradio.themes.Default(primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["monospace"])
@@ -73,18 +64,12 @@ def _listener(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port))
     except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise UsageError(f"port {port} of {host} is in use\ngive another --port") from error
         reason = str(error.strerror).partition(" (")[0]
         raise UsageError(f"{host}:{port}: {reason}\ngive another --host or --port") from error
 
 
 def build_page(model: Classifier) -> gradio.Blocks:
-    """Build the page.
-
-    Args:
-        model: The model; it is set to evaluation mode.
-    """
+    """Build the page; the model is set to evaluation mode."""
     model.eval()
     blocks = gradio.Blocks(title=TITLE, analytics_enabled=False)
     with blocks:
@@ -103,14 +88,9 @@ def build_page(model: Classifier) -> gradio.Blocks:
                     container=True,
                     elem_id="network-input",
                 )
+        options: dict[str, Any] = {"queue": False, "show_progress": "hidden", "trigger_mode": "always_last"}
         sketchpad.input(
-            lambda url: _predict(model, url),
-            sketchpad,
-            [label, network_input],
-            queue=False,
-            show_progress="hidden",
-            trigger_mode="always_last",
-            api_name="predict",
+            lambda url: _predict(model, url), sketchpad, [label, network_input], api_name="predict", **options
         )
     return blocks
 

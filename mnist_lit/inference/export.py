@@ -5,15 +5,13 @@ import importlib
 import io
 import json
 import os
-from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from types import SimpleNamespace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.export import Dim
 
@@ -28,17 +26,12 @@ __all__ = ["check_output", "export_model"]
 TOLERANCE = 1e-4  # of a probability
 BATCH_SIZE = 500
 NUM_CALIBRATION = 500
-PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+PACKAGES = {".onnx": ("onnx", "onnxscript", "onnxruntime"), ".pt2": ()}
 DYNAMIC_SHAPES = {"images": {0: Dim("n", min=1)}}
 
 
 class ExportModule(nn.Module):
-    """Compute probabilities from uint8 images: preprocessing, the model and softmax.
-
-    Args:
-        model: The model; it is copied.
-        image_size: Side of the square images that the model takes, in pixels.
-    """
+    """Compute probabilities from uint8 images: preprocessing, a copy of the model and softmax."""
 
     def __init__(self, model: Classifier, image_size: int) -> None:
         super().__init__()
@@ -52,44 +45,16 @@ class ExportModule(nn.Module):
         return logits.softmax(dim=1)
 
 
-class ExportCheck(NamedTuple):
-    """Compare the predictions of an exported file with those of the model.
-
-    Args:
-        file: The exported file.
-        kilobytes: Its size.
-        accuracy: Its accuracy on the test images, 0 to 1.
-        num_same: Test images for which the prediction is the model's.
-        difference: Largest difference of a probability.
-    """
-
-    file: Path
-    kilobytes: float
-    accuracy: float
-    num_same: int
-    difference: float
-
-
 def check_output(output: Path, *, int8: bool) -> None:
-    """Make sure that a model can be exported to a file.
-
-    Args:
-        output: The file.
-        int8: Whether an 8-bit variant is wanted, too.
-
-    Raises:
-        UsageError: If it cannot, with the way out.
-    """
-    if output.suffix not in (".onnx", ".pt2"):
-        raise UsageError(f"output: {str(output)!r} ends in neither .onnx nor .pt2\nfor example: --output model.onnx")
-    if int8 and output.suffix == ".pt2":
-        raise UsageError(f"int8: {output} cannot have an 8-bit variant\nfor example: --output model.onnx")
+    """Make sure that a model can be exported to a file, with an 8-bit variant beside it if `int8`."""
+    suffixes = (".onnx",) if int8 else (".onnx", ".pt2")
+    if output.suffix not in suffixes or output.is_dir():
+        raise UsageError(
+            f"output: {output} must be a file that ends in {' or '.join(suffixes)}\nfor example: --output model.onnx"
+        )
     if not (output.parent.is_dir() and os.access(output.parent, os.W_OK)):
         raise UsageError(f"output: {output.parent} is no folder to write to\nmake it first, or give another --output")
-    for file in [output, _int8_file(output)] if int8 else [output]:
-        if file.is_dir():
-            raise UsageError(f"output: {file} is a folder\ngive a file, for example: --output {file / 'model.onnx'}")
-    for package in PACKAGES if output.suffix == ".onnx" else ():
+    for package in PACKAGES[output.suffix]:
         try:
             importlib.import_module(package)
         except ImportError as error:
@@ -112,32 +77,26 @@ def export_model(
         MNISTLitError: If the predictions of the file differ from the model's.
     """
     images, labels = datamodule.splits["test"].__getitems__(range(len(probabilities)))
+    metadata = {
+        "images": "uint8 of shape (n, 1, 28, 28) for any n: digits bright on black (0), as in MNIST",
+        "probabilities": f"float32 of shape (n, {probabilities.shape[1]}): column i is the probability of label i",
+        "dataset": datamodule.dataset,
+        "mnist_lit": version("mnist_lit"),
+    }
     # Beside the output, as only a rename on the same disk is atomic.
     with TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
         file = Path(folder) / output.name
-        metadata = {
-            "images": "uint8 of shape (n, 1, 28, 28) for any n: digits bright on black (0), as in MNIST",
-            "probabilities": f"float32 of shape (n, {probabilities.shape[1]}): column i is the probability of label i",
-            "dataset": datamodule.dataset,
-            "mnist_lit": version("mnist_lit"),
-        }
         _write(ExportModule(model, datamodule.image_size).eval(), file, metadata)
-        checks = [_check(file, images, labels, probabilities)]
-        _raise_if_different(checks[0], len(images))
+        rows = [_compare(file, images, labels, probabilities)]
         if int8:
             # Calibrated without the test images, which it is judged by.
             training_images, _ = load(datamodule.dataset, datamodule.data_dir, "train")
-            _write_int8(file, _int8_file(file), training_images[:NUM_CALIBRATION].unsqueeze(1))
-            checks.append(_check(_int8_file(file), images, labels, probabilities))
+            int8_file = _write_int8(file, training_images[:NUM_CALIBRATION].unsqueeze(1))
+            rows.append(_compare(int8_file, images, labels, probabilities, tolerance=1))
         raise_if_stopped()
-        for check in reversed(checks):
-            check.file.replace(output.with_name(check.file.name))
-    _print_table(checks, len(images))
-    print(output)
-
-
-def _int8_file(file: Path) -> Path:
-    return file.with_suffix(".int8.onnx")
+        for written in [int8_file, file] if int8 else [file]:
+            written.replace(output.with_name(written.name))
+    print("file                   kB  test/acc  largest difference  same predictions", *rows, output, sep="\n")
 
 
 def _write(module: ExportModule, file: Path, metadata: dict[str, str]) -> None:
@@ -165,17 +124,19 @@ def _write_onnx(program: torch.export.ExportedProgram, file: Path, metadata: dic
     onnx_program.save(file)
 
 
-def _write_int8(file: Path, int8_file: Path, images: Tensor) -> None:
+def _write_int8(file: Path, images: Tensor) -> Path:
+    """Write an 8-bit variant, with the ranges that its activations have for some images."""
     from onnxruntime.quantization import QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    prepared = file.with_suffix(".prepared.onnx")
+    prepared, int8_file = file.with_suffix(".prepared.onnx"), file.with_suffix(".int8.onnx")
+    batches = ({"images": batch.numpy()} for batch in torch.split(images, 100))
     # Optimization would copy the weights for every shift of test-time augmentation.
     quant_pre_process(file, prepared, skip_optimization=True, skip_symbolic_shape=True)
     quantize_static(
         prepared,
         int8_file,
-        Calibration(images),
+        SimpleNamespace(get_next=lambda: next(batches, None)),
         op_types_to_quantize=["Conv", "Gemm", "MatMul"],
         per_channel=True,
         activation_type=QuantType.QUInt8,
@@ -183,37 +144,27 @@ def _write_int8(file: Path, int8_file: Path, images: Tensor) -> None:
         reduce_range=True,  # without VNNI, x86 processors overflow where weights use all eight bits
         extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]},  # logits are not rounded
     )
+    return int8_file
 
 
-class Calibration:
-    """Iterate over images for onnxruntime, which finds the range of each activation with them.
-
-    Args:
-        images: uint8, shape (n, 1, 28, 28).
-    """
-
-    def __init__(self, images: Tensor) -> None:
-        self.batches = iter(torch.split(images, 100))
-
-    def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
-        """Return the next input of the network, or None at the end."""
-        return next(({"images": batch.numpy()} for batch in self.batches), None)
-
-
-def _check(file: Path, images: Tensor, labels: Tensor, expected: Tensor) -> ExportCheck:
+def _compare(file: Path, images: Tensor, labels: Tensor, expected: Tensor, tolerance: float = TOLERANCE) -> str:
+    """Format a comparison of a file's predictions with the model's; raise MNISTLitError if they differ."""
     run = _run_onnx if file.suffix == ".onnx" else _run_pt2
     probabilities = run(file, torch.split(images, BATCH_SIZE))
     predictions = probabilities.argmax(dim=1)
-    return ExportCheck(
-        file=file,
-        kilobytes=file.stat().st_size / 1000,
-        accuracy=float((predictions == labels).double().mean()),
-        num_same=int((predictions == expected.argmax(dim=1)).sum()),
-        difference=float((probabilities - expected).abs().max()),
-    )
+    accuracy = float((predictions == labels).double().mean())
+    same = f"{int((predictions == expected.argmax(dim=1)).sum()):,} of {len(images):,}"
+    difference = float((probabilities - expected).abs().max())
+    if difference > tolerance:
+        raise MNISTLitError(
+            f"{file.name}: only {same} predictions for test images are the model's\n"
+            f"probabilities differ by up to {difference:.1e}; the file is not kept\n"
+            f"try the other format, or another release of torch than {torch.__version__}"
+        )
+    return f"{file.name:16} {file.stat().st_size / 1000:8,.1f}  {accuracy:8.2%}  {difference:18.1e}  {same}"
 
 
-def _run_onnx(file: Path, batches: Sequence[Tensor]) -> Tensor:
+def _run_onnx(file: Path, batches: tuple[Tensor, ...]) -> Tensor:
     from onnxruntime import InferenceSession, SessionOptions
 
     options = SessionOptions()
@@ -223,25 +174,7 @@ def _run_onnx(file: Path, batches: Sequence[Tensor]) -> Tensor:
     return torch.from_numpy(np.concatenate(outputs))
 
 
-def _run_pt2(file: Path, batches: Sequence[Tensor]) -> Tensor:
+def _run_pt2(file: Path, batches: tuple[Tensor, ...]) -> Tensor:
     module = torch.export.load(file).module()
     with torch.inference_mode():
         return torch.cat([module(batch) for batch in batches])
-
-
-def _raise_if_different(check: ExportCheck, num_images: int) -> None:
-    if check.num_same == num_images and check.difference <= TOLERANCE:
-        return
-    raise MNISTLitError(
-        f"{check.file.name}: {num_images - check.num_same:,} of {num_images:,} predictions for test images are not "
-        f"the model's\nprobabilities differ by up to {check.difference:.1e}; the file is not kept\n"
-        f"try the other format, or another release of torch than {torch.__version__}"
-    )
-
-
-def _print_table(checks: list[ExportCheck], num_images: int) -> None:
-    width = max(len(check.file.name) for check in checks)
-    print(f"{'file':{width}}       kB  test/acc  largest difference  same predictions")
-    for file, kilobytes, accuracy, num_same, difference in checks:
-        same = f"{num_same:,} of {num_images:,}"
-        print(f"{file.name:{width}}  {kilobytes:7,.1f}  {accuracy:8.2%}  {difference:18.1e}  {same}")

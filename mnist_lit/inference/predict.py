@@ -1,4 +1,4 @@
-"""Report the predictions for images: predictions.csv for programs, a table for people."""
+"""Report the predictions for images: predictions.csv for programs, a table and a picture for people."""
 
 import csv
 import io
@@ -7,27 +7,28 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+import torch
+from PIL import Image
 from torch import Tensor
 
-from mnist_lit.formatting import escape_unprintable
-from mnist_lit.training.run_dir import write_text
+from mnist_lit.formatting import escape_unprintable, shorten
+from mnist_lit.training.plots import plot_images
+from mnist_lit.training.run_dir import atomic_write, write_text
 
 if TYPE_CHECKING:
     from mnist_lit.data.image_files import ImageFile
 
-__all__ = ["Prediction", "predictions_for_test_set", "report_predictions", "write_predictions"]
+__all__ = ["predictions_for_test_set", "report_predictions", "write_predictions"]
 
 NO_DIGIT = "no digit"
 MAX_ROWS = 20
+MAX_IMAGES = 36
+SIDE = 112  # of an image in the picture, in pixels
 
 
 class Prediction(NamedTuple):
-    """Hold the prediction for an image.
-
-    Args:
-        name: The image.
-        probabilities: One per class; empty if there is no digit in the image.
-    """
+    """Hold the probability of each class for an image; none if there is no digit in it."""
 
     name: str
     probabilities: list[float]
@@ -44,31 +45,8 @@ class Prediction(NamedTuple):
 
 
 def predictions_for_test_set(dataset: str, probabilities: Tensor) -> list[Prediction]:
-    """List the predictions for the test split of a data set.
-
-    Args:
-        dataset: Name of the data set.
-        probabilities: Shape (n, num_classes), in the order of the images.
-    """
+    """List the predictions for the test split of a data set, in the order of its images."""
     return [Prediction(f"{dataset}/test/{index}", row) for index, row in enumerate(probabilities.tolist())]
-
-
-def predictions_for_files(image_files: Sequence["ImageFile"], probabilities: Tensor) -> list[Prediction]:
-    """List the predictions for image files.
-
-    Args:
-        image_files: The files.
-        probabilities: Shape (n, num_classes), in the order of the first n files with a digit; the files after them
-            have no predictions.
-    """
-    rows = iter(probabilities.tolist())
-    predictions = []
-    for image_file in image_files:
-        row = [] if image_file.digit is None else next(rows, None)
-        if row is None:
-            break
-        predictions.append(Prediction(str(image_file.file), row))
-    return predictions
 
 
 def write_predictions(file: Path, predictions: Sequence[Prediction], num_classes: int) -> None:
@@ -88,31 +66,55 @@ def report_predictions(run_dir: Path, image_files: Sequence["ImageFile"], probab
     Args:
         run_dir: Where predictions.csv and pictures/predictions.png are written.
         image_files: The files.
-        probabilities: Shape (n, num_classes), in the order of the files with a digit.
+        probabilities: Shape (n, num_classes), in the order of the first n files with a digit; the files after them
+            are left out.
 
     Returns:
         How many files are no images.
     """
-    from mnist_lit.inference.prediction_grid import draw_predictions  # image libraries
-
     images = [image_file for image_file in image_files if not image_file.problem]
     skipped = [image_file for image_file in image_files if image_file.problem]
-    predictions = predictions_for_files(images, probabilities)
+    predictions: list[Prediction] = []
+    rows = iter(probabilities.tolist())
+    for image_file in images:
+        row = [] if image_file.digit is None else next(rows, None)
+        if row is None:
+            break
+        predictions.append(Prediction(str(image_file.file), row))
     write_predictions(run_dir / "predictions.csv", predictions, probabilities.shape[1])
-    if images:
-        picture = run_dir / "pictures" / "predictions.png"
-        draw_predictions(picture, images, predictions)
-        print(f"{format_predictions(predictions)}\nin pictures: {picture}")
+    for prediction in predictions[:MAX_ROWS]:
+        print(f"{escape_unprintable(prediction.name)}  {prediction.summary}")
+    if len(predictions) > MAX_ROWS:
+        print(f"… and {len(predictions) - MAX_ROWS:,} more")
+    if predictions:
+        print(f"in pictures: {_draw(run_dir / 'pictures', images, predictions)}")
     for image_file in skipped:
         print(f"skipped: {escape_unprintable(f'{image_file.file}: {image_file.problem}')}", file=sys.stderr)
     return len(skipped)
 
 
-def format_predictions(predictions: Sequence[Prediction]) -> str:
-    """Format the first predictions as a table for the console."""
-    shown = predictions[:MAX_ROWS]
-    names = [escape_unprintable(prediction.name) for prediction in shown]
-    width = max(map(len, names), default=0)
-    lines = [f"{name:{width}}  {prediction.summary}" for name, prediction in zip(names, shown, strict=True)]
-    more = [f"… and {len(predictions) - MAX_ROWS:,} more"] if len(predictions) > MAX_ROWS else []
-    return "\n".join([*lines, *more])
+def _draw(folder: Path, image_files: Sequence["ImageFile"], predictions: Sequence[Prediction]) -> Path:
+    """Draw the first images above the network's input."""
+    texts = []
+    for image_file, prediction in zip(image_files[:MAX_IMAGES], predictions, strict=False):
+        # The font lacks most other characters, and formulas stand between dollar signs.
+        name = escape_unprintable(image_file.file.name).encode("ascii", "replace").decode()
+        texts.append(f"{prediction.summary}\n{shorten(name, 22)}".replace("$", r"\$"))
+    tiles = torch.stack([_tile(image_file) for image_file in image_files[: len(texts)]])
+    caption = "each image above the network's input"
+    figure = plot_images(f"Predictions: {len(texts)} of {len(predictions):,} images", caption, tiles, texts)
+    folder.mkdir(exist_ok=True)
+    with atomic_write(folder / "predictions.png") as temporary:
+        figure.savefig(temporary, format="png")
+    return folder / "predictions.png"
+
+
+def _tile(image_file: "ImageFile") -> Tensor:
+    """Paste an image above the network's input; shape (3, 2 * SIDE, SIDE), in [0, 1]."""
+    from mnist_lit.data.image_files import thumbnail  # image libraries
+
+    tile = Image.new("RGB", (SIDE, 2 * SIDE), "white")
+    tile.paste(thumbnail(image_file.file, SIDE))
+    if image_file.digit is not None:
+        tile.paste(Image.fromarray(255 - image_file.digit).resize((SIDE, SIDE), Image.Resampling.NEAREST), (0, SIDE))
+    return torch.from_numpy(np.asarray(tile) / 255).permute(2, 0, 1)

@@ -5,12 +5,14 @@ from typing import Any, Self
 
 from jsonargparse.typing import ClosedUnitInterval, PositiveFloat, PositiveInt, restricted_number_type
 from lightning.pytorch import LightningModule
+from lightning.pytorch.plugins import Precision
+from lightning.pytorch.utilities import GradClipAlgorithmType
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, channels_last, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
-from torchmetrics import MeanMetric, Metric, MetricCollection
+from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from mnist_lit.model import optim
@@ -21,6 +23,7 @@ from mnist_lit.training.checkpoints import find_checkpoint
 __all__ = ["Batch", "Classifier", "Shift"]
 
 Batch = tuple[Tensor, Tensor]
+SCHEDULE = "model.schedule"
 # Declared Any, as mypy takes no other made type for an annotation; without a name jsonargparse makes one of the range.
 Shift: Any = restricted_number_type(None, int, [(">=", 0), ("<=", 14)])
 
@@ -34,11 +37,15 @@ class Classifier(LightningModule):
         num_classes: Number of classes, 1 or more.
         label_smoothing: Share, 0 to 1, of the training target that is spread over all classes.
         lr: Learning rate, above 0; the peak of a schedule that has one.
-        optimizer: Makes the optimizer; without one it is the fused AdamW.
-        schedule: Makes the schedule, stepped once per optimizer step (`ReduceLROnPlateau` once per epoch).
-        tta_shift: Pixels, 0 to 14, of the shifts in every direction whose predictions are averaged.
-        tta_distort: Whether the predictions for eight distorted copies are averaged in, too.
-        compile: Whether to train through `torch.compile`.
+        optimizer: Any `torch.optim` class by `class_path`; without one it is the fused AdamW.
+            Its weight decay spares biases and normalisations.
+        schedule: Any `torch.optim.lr_scheduler` class by `class_path`, stepped once per optimizer step
+            (`ReduceLROnPlateau` after each validation, on `val/loss`). Its number of steps and its peak are filled in.
+        tta_shift: Pixels, 0 to 14, by which an image is shifted in every direction when it is evaluated (test-time
+            augmentation): the probabilities of all the (2 * tta_shift + 1)^2 copies are averaged.
+        tta_distort: Whether eight more copies are averaged in, each turned by 9 degrees, scaled by 9 %, slanted by 8
+            degrees and moved by a pixel along both axes, each of that one way or the other.
+        compile: Whether to train through `torch.compile`; checkpoints are the same either way.
     """
 
     def __init__(
@@ -70,31 +77,21 @@ class Classifier(LightningModule):
         self.tta_distort = tta_distort
         self.compile_network = compile
         # Of one value per image: told to leave NaN alone, torchmetrics 1.9 ignores the weights of batches.
-        self.train_loss, self.val_loss, self.test_loss = (MeanMetric(nan_strategy="disable") for _ in range(3))
-        accuracy = MulticlassAccuracy(self.num_classes, average="micro", validate_args=False)
-        f1_score = MulticlassF1Score(self.num_classes, validate_args=False)
-        metrics = MetricCollection({"acc": accuracy, "f1": f1_score})
-        self.train_acc = accuracy.clone()
-        self.val_metrics = metrics.clone(prefix="val/")
-        self.test_metrics = metrics.clone(prefix="test/")
+        loss = MeanMetric(nan_strategy="disable")
+        acc = MulticlassAccuracy(self.num_classes, average="micro", validate_args=False)
+        f1 = MulticlassF1Score(self.num_classes, validate_args=False)
+        metrics = MetricCollection({"loss": loss, "acc": acc, "f1": f1}, compute_groups=False)
+        self.train_metrics = MetricCollection({"loss": loss, "acc": acc}, compute_groups=False).clone("train/")
+        self.val_metrics = metrics.clone("val/")
+        self.test_metrics = metrics.clone("test/")
         self.best_acc = 0.0
-        self.applies_settings = self.is_tuned = False
-        self.schedule_steps, self.keeps_lr = 0, False  # of the checkpoint that a run goes on from
-        self.saved_val_loss: float | None = None
+        self.schedule_steps = 0  # done before the checkpoint that a run goes on from
+        self.is_fitting = False
         self.configure_optimizers()  # a wrong argument is found now, not when training begins
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:
-        """Load a model without running anything that the checkpoint holds or names.
-
-        Args:
-            checkpoint_path: A checkpoint file, a URL or a run directory.
-            args: As Lightning's: `map_location` and so on.
-            kwargs: As Lightning's; others are arguments of the model in place of the checkpoint's.
-
-        Raises:
-            UsageError: If it is no checkpoint of plain data.
-        """
+        """Load a model from a checkpoint file, a URL or a run directory, without running any code in it."""
         checkpoint = find_checkpoint(str(checkpoint_path))
         assert checkpoint.file is not None
         # Lightning takes them from other places in the file, too, unless they are given.
@@ -110,43 +107,35 @@ class Classifier(LightningModule):
         return mean_probabilities(self.network(copy) for copy in copies)
 
     def setup(self, stage: str) -> None:
-        has_own_optimizers = type(self).configure_optimizers is not Classifier.configure_optimizers
-        self.applies_settings, self.is_tuned = stage == "fit" and not has_own_optimizers, False
-        if stage != "fit":
+        self.is_fitting = stage == "fit"
+        if not self.is_fitting:
             return
-        self.best_acc = 0.0  # of this run; a run that goes on gets it back from its checkpoint
-        self.schedule_steps, self.keeps_lr, self.saved_val_loss = 0, False, None
+        self.best_acc, self.schedule_steps = 0.0, 0  # a run that goes on gets them back from its checkpoint
         statistics = getattr(self.trainer.datamodule, "statistics", None)  # type: ignore[attr-defined]
-        if statistics is not None:
-            buffers = dict(self.network.named_buffers(recurse=False))
-            for name, value in zip(("mean", "std"), statistics, strict=True):
-                if name in buffers:
-                    buffers[name].fill_(value)
+        for name, value in zip(("mean", "std"), statistics or (), strict=False):
+            if name in dict(self.network.named_buffers(recurse=False)):
+                self.network.get_buffer(name).fill_(value)
         if self.compile_network:
             self.network.compile()  # in place, so that the names in the checkpoint stay those of the plain network
-
-    # Steps
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, labels = batch
         logits = self(images)
         loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
-        self.train_loss.update(loss.detach().expand(len(labels)))
-        self.train_acc.update(logits.detach(), labels)
+        self.train_metrics.update(value=loss.detach().expand(len(labels)), preds=logits.detach(), target=labels)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        return self._evaluate(batch, self.val_loss, self.val_metrics)
+        return self._evaluate(batch, self.val_metrics)
 
     def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        return self._evaluate(batch, self.test_loss, self.test_metrics)
+        return self._evaluate(batch, self.test_metrics)
 
-    def _evaluate(self, batch: Batch, mean_loss: MeanMetric, metrics: MetricCollection) -> Tensor:
+    def _evaluate(self, batch: Batch, metrics: MetricCollection) -> Tensor:
         images, labels = batch
         logits: Tensor = self(images).float()
         if len(labels):  # of several processes one may have no image for its last batch
-            mean_loss.update(F.cross_entropy(logits, labels, reduction="none"))
-            metrics.update(logits, labels)
+            metrics.update(value=F.cross_entropy(logits, labels, reduction="none"), preds=logits, target=labels)
         return logits
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -154,11 +143,8 @@ class Classifier(LightningModule):
         logits: Tensor = self(batch[0])
         return logits.float().softmax(dim=1)
 
-    # Metrics
-
     def on_train_epoch_start(self) -> None:
-        for metric in self._train_metrics().values():
-            metric.reset()
+        self.train_metrics.reset()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         every_n_steps = getattr(self.trainer, "log_every_n_steps", 0)
@@ -169,102 +155,77 @@ class Classifier(LightningModule):
                 logger.log_metrics({"lr": lr}, step=self.global_step)
 
     def on_train_epoch_end(self) -> None:
-        self.log("train/loss", self.train_loss, logger=False)
-        self.log("train/acc", self.train_acc, logger=False, prog_bar=True)
+        self.log_dict(self.train_metrics, logger=False, prog_bar=True)
         # Lightning would log them after the epoch's checkpoint: a run that is killed between the two would lose them.
-        metrics = {"train/loss": float(self.train_loss.compute()), "train/acc": float(self.train_acc.compute())}
+        metrics = {name: float(value) for name, value in self.train_metrics.compute().items()}
         for logger in self.loggers:
             logger.log_metrics({**metrics, "epoch": self.current_epoch}, step=self.global_step - 1)
             logger.save()
 
     def on_validation_epoch_end(self) -> None:
-        self.log("val/loss", self.val_loss)
         self.log_dict(self.val_metrics)
         if not self.trainer.sanity_checking:
             self.best_acc = max(self.best_acc, float(self.val_metrics["acc"].compute()))
             self.log("val/acc_best", self.best_acc, prog_bar=True, sync_dist=True, reduce_fx="max")
+            for config in self.trainer.lr_scheduler_configs:
+                if config.name == SCHEDULE and isinstance(config.scheduler, ReduceLROnPlateau):
+                    config.scheduler.step(float(self.val_metrics["loss"].compute()))
 
     def on_test_epoch_end(self) -> None:
-        self.log("test/loss", self.test_loss)
         self.log_dict(self.test_metrics)
-
-    def _train_metrics(self) -> dict[str, Metric]:
-        return {"loss": self.train_loss, "acc": self.train_acc}
-
-    # Optimization
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = optim.build_optimizer(self.optimizer, self.network, self.lr)
         if self.schedule is None:
             return optimizer
         # Of any length: `on_train_start` knows the steps of the run, those of a resumed one, too.
-        schedule = optim.build_schedule(self.schedule, optimizer, max_lr=self.lr, num_steps=1000)
+        schedule = optim.build_schedule(self.schedule, optimizer, self.lr, num_steps=1000)
         interval = "epoch" if isinstance(schedule, ReduceLROnPlateau) else "step"
         return {
             "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": interval, "monitor": "val/loss"},
+            "lr_scheduler": {"scheduler": schedule, "interval": interval, "monitor": "val/loss", "name": SCHEDULE},
         }
-
-    def on_fit_start(self) -> None:
-        # Finders of the batch size and the learning rate have run by now: in their trials a schedule of theirs stays.
-        self.is_tuned = True
 
     def on_train_start(self) -> None:
         for optimizer in self.trainer.optimizers:
             optim.check_states(optimizer)
-        if self.applies_settings and self.is_tuned:
-            self._apply_settings(self.trainer.optimizers[0])
-
-    def _apply_settings(self, optimizer: Optimizer) -> None:
-        configured = optim.build_optimizer(self.optimizer, self.network, self.lr)
-        optim.apply_settings(optimizer, configured, keep_lr=self.keeps_lr)
         for config in self.trainer.lr_scheduler_configs:
-            if isinstance(config.scheduler, ReduceLROnPlateau):
-                # Lightning steps it after the checkpoint at the end of an epoch.
-                if self.saved_val_loss is not None and config.scheduler.last_epoch < self.current_epoch:
-                    config.scheduler.step(self.saved_val_loss)
-            elif self.schedule is not None:
+            # Other schedules are those of a subclass, or of Lightning's finder of the learning rate.
+            if config.name == SCHEDULE and not isinstance(config.scheduler, ReduceLROnPlateau):
+                assert self.schedule is not None
+                num_steps = self.schedule_steps + optim.remaining_steps(self.trainer)
                 config.scheduler = optim.build_schedule(
-                    self.schedule,
-                    optimizer,
-                    max_lr=self.lr,
-                    num_steps=self.schedule_steps + optim.remaining_steps(self.trainer),
-                    num_done=self.schedule_steps,
+                    self.schedule, config.scheduler.optimizer, self.lr, num_steps, num_done=self.schedule_steps
                 )
 
-    def configure_gradient_clipping(
-        self,
-        optimizer: Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """Clip also the gradients of fused optimizers, which the Trainer refuses under mixed precision."""
-        if not gradient_clip_val:
-            return
-        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        if scaler is not None and optimizer.defaults.get("fused"):
-            scaler.unscale_(optimizer)
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        if gradient_clip_algorithm == "value":
-            nn.utils.clip_grad_value_(parameters, gradient_clip_val)
-        else:
-            nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        # Lightning steps it after the epoch's checkpoint, which lacks the step: `on_validation_epoch_end` steps it.
+        if self.schedule is None or not isinstance(scheduler, ReduceLROnPlateau):
+            super().lr_scheduler_step(scheduler, metric)
 
-    # Checkpoints
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        plugin = self.trainer.precision_plugin
+        scaler = getattr(plugin, "scaler", None)
+        if gradient_clip_val and scaler is not None and optimizer.defaults.get("fused"):
+            scaler.unscale_(optimizer)
+        # The method of mixed precision refuses fused optimizers.
+        algorithm = GradClipAlgorithmType(gradient_clip_algorithm or "norm")
+        Precision.clip_gradients(plugin, optimizer, gradient_clip_val or 0, algorithm)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["val_acc_best"] = self.best_acc
-        if "val/loss" in self.trainer.callback_metrics:
-            checkpoint["val_loss"] = float(self.trainer.callback_metrics["val/loss"])
         # What the batches before a stop have added up to belongs to their epoch's train/loss and train/acc.
-        checkpoint["train_metrics"] = {name: metric.metric_state for name, metric in self._train_metrics().items()}
+        metrics = self.train_metrics.items(keep_base=True)
+        checkpoint["train_metrics"] = {name: metric.metric_state for name, metric in metrics}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.best_acc = float(checkpoint.get("val_acc_best", 0.0))
         for name, state in checkpoint.get("train_metrics", {}).items():
-            metric = self._train_metrics()[name]
+            metric = self.train_metrics[name]
             for part, value in state.items():
                 setattr(metric, part, value.to(metric.device))
-        if self.applies_settings:
-            self.saved_val_loss = checkpoint.get("val_loss")
-            self.schedule_steps, self.keeps_lr = optim.restore_matching(checkpoint, self.hparams)
+        if self.is_fitting and type(self).configure_optimizers is Classifier.configure_optimizers:
+            configured = optim.build_optimizer(self.optimizer, self.network, self.lr)
+            self.schedule_steps = optim.apply_settings(checkpoint, self.hparams, configured)

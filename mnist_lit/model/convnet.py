@@ -1,10 +1,11 @@
 """The classifier whose network is described by numbers: convolution stages, dense layers, or both."""
 
-from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveFloat, PositiveInt
+from typing import Any
 
-from mnist_lit.model.classifier import Classifier, Shift
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveInt
+
+from mnist_lit.model.classifier import Classifier
 from mnist_lit.model.networks import NUM_CLASSES, Activation, GlobalPool, Network, Norm, Pooling
-from mnist_lit.model.optim import OptimizerFactory, ScheduleFactory
 
 __all__ = ["ConvNet"]
 
@@ -27,19 +28,9 @@ class ConvNet(Classifier):
         norm: Normalisation after each convolution and each hidden dense layer.
         activation: Non-linearity after each normalisation.
         dropout: Probability, 0 to 1, with which a feature is dropped before each dense layer (never a pixel).
-        label_smoothing: Share, 0 to 1, of the training target that is spread over all classes.
-        lr: Learning rate, above 0; the peak of a schedule that has one.
-        optimizer: Any `torch.optim` class by `class_path`; without one it is the fused AdamW.
-            Its weight decay spares biases and normalisations.
-        schedule: Any `torch.optim.lr_scheduler` class by `class_path`, stepped once per optimizer step
-            (`ReduceLROnPlateau` once per epoch, on `val/loss`). Its number of steps and its peak are filled in.
-        tta_shift: Pixels, 0 to 14, by which an image is shifted in every direction when it is evaluated (test-time
-            augmentation): the probabilities of all the (2 * tta_shift + 1)^2 copies are averaged.
-        tta_distort: Whether eight more copies are averaged in, each turned by 9 degrees, scaled by 9 %, slanted by 8
-            degrees and moved by a pixel along both axes, each of that one way or the other.
-        compile: Whether to train through `torch.compile`; checkpoints are the same either way.
         image_size: Side of the square input images, in pixels; the command line takes it from `data.image_size`.
         num_classes: Number of classes, 1 or more.
+        kwargs: As those of `Classifier`.
 
     Raises:
         ValueError: If no network has this shape; the message says why.
@@ -59,15 +50,9 @@ class ConvNet(Classifier):
         norm: Norm = "batch",
         activation: Activation = "relu",
         dropout: ClosedUnitInterval = 0.0,
-        label_smoothing: ClosedUnitInterval = 0.0,
-        lr: PositiveFloat = 1e-3,
-        optimizer: OptimizerFactory | None = None,
-        schedule: ScheduleFactory | None = None,
-        tta_shift: Shift = 0,
-        tta_distort: bool = False,
-        compile: bool = False,
         image_size: PositiveInt = 28,
         num_classes: PositiveInt = NUM_CLASSES,
+        **kwargs: Any,
     ) -> None:
         network = Network(
             channels=channels,
@@ -85,14 +70,4 @@ class ConvNet(Classifier):
             image_size=image_size,
             num_classes=num_classes,
         )
-        super().__init__(
-            network,
-            num_classes=num_classes,
-            label_smoothing=label_smoothing,
-            lr=lr,
-            optimizer=optimizer,
-            schedule=schedule,
-            tta_shift=tta_shift,
-            tta_distort=tta_distort,
-            compile=compile,
-        )
+        super().__init__(network, num_classes=num_classes, **kwargs)

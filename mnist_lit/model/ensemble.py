@@ -16,11 +16,7 @@ TURN, SCALE, SLANT = math.radians(9), 0.09, math.tan(math.radians(8))
 
 
 class Ensemble(nn.Module):
-    """Average the probabilities of several networks.
-
-    Args:
-        networks: Networks for images of the same size and the same classes.
-    """
+    """Average the probabilities of several networks, for images of one size and the same classes."""
 
     def __init__(self, networks: Sequence[nn.Module]) -> None:
         super().__init__()
@@ -47,10 +43,7 @@ def shifts(images: Tensor, num_pixels: int) -> Iterator[Tensor]:
 
 
 def distortions(images: Tensor) -> Iterator[Tensor]:
-    """Turn, scale, slant and move images of shape (n, c, h, w) a little, in eight ways.
-
-    Each change goes one way in half of them, and any two of the changes are combined each way in a quarter of them.
-    """
+    """Turn, scale, slant and move images of shape (n, c, h, w) a little, in eight ways."""
     for turn, scale, slant in itertools.product((-1, 1), repeat=3):
         numbers = torch.tensor([[turn * TURN], [slant * SLANT], [1 + scale * SCALE]])
         matrix = inverse_affine(*numbers.to(images))

@@ -16,47 +16,33 @@ Activation = Literal["relu", "gelu", "silu", "leaky_relu"]
 GlobalPool = Literal["none", "avg", "max"]
 Norm = Literal["batch", "layer", "none"]
 Pooling = Literal["max", "avg", "none"]
+Layer = Callable[..., nn.Module]
 
-_ACTIVATIONS: dict[Activation, type[nn.Module]] = {
+_ACTIVATIONS: dict[Activation, Layer] = {
     "relu": nn.ReLU,
     "gelu": nn.GELU,
     "silu": nn.SiLU,
     "leaky_relu": nn.LeakyReLU,
 }
-_GLOBAL_POOLS: dict[GlobalPool, Callable[[], nn.Module]] = {
+_GLOBAL_POOLS: dict[GlobalPool, Layer] = {
     "none": nn.Identity,
-    "avg": lambda: nn.AdaptiveAvgPool2d(1),
-    "max": lambda: nn.AdaptiveMaxPool2d(1),
+    "avg": nn.AdaptiveAvgPool2d,
+    "max": nn.AdaptiveMaxPool2d,
 }
-_POOLINGS: dict[Pooling, Callable[[], nn.Module]] = {
-    "max": lambda: nn.MaxPool2d(2),
-    "avg": lambda: nn.AvgPool2d(2),
-    "none": nn.Identity,
-}
-_NORMS_OF_MAPS: dict[Norm, Callable[[int], nn.Module]] = {
+_POOLINGS: dict[Pooling, Layer] = {"max": nn.MaxPool2d, "avg": nn.AvgPool2d, "none": nn.Identity}
+_NORMS_OF_MAPS: dict[Norm, Layer] = {
     "batch": nn.BatchNorm2d,
-    "layer": lambda num_channels: nn.GroupNorm(1, num_channels),
-    "none": lambda _: nn.Identity(),
+    "layer": functools.partial(nn.GroupNorm, 1),
+    "none": nn.Identity,
 }
-_NORMS_OF_FEATURES: dict[Norm, Callable[[int], nn.Module]] = {
-    "batch": nn.BatchNorm1d,
-    "layer": nn.LayerNorm,
-    "none": lambda _: nn.Identity(),
-}
+_NORMS_OF_FEATURES: dict[Norm, Layer] = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm, "none": nn.Identity}
 
 
 class Network(nn.Module):
-    """Compute logits by convolution stages, then dense layers.
+    """Compute logits by convolution stages, then dense layers; the arguments are those of `ConvNet`.
 
     A stage is `convs_per_stage` times convolution, normalisation and activation, with pooling to half the size after
     its first convolution or at its end. Without stages it is a multi-layer perceptron on the pixels.
-
-    Args:
-        num_classes: Outputs; all other arguments are those of `ConvNet`.
-
-    Raises:
-        ValueError: If there is neither a stage nor a dense layer, if a stage would get a map without pixels, or if a
-            residual stage has no padding.
     """
 
     mean: Tensor
@@ -89,27 +75,18 @@ class Network(nn.Module):
         self.register_buffer("std", torch.ones(()))
         pool_at_end = pool_at_end and convs_per_stage > 1
         layers: list[nn.Module] = []
-        sizes = [image_size]
         for stage, (num_in, num_out) in enumerate(itertools.pairwise([1, *channels])):
-            is_padded = stage >= unpadded_stages
+            padding = "valid" if stage < unpadded_stages else "same"
             convolution = functools.partial(
-                _convolution, kernel_size=kernel_size, is_padded=is_padded, norm=norm, activation=activation
+                _convolution, kernel_size=kernel_size, padding=padding, norm=norm, activation=activation
             )
             layers += convolution(num_in, num_out, pooling="none" if pool_at_end else pooling)
             others = [part for _ in range(convs_per_stage - 1) for part in convolution(num_out, num_out)]
             layers += [Residual(*others)] if residual and others else others
-            layers += [_POOLINGS[pooling]()] if pool_at_end else []
-            border = 0 if is_padded else kernel_size - 1
-            num_unpooled = convs_per_stage if pool_at_end else 1
-            size = (sizes[-1] - border * num_unpooled) // (1 if pooling == "none" else 2)
-            sizes.append(max(0, size - border * (convs_per_stage - num_unpooled)))
-        _check_sizes(sizes, unpadded=unpadded_stages > 0)
-        num_features = [1, *channels][-1] * sizes[-1] ** 2
-        if channels and global_pool != "none":
-            layers.append(_GLOBAL_POOLS[global_pool]())
-            num_features = channels[-1]
+            layers += [_POOLINGS[pooling](2)] if pool_at_end else []
+        layers += [_GLOBAL_POOLS[global_pool](1)] if channels else []
         self.stages = nn.Sequential(*layers)
-        widths = [num_features, *hidden, num_classes]
+        widths = [_num_features(self.stages, image_size), *hidden, num_classes]
         self.head = nn.Sequential(nn.Flatten(), *_dense(widths, norm, activation, dropout, drop_input=bool(channels)))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -128,17 +105,18 @@ class Residual(nn.Sequential):
         return total
 
 
-def _check_sizes(sizes: list[int], *, unpadded: bool) -> None:
-    """Make sure that the map before the first stage and after each one has a pixel."""
-    if sizes[-1] > 0:
-        return
-    num_stages = sizes.index(0) - 1
-    maps = " -> ".join(f"{size}x{size}" for size in sizes[: num_stages + 2])
-    raise ValueError(
-        f"{len(sizes) - 1} stages in model.channels leave a 0x0 map ({maps})\n"
-        f"use at most {num_stages} stages, a larger data.image_size, or model.pooling: none"
-        + (", or less model.unpadded_stages" if unpadded else "")
-    )
+def _num_features(stages: nn.Module, image_size: int) -> int:
+    """Count the values that the stages compute from an image."""
+    try:
+        with torch.no_grad():
+            return int(stages.eval()(torch.zeros(1, 1, image_size, image_size)).numel())
+    except RuntimeError as error:
+        raise ValueError(
+            f"the stages of model.channels leave no pixel of images of {image_size}x{image_size}\nuse fewer, a larger "
+            "data.image_size, model.pooling: none, or less model.kernel_size or model.unpadded_stages"
+        ) from error
+    finally:
+        stages.train()
 
 
 def _convolution(
@@ -146,15 +124,14 @@ def _convolution(
     num_out: int,
     *,
     kernel_size: int,
-    is_padded: bool,
+    padding: str,
     norm: Norm,
     activation: Activation,
     pooling: Pooling = "none",
 ) -> list[nn.Module]:
-    padding = "same" if is_padded else "valid"
     return [
         nn.Conv2d(num_in, num_out, kernel_size, padding=padding, bias=norm == "none"),
-        _POOLINGS[pooling](),
+        _POOLINGS[pooling](2),
         _NORMS_OF_MAPS[norm](num_out),
         _ACTIVATIONS[activation](),
     ]

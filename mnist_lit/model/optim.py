@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 from lightning.pytorch import Trainer
-from lightning_utilities.core.rank_zero import rank_zero_only
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from mnist_lit.class_paths import accepted_parameters, instantiate
 from mnist_lit.errors import MNISTLitError
+from mnist_lit.training.run_dir import is_global_zero
 
 __all__ = [
     "OptimizerFactory",
@@ -25,7 +25,6 @@ __all__ = [
     "build_schedule",
     "check_states",
     "remaining_steps",
-    "restore_matching",
 ]
 
 LENGTHS = ("total_steps", "total_iters", "T_max")
@@ -49,13 +48,7 @@ class ScheduleFactory(Protocol):
 
 
 def build_optimizer(factory: OptimizerFactory | None, network: nn.Module, lr: float) -> Optimizer:
-    """Build the optimizer of a network, without weight decay for biases and normalisations.
-
-    Args:
-        factory: The optimizer's factory; None for the fused AdamW.
-        network: Its parameters that require gradients are optimized.
-        lr: Learning rate, above 0.
-    """
+    """Build the optimizer of a network, without weight decay for biases and normalisations."""
     build: Callable[..., Optimizer] = factory or functools.partial(AdamW, fused=True)
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     if "weight_decay" not in accepted_parameters(build):
@@ -66,24 +59,15 @@ def build_optimizer(factory: OptimizerFactory | None, network: nn.Module, lr: fl
 
 
 def build_schedule(
-    factory: ScheduleFactory, optimizer: Optimizer, *, max_lr: float, num_steps: float, num_done: int = 0
+    factory: ScheduleFactory, optimizer: Optimizer, lr: float, num_steps: float, *, num_done: int = 0
 ) -> LRScheduler:
-    """Build a schedule and advance it to its present step.
-
-    Args:
-        factory: The schedule's factory.
-        optimizer: The optimizer whose learning rate it sets.
-        max_lr: Peak of the learning rate.
-        num_steps: Optimizer steps from its beginning to its end; infinite if they are not known.
-        num_done: Those of them that are done.
-
-    Raises:
-        MNISTLitError: If the schedule needs a number of steps and there is none.
-    """
+    """Build a schedule of `num_steps` optimizer steps, and advance it by `num_done` of them."""
     if math.isinf(num_steps) and not accepted_parameters(factory).isdisjoint(LENGTHS):
         raise MNISTLitError("model.schedule needs a number of steps\ngive trainer.max_epochs or trainer.max_steps")
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] = lr  # not what another schedule or a checkpoint has set
     lengths = dict.fromkeys(LENGTHS, max(1, num_steps))
-    schedule: LRScheduler = instantiate(factory, optimizer, max_lr=max_lr, **lengths)
+    schedule: LRScheduler = instantiate(factory, optimizer, max_lr=lr, **lengths)
     with warnings.catch_warnings(action="ignore"):  # the optimizer has made no step yet
         for _ in range(num_done):
             schedule.step()
@@ -104,64 +88,38 @@ def remaining_steps(trainer: Trainer) -> float:
     return max(0, num_steps)
 
 
-def apply_settings(optimizer: Optimizer, configured: Optimizer, *, keep_lr: bool) -> None:
-    """Give an optimizer with a checkpoint's state the settings of this run.
-
-    Args:
-        optimizer: The optimizer; what is no argument of its constructor stays as it is.
-        configured: An optimizer of the same class with the settings of this run.
-        keep_lr: Whether the learning rate stays, too.
-    """
-    settings = set(inspect.signature(type(optimizer)).parameters) - {"params"} - ({"lr"} if keep_lr else set())
-    for group, own in zip(optimizer.param_groups, configured.param_groups, strict=True):
-        group.update({name: value for name, value in own.items() if name in settings})
-
-
 def check_states(optimizer: Optimizer) -> None:
-    """Make sure that a fused optimizer's state has the shapes of its parameters.
-
-    Raises:
-        MNISTLitError: If it has not: fused optimizers would write beyond the end of smaller tensors.
-    """
+    """Make sure that the states of a fused optimizer have the shapes of their parameters."""
     for parameter, state in optimizer.state.items() if optimizer.defaults.get("fused") else ():
         shapes = {value.shape for value in state.values() if isinstance(value, Tensor) and value.ndim}
-        if shapes - {parameter.shape}:
+        if shapes - {parameter.shape}:  # it would write beyond the end of smaller tensors
             raise MNISTLitError("the checkpoint's optimizer_states are of another network")
 
 
-def restore_matching(checkpoint: dict[str, Any], hyper_parameters: Mapping[str, Any]) -> tuple[int, bool]:
-    """Remove the states of other classes, and of schedules that are built anew, from a checkpoint.
-
-    Args:
-        checkpoint: The checkpoint; it is changed.
-        hyper_parameters: The model's arguments in this run.
-
-    Returns:
-        The steps that the schedule has done, and whether the optimizer's learning rate is part of its state.
-    """
+def apply_settings(checkpoint: dict[str, Any], hyper_parameters: Mapping[str, Any], configured: Optimizer) -> int:
+    """Give a checkpoint's states the settings of this run, and return the steps that the schedule has done."""
     recorded = checkpoint.get("hyper_parameters") or {}
-    same = {}
-    for name in ("optimizer", "schedule"):
-        before, now = _class_path(recorded, name), _class_path(hyper_parameters, name)
-        same[name] = before == now
-        if before != now:
-            _note(f"model.{name} is {now} here and {before} in the checkpoint: it starts with fresh state")
-    if not same["optimizer"]:
+    has_same_optimizer, has_same_schedule = (
+        _is_same_class(name, recorded.get(name), hyper_parameters.get(name)) for name in ("optimizer", "schedule")
+    )
+    schedules, checkpoint["lr_schedulers"] = checkpoint.get("lr_schedulers", []) if has_same_schedule else [], []
+    has_plateau = any("num_bad_epochs" in state for state in schedules)  # it follows the loss, not the steps
+    if has_plateau:
+        checkpoint["lr_schedulers"] = [{name: state[name] for name in PLATEAU_STATE} for state in schedules]
+    if not has_same_optimizer:
         checkpoint["optimizer_states"] = []
-    states, checkpoint["lr_schedulers"] = checkpoint.get("lr_schedulers") or [], []
-    if not states or not same["schedule"]:
-        return 0, False
-    if "num_bad_epochs" in states[0]:  # ReduceLROnPlateau follows the validation loss, not the steps
-        checkpoint["lr_schedulers"] = [{name: states[0][name] for name in PLATEAU_STATE}]
-        return 0, same["optimizer"] and recorded.get("lr") == hyper_parameters.get("lr")
-    return int(states[0]["last_epoch"]), False
+    # What is no argument of the optimizer is part of its state.
+    settings = set(inspect.signature(type(configured)).parameters) - {"params"}
+    if has_plateau and recorded.get("lr") == hyper_parameters.get("lr"):
+        settings -= {"lr"}
+    for state in checkpoint.get("optimizer_states", []):
+        for group, own in zip(state["param_groups"], configured.param_groups, strict=False):
+            group.update({name: value for name, value in own.items() if name in settings})
+    return int(schedules[0]["last_epoch"]) if schedules and not has_plateau else 0
 
 
-def _class_path(hyper_parameters: Mapping[str, Any], name: str) -> str | None:
-    value = hyper_parameters.get(name)
-    return value["class_path"] if isinstance(value, dict) else None
-
-
-@rank_zero_only
-def _note(text: str) -> None:
-    print(f"note: {text}", file=sys.stderr)
+def _is_same_class(name: str, recorded: Any, configured: Any) -> bool:
+    before, now = (value["class_path"] if isinstance(value, dict) else None for value in (recorded, configured))
+    if before != now and is_global_zero():
+        print(f"note: model.{name} is {now} here and {before} in the checkpoint: its state is fresh", file=sys.stderr)
+    return bool(before == now)
