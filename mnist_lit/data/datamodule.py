@@ -1,6 +1,5 @@
 """The data module: whole data sets as tensors in memory, batches by index, augmentation on the training device."""
 
-import difflib
 import functools
 import os
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from mnist_lit.command_line import DATA_DIR_VARIABLE
 from mnist_lit.data.augment import Augment
-from mnist_lit.data.datasets import DATASETS, Split, load, prepare, stratified_split
+from mnist_lit.data.datasets import DATASETS, Split, load, stratified_split
 from mnist_lit.data.loaders import Batch, DistributedEvalBatchSampler, EpochSampler, ImageDataset, LazyLoader
 from mnist_lit.errors import UsageError
 
@@ -56,7 +55,7 @@ class MNISTDataModule(LightningDataModule):
             quotes (`'photos/*.jpg'`), each image with one digit of any size, position and colour.
 
     Raises:
-        UsageError: If there is no such data set, or if `resident` and `num_workers` exclude each other.
+        UsageError: If `resident` and `num_workers` exclude each other.
     """
 
     def __init__(
@@ -77,9 +76,6 @@ class MNISTDataModule(LightningDataModule):
         predict_paths: list[str] | str | None = None,
     ) -> None:
         super().__init__()
-        if dataset not in DATASETS:
-            nearest = difflib.get_close_matches(dataset, DATASETS, n=1) or DATASETS
-            raise UsageError(f"data.dataset: there is no data set {dataset!r}\nuse {', '.join(nearest)}")
         if resident and num_workers:
             raise UsageError("data.resident and data.num_workers exclude each other\nuse --data.num_workers 0")
         self.data_dir = Path(data_dir or os.environ.get(DATA_DIR_VARIABLE, "data"))
@@ -115,8 +111,8 @@ class MNISTDataModule(LightningDataModule):
         return super().load_from_checkpoint(checkpoint_path, *args, **{**kwargs, "weights_only": True})
 
     def prepare_data(self) -> None:
-        stage = self.trainer.state.fn if self.trainer else None
-        self.fetch(*[stage] if stage else ["fit", "test"])
+        if self.trainer is not None and self.trainer.state.fn is not None:
+            self.fetch(self.trainer.state.fn)
 
     def fetch(self, *stages: str) -> None:
         """Make sure that the files of these stages (`fit`, `test`, ...) are there: training needs no test files.
@@ -126,12 +122,12 @@ class MNISTDataModule(LightningDataModule):
             MNISTLitError: If files are missing and cannot be downloaded.
         """
         if self.predict_paths is not None and "predict" in stages:
-            from mnist_lit.data.image_files import find_files
+            from mnist_lit.data.image_files import find_files  # here, as image libraries take a second
 
             find_files(self.predict_paths)
             stages = tuple(stage for stage in stages if stage != "predict")
         splits: set[Split] = {"train" if stage in ("fit", "validate") else "test" for stage in stages}
-        prepare(self.dataset, self.data_dir, splits, mirrors=self.mirrors, download=self.download, timeout=self.timeout)
+        DATASETS[self.dataset].prepare(self.data_dir, splits, self.mirrors, self.download, self.timeout)
         if "train" in splits:
             self._training_data()
 
@@ -150,7 +146,7 @@ class MNISTDataModule(LightningDataModule):
         return _load_training_data(self.dataset, self.data_dir.resolve(), self.val_size)
 
     def _load_image_files(self, paths: Sequence[str]) -> ImageDataset:
-        from mnist_lit.data.image_files import find_files, load_image_files  # here, as image libraries take a second
+        from mnist_lit.data.image_files import find_files, load_image_files
 
         self.image_files = load_image_files(find_files(paths))
         digits = [torch.from_numpy(file.digit) for file in self.image_files if file.digit is not None]
@@ -191,7 +187,7 @@ class MNISTDataModule(LightningDataModule):
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=self.pin_memory and torch.cuda.is_available(),
-            collate_fn=_identity,
+            collate_fn=tuple,  # the data set has gathered the batch
             **kwargs,
         )
 
@@ -217,23 +213,11 @@ class MNISTDataModule(LightningDataModule):
 
 
 def preprocess(images: Tensor, image_size: int) -> Tensor:
-    """Convert images to the input of a network.
-
-    Args:
-        images: uint8, shape (n, c, h, w).
-        image_size: Side to which they are resized, in pixels.
-
-    Returns:
-        float32 in [0, 1], shape (n, c, image_size, image_size).
-    """
+    """Convert uint8 images (n, c, h, w) to a network's input: float32 in [0, 1], of `image_size` pixels a side."""
     images = images.float() / 255
     if images.shape[-1] == image_size:
         return images
     return F.interpolate(images, (image_size, image_size), mode="bilinear", antialias=True)
-
-
-def _identity(batch: Any) -> Any:
-    return batch
 
 
 @functools.lru_cache(maxsize=1)  # a search trains many times on the same data
@@ -248,14 +232,7 @@ def _load_training_data(
             f"use less, for example --data.val_size {len(labels) // 6}"
         )
     train, val = (ImageDataset(images, labels, indices) for indices in stratified_split(labels, val_size))
-    return train, val, _mean_and_std(images, train.indices)
-
-
-def _mean_and_std(images: Tensor, indices: Tensor) -> tuple[float, float]:
-    """Compute mean and standard deviation of all pixels in [0, 1]."""
-    # In chunks, as a copy of the images would double their memory.
-    counts = [torch.bincount(images[chunk].flatten(), minlength=256) for chunk in torch.split(indices, 1024)]
-    shares = torch.stack(counts).sum(dim=0).double() / len(indices) / images[0].numel()
-    values = torch.arange(256, dtype=torch.double) / 255
+    counts = torch.bincount(images[train.indices].flatten(), minlength=256).double()
+    shares, values = counts / len(train) / images[0].numel(), torch.arange(256, dtype=torch.double) / 255
     mean = (shares * values).sum()
-    return float(mean), float((shares * (values - mean) ** 2).sum().sqrt())
+    return train, val, (float(mean), float((shares * (values - mean) ** 2).sum().sqrt()))

@@ -33,10 +33,7 @@ MIN_AREA = 30
 
 
 def extract_digit(image: Image.Image) -> NDArray[np.uint8] | None:
-    """Find the digit of an image and bring it into MNIST's form.
-
-    Args:
-        image: Image of any size and mode: a photograph, a scan or a drawing, dark on light or light on dark.
+    """Find the digit of an image of any size and mode, dark on light or light on dark.
 
     Returns:
         The digit, of shape (28, 28), bright on black; None if there is no ink.
@@ -79,9 +76,6 @@ def _resize(gray: Gray, longer_side: int) -> Gray:
     return np.asarray(Image.fromarray(gray).resize((width, height), kernel))
 
 
-# Ink and background
-
-
 def _is_dark_on_bright(gray: Gray) -> bool:
     """Compare the strongest deviations from the local mean: are they dark?"""
     small = _resize(gray, POLARITY_SIDE)
@@ -106,9 +100,6 @@ def _background(gray: Gray, max_width: int) -> Gray:
     constant, sloping = (ndimage.grey_closing(padded, size=max_width) for padded in (constant, sloping))
     inside = slice(max_width, -max_width)
     return np.minimum(constant, sloping)[inside, inside]
-
-
-# Segmentation
 
 
 def _segment_digit(ink: Gray, edge_width: int) -> Mask | None:
@@ -173,9 +164,6 @@ def _likelihood(area: float, bbox: tuple[int, int, int, int], shape: tuple[int, 
 def _crop(mask: Mask) -> Mask:
     rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
     return mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-
-
-# The form of MNIST
 
 
 def _normalize_stroke_width(digit: Mask) -> Mask:
