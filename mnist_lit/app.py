@@ -1,5 +1,6 @@
 """The entry point: `main(args)` runs a command and turns errors into short messages and exit codes."""
 
+import functools
 import gc
 import os
 import signal
@@ -61,9 +62,13 @@ def main(
     command, *flags = (sys.argv[1:] if args is None else args) or ["--help"]
     # A terminal sends Ctrl-C to all processes of a run; the first one stops the others.
     is_first = os.environ.get("LOCAL_RANK", "0") == "0"
-    classes = {"model_class": model_class, "datamodule_class": datamodule_class}
+    classes: dict[str, Any] = {"model_class": model_class, "datamodule_class": datamodule_class}
     with short_errors(), raise_on_signals() if is_first else ignore_sigint():
         _answer_without_torch(command, flags)
+        if command == "search":
+            from mnist_lit.search.driver import search
+
+            return search(flags, functools.partial(main, **classes))
         command_line = CommandLine(f"{program()} {command}", flags, read_environment(command))
         # torch's imports abort or recurse endlessly when they are interrupted.
         with _without_garbage_collection(), defer_signals():

@@ -85,7 +85,7 @@ COMMAND_ARGUMENTS: dict[str, dict[str, tuple[Any, Any, str]]] = {
         "output": (
             str,
             "model.onnx",
-            "File to write, from uint8 images to probabilities: `.onnx`, or `.pt2` of torch.",
+            "File to write, from uint8 images to probabilities: `.onnx` or `.pt2`.",
         ),
         "int8": (bool, False, "Whether a variant of eight bits is written, too (`.onnx` only)."),
     },
@@ -132,18 +132,23 @@ class CLI(LightningCLI):
         self.goes_on = False  # `fit` continues a run in its own directory
         self.ensemble: list[Checkpoint] = []
         self.run_dir = LOGS
-        super().__init__(
-            model_class or ConvNet,
-            datamodule_class or MNISTDataModule,
-            run=False,
-            args=[],
-            save_config_callback=None,
-            trainer_defaults=TRAINER_DEFAULTS,
-            seed_everything_default=42,
-            parser_class=Parser,
-            parser_kwargs={"prog": command_line.program},
-            auto_configure_optimizers=False,
-        )
+        self.claimed = RunDir(LOGS)
+        try:
+            super().__init__(
+                model_class or ConvNet,
+                datamodule_class or MNISTDataModule,
+                run=False,
+                args=[],
+                save_config_callback=None,
+                trainer_defaults=TRAINER_DEFAULTS,
+                seed_everything_default=42,
+                parser_class=Parser,
+                parser_kwargs={"prog": command_line.program},
+                auto_configure_optimizers=False,
+            )
+        except BaseException:
+            self.claimed.remove()
+            raise
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         # An optimizer that the parser makes holds its CLI, and callbacks copy the model with its optimizer.
@@ -184,7 +189,8 @@ class CLI(LightningCLI):
         if config.num_threads is not None:
             torch.set_num_threads(config.num_threads)
         if self.command in WITHOUT_RUN:
-            config.trainer.update(TRAINER_WITHOUT_RUN)
+            for name, value in TRAINER_WITHOUT_RUN.items():
+                config.trainer[name] = value
             config.data.predict_paths = None
         if self.command == "export":
             from mnist_lit.inference.export import check_output
@@ -232,11 +238,7 @@ class CLI(LightningCLI):
             self.datamodule.fetch(self.command, *["test"] * tests_too)
         self.claimed = self._claim()
         self.run_dir = self.claimed.path
-        try:
-            return self._make_trainer(**kwargs)
-        except BaseException:
-            self.claimed.remove()
-            raise
+        return self._make_trainer(**kwargs)
 
     def _average(self, checkpoints: Sequence[Checkpoint]) -> None:
         models = [type(self.model).load_from_checkpoint(str(member.file), map_location="cpu") for member in checkpoints]

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from mnist_lit.config_files import find_config
 from mnist_lit.errors import UsageError, did_you_mean
 
 __all__ = [
@@ -29,6 +30,7 @@ COMMANDS = {
     "export": "write a checkpoint as ONNX or .pt2 for other programs",
     "demo": "serve a page on which digits can be drawn",
     "compare": "print the metrics of runs and the keys in which they differ",
+    "search": "search for the best configuration of fit with Optuna",
 }
 PREFIX = "MNIST_LIT_"
 DATA_DIR_VARIABLE = f"{PREFIX}DATA"
@@ -77,7 +79,7 @@ class CommandLine:
             known, self.flags = parser.parse_known_args(args)
         except argparse.ArgumentError:
             raise UsageError("--config needs the path of a YAML file") from None
-        self.configs = known.config
+        self.configs = [str(find_config(config)) for config in known.config]
         self.contents = [read_config(Path(config)) for config in self.configs]
 
     def layers(self) -> list[str]:
@@ -114,8 +116,8 @@ class CommandLine:
         for config in reversed(self.configs):
             found = _find(yaml.compose(Path(config).read_text(encoding="utf-8")), key.split("."))
             if found is not None:
-                line, value = found[0].start_mark.line + 1, found[1]
-                yield f"{config}, line {line}: {key}", "null" if value.tag.endswith(":null") else str(value.value)
+                line, node = found[0].start_mark.line + 1, found[1]
+                yield f"{config}, line {line}: {key}", "null" if node.tag.endswith(":null") else str(node.value)
         if key in self.environment:
             yield f"{self.environment[key].name}: {key}", self.environment[key].value
 

@@ -1,13 +1,11 @@
 """The parser's messages in few lines: where the mistake stands, the reason, the nearest valid names."""
 
 import functools
+import importlib
 import inspect
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
-
-import lightning.pytorch.callbacks
-import torch
 
 from mnist_lit.command_line import CommandLine
 from mnist_lit.errors import did_you_mean
@@ -79,7 +77,7 @@ def explain_object(message: str) -> str:
 @functools.cache
 def _class_names() -> frozenset[str]:
     """List the classes that the configuration may name, and their arguments."""
-    modules = (torch.optim, torch.optim.lr_scheduler, lightning.pytorch.callbacks)
+    modules = map(importlib.import_module, ("torch.optim", "torch.optim.lr_scheduler", "lightning.pytorch.callbacks"))
     classes = [(name, getattr(module, name)) for module in modules for name in module.__all__]
     arguments = (inspect.signature(value).parameters for _, value in classes if inspect.isclass(value))
     return frozenset({name for name, _ in classes}.union(*arguments))

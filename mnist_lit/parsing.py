@@ -1,29 +1,25 @@
 """The layers of configuration: command line over config over environment over checkpoint over defaults."""
 
-import inspect
 import json
 import math
-import pkgutil
 import sys
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import yaml
-from jsonargparse import Namespace, set_parsing_settings
+from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
+from mnist_lit.class_paths import called_functions, walk
 from mnist_lit.command_line import CommandLine
 from mnist_lit.errors import UsageError
 from mnist_lit.parser_errors import explain
 from mnist_lit.training.checkpoints import Checkpoint
 
-__all__ = ["Parser", "called_functions", "parse"]
+__all__ = ["Parser", "parse"]
 
 ABOVE_ZERO = ("trainer.accumulate_grad_batches", "trainer.check_val_every_n_epoch", "trainer.val_check_interval")
 
-# jsonargparse 4 only warns of these: a class path that can run, delete or load anything is refused, and a value
-# of any type is never made an object.
-set_parsing_settings(import_path_denylist=[], instantiate_subclass_spec_in_any=False)
 # Some defaults of Lightning are strings of a class of their own: Timer's interval, for one.
 yaml.SafeDumper.add_multi_representer(str, yaml.SafeDumper.represent_str)
 
@@ -89,38 +85,16 @@ def _check(config: Namespace, command_line: CommandLine) -> None:
         wrong.append(("seed_everything", ">=0 and <2^32"))
     if config.run_dir == "":
         wrong.append(("run_dir", "a folder"))
-    numbers = (key for key, value in _walk(config.as_dict()) if _is_unbounded(value))
+    numbers = (key for key, value in walk(config.as_dict()) if _is_unbounded(value))
     wrong += [(key, "a finite number below 2^63") for key in numbers]
     # A key that another one fills in is given nowhere.
     for key, wanted in sorted(wrong, key=lambda found: not command_line.is_given(found[0]))[:1]:
         raise UsageError(f"{command_line.origin(key)}: must be {wanted}, got {config.get(key)}")
 
 
-def called_functions(config: Any) -> Iterator[tuple[str, str]]:
-    """List the class paths that name functions, each after its key.
-
-    The parser checks that a class is of the right kind, but would call any function where it expects a factory.
-    """
-    for key, value in _walk(config):
-        path = value.get("class_path") if isinstance(value, dict) else None
-        if isinstance(path, str) and not inspect.isclass(pkgutil.resolve_name(path)):
-            yield key, path
-
-
 def _is_unbounded(value: Any) -> bool:
     """Check for a number that is NaN, infinite or, if an integer, too large for torch."""
     return (isinstance(value, int) and abs(value) >= 2**63) or (isinstance(value, float) and not math.isfinite(value))
-
-
-def _walk(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """List a nested value and all its parts, each after its key."""
-    yield key, value
-    if isinstance(value, dict):
-        for name, part in value.items():
-            yield from _walk(part, f"{key}.{name}".lstrip("."))
-    elif isinstance(value, (list, tuple)):
-        for part in value:
-            yield from _walk(part, key)
 
 
 def _checkpoint_layer(checkpoint: Checkpoint, defaults: Namespace) -> dict[str, Any]:

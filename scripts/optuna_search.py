@@ -1,6 +1,8 @@
 """Search for the best configuration: `python scripts/optuna_search.py --config configs/search.yaml --n_trials 20`."""
 
-from mnist_lit.search.command import main
+import sys
+
+from mnist_lit import main
 
 if __name__ == "__main__":
-    main()
+    main(["search", *sys.argv[1:]])

@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import CONFIGS, SMALL, WORSE
 from lightning.pytorch.loggers import CSVLogger
-from test_runs import resume, signals, stop
+from runs import resume, signals, stop
 
 MLFLOW = f"--config={CONFIGS / 'mlflow.yaml'}"
 SCALARS = {"train/loss", "train/acc", "val/loss", "val/acc", "val/f1", "val/acc_best"}

@@ -137,7 +137,7 @@ def test_read_only_disk_is_an_error_before_anything_is_computed(
     shutil.copytree(whole, disk / "run")
     mount("-o", "remount,ro", disk)
     error = fails(*command, code=code)
-    assert "disk/" in error
+    assert "disk" in error
 
 
 @pytest.mark.parametrize(

@@ -203,4 +203,4 @@ def test_a_plateau_goes_on_with_its_lr_and_with_new_settings(fit: Fit) -> None:
     fit(*LOG_ALL, *schedule("ReduceLROnPlateau", *settings), "--run_dir=run")
     cli = main(["fit", "--ckpt_path=run", "--trainer.max_epochs=4", "--model.schedule.factor=0.5"])
     lrs = scalars(cli, "lr")
-    assert [lrs[10 * epoch] for epoch in range(4)] == pytest.approx([LR, LR, LR * 0.1, LR * 0.05])
+    assert [lrs[10 * epoch] for epoch in range(4)] == pytest.approx([LR, LR, LR * 0.5, LR * 0.25])

@@ -13,8 +13,8 @@ import torch
 from conftest import SMALL, WORSE
 from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
+from runs import resume, signals, stop
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_runs import resume, signals, stop
 
 from mnist_lit import main
 from mnist_lit.training.plots import Evaluation, Pictures, plot_confusion, plot_images

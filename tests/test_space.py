@@ -1,302 +1,247 @@
-"""The space of a search: what is drawn from it, what is refused, which points show that all of it works."""
+"""The search space: what is suggested, and what is refused before trial 0."""
 
-import math
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
-from optuna.samplers import GridSampler, RandomSampler
+import yaml
+from conftest import CONFIGS
 
+from mnist_lit.app import dry_run
 from mnist_lit.errors import UsageError
-from mnist_lit.search.space import Space, flat, nested
+from mnist_lit.search.check import check
+from mnist_lit.search.settings import Settings
+from mnist_lit.search.space import Space, nested
+from mnist_lit.search.worker import Program
 
 Declared = dict[str, Any]
+INTERVAL = {"low": 0.1, "high": 0.2}
 
 
-def draws(declared: Declared, number: int = 200, config: Declared | None = None) -> list[Declared]:
-    space = Space.parse(declared).settled(config or {})
-    study = optuna.create_study(sampler=RandomSampler(seed=1))
-    return [space.draw(study.ask(), config or {}) for _ in range(number)]
+def suggested(declared: Declared, base: Mapping[str, Any] | None = None, n: int = 60) -> list[Declared]:
+    """The points that a random sampler finds."""
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
+    space = Space(declared, base or {})
+    return [space.suggest(study.ask()) for _ in range(n)]
 
 
-def values(entry: Declared, config: Declared | None = None, number: int = 200) -> list[Any]:
-    return [params["key"] for params in draws({"key": entry}, number, config)]
+def values(entry: Declared, **kwargs: Any) -> list[Any]:
+    return [point["k"] for point in suggested({"k": entry}, **kwargs)]
 
 
-# What is drawn
-
-
-def test_interval_has_fractions() -> None:
-    drawn = values({"low": 0.5, "high": 2})
-
-    assert all(0.5 <= value <= 2 for value in drawn)
-    assert len(set(drawn)) == 200
-
-
-def test_logarithmic_interval_has_as_much_in_each_decade() -> None:
-    drawn = values({"low": 1e-4, "high": 1e-1, "log": True}, number=600)
-
-    decades = [math.floor(math.log10(value)) for value in drawn]
-    assert all(150 < decades.count(decade) < 250 for decade in (-4, -3, -2))
+# What is suggested
 
 
 @pytest.mark.parametrize(
-    ("config", "expected"), [({}, int), ({"key": 3}, int), ({"key": None}, int), ({"key": 3.0}, float)]
-)
-def test_whole_bounds_are_of_whole_numbers_unless_the_key_holds_a_fraction(config: Declared, expected: type) -> None:
-    drawn = values({"low": 1, "high": 4}, config)
-
-    assert {type(value) for value in drawn} == {expected}
-    if expected is int:
-        assert set(drawn) == {1, 2, 3, 4}
-
-
-def test_logarithmic_whole_numbers_favour_the_small_ones() -> None:
-    drawn = values({"low": 1, "high": 1000, "log": True}, number=300)
-
-    assert all(isinstance(value, int) for value in drawn)
-    assert 100 < sum(value <= 31 for value in drawn) < 200
-
-
-@pytest.mark.parametrize(
-    ("entry", "expected"),
+    ("entry", "base", "expected"),
     [
-        ({"low": 0.0, "high": 0.5, "step": 0.1}, [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]),
-        ({"low": 0.1, "high": 0.5, "step": 0.3}, [0.1, 0.4]),
-        ({"low": 0, "high": 15, "step": 5}, [0, 5, 10, 15]),
-        ({"low": 1, "high": 8, "step": 3}, [1, 4, 7]),
-        ({"low": 2, "high": 2, "step": 1}, [2]),
-        ({"low": "1e-1", "high": "3e-1", "step": "1e-1"}, [0.1, 0.2, 0.3]),
+        ({"low": 1, "high": 3}, None, {1, 2, 3}),
+        ({"low": 1, "high": 3, "log": True}, None, {1, 2, 3}),
+        ({"low": 0, "high": 10, "step": 4}, None, {0, 4, 8}),
+        ({"low": 0, "high": 0.3, "step": 0.1}, None, {0.0, 0.1, 0.2, 0.3}),
+        ({"low": 0, "high": 15, "step": 5}, 1.0, {0.0, 5.0, 10.0, 15.0}),
+        ({"low": 5, "high": 5}, None, {5}),
     ],
 )
-def test_range_has_its_steps_and_its_last_one(entry: Declared, expected: list[float]) -> None:
-    assert sorted(set(values(entry))) == pytest.approx(expected)
+def test_number_has_the_values_of_its_range(entry: Declared, base: Any, expected: set[float]) -> None:
+    found = set(values(entry, base={"k": base}))
+
+    assert {round(value, 9) for value in found} == expected
+    assert {type(value) for value in found} == {type(value) for value in expected}
+
+
+@pytest.mark.parametrize(("base", "kind"), [(0.5, float), (1, int), (None, int)])
+def test_whole_bounds_make_whole_numbers_unless_the_key_takes_fractions(base: Any, kind: type) -> None:
+    assert {type(value) for value in values({"low": 1, "high": 3}, base={"k": base})} == {kind}
 
 
 def test_choices_come_as_they_were_written() -> None:
-    choices = [1, 1.0, True, "1", None, [8, 16], {"a": 1}]
+    choices = [1, 1.0, True, "1", None, [8, 16], {"class_path": "A"}]
 
-    drawn = values({"choices": choices})
+    found = values({"choices": choices})
 
-    assert {repr(value) for value in drawn} == {repr(choice) for choice in choices}
+    assert {(type(value), str(value)) for value in found} == {(type(value), str(value)) for value in choices}
 
 
 def test_list_has_every_length_and_every_item() -> None:
-    drawn = values({"length": {"low": 0, "high": 3}, "items": {"choices": [8, 16]}})
+    found = values({"length": {"low": 0, "high": 2}, "items": {"choices": [8, 16]}})
+    fixed = values({"items": [{"choices": [1, 2]}, {"low": 3, "high": 4}]})
 
-    assert {len(value) for value in drawn} == {0, 1, 2, 3}
-    assert {item for value in drawn for item in value} == {8, 16}
-
-
-def test_places_of_a_list_have_values_of_their_own() -> None:
-    drawn = values({"items": [{"choices": [64, 128]}, {"low": 1, "high": 3}, {"low": 0.5, "high": 1.0}]})
-
-    firsts, seconds, thirds = zip(*drawn, strict=True)
-    assert set(firsts) == {64, 128}
-    assert set(seconds) == {1, 2, 3}
-    assert len(set(thirds)) == 200
-
-
-def test_grid_of_places_and_their_rehearsals_have_every_value() -> None:
-    space = Space.parse({"key": {"items": [{"choices": [1, 2, 3]}, {"choices": [8, 9]}]}})
-
-    assert space.grid() == {"key.0": [1, 2, 3], "key.1": [8, 9]}
-    assert [point["key"] for point in space.rehearsals({})] == [[1, 8], [2, 9], [3, 8]]
-    assert space.kinds["key"].has([3, 9])
-    assert not space.kinds["key"].has([9, 3])
-
-
-@pytest.mark.parametrize(
-    ("entry", "complaint"),
-    [
-        ({"items": []}, "space.key: items are empty"),
-        ({"items": [{"choices": [1]}], "length": 1}, "space.key: there is no length"),
-        ({"items": [{"low": 2, "high": 1}]}, "space.key.items.0: low 2 is above high 1"),
-        ({"items": [3]}, "space.key.items.0: must be like"),
-        ({"items": [{"choices": [1], "when": {"a": 1}}]}, "space.key: when stands beside items"),
-    ],
-)
-def test_bad_places_are_refused_with_the_reason(entry: Declared, complaint: str) -> None:
-    with pytest.raises(UsageError) as error:
-        Space.parse({"key": entry})
-
-    assert str(error.value).startswith(complaint)
+    assert {tuple(value) for value in found} == {(), (8,), (16,), (8, 8), (8, 16), (16, 8), (16, 16)}
+    assert {tuple(value) for value in fixed} == {(1, 3), (1, 4), (2, 3), (2, 4)}
 
 
 def test_conditional_key_is_there_only_where_its_condition_is_met() -> None:
     declared = {
-        "kind": {"choices": ["a", "b", "c"]},
-        "x": {"low": 0.0, "high": 1.0, "when": {"kind": ["a", "b"]}},
-        "y": {"low": 0.0, "high": 1.0, "when": {"kind": "a", "base.key": 3}},
-        "z": {"low": 0.0, "high": 1.0, "when": {"base.key": 4}},
-    }
-
-    drawn = draws(declared, config={"base": {"key": 3}})
-
-    keys = {"a": {"kind", "x", "y"}, "b": {"kind", "x"}, "c": {"kind"}}
-    assert {params["kind"] for params in drawn} == set(keys)
-    assert all(set(params) == keys[params["kind"]] for params in drawn)
-
-
-def test_grid_sampler_sees_every_point_once() -> None:
-    declared = {
-        "a": {"low": 0.1, "high": 0.3, "step": 0.1},
-        "b": {"choices": [1, True]},
-        "c": {"length": {"low": 2, "high": 2, "step": 1}, "items": {"choices": [[8], [16]]}},
-    }
-    space = Space.parse(declared)
-    study = optuna.create_study(sampler=GridSampler(space.grid(), seed=1))
-    seen = []
-
-    def objective(trial: optuna.Trial) -> float:
-        seen.append(repr(space.draw(trial, {})))
-        return 0.0
-
-    study.optimize(objective)
-
-    assert len(seen) == len(set(seen)) == 3 * 2 * 4
-
-
-def test_interval_has_no_grid() -> None:
-    with pytest.raises(UsageError, match=r"space\.key: a grid needs a step or choices"):
-        Space.parse({"key": {"low": 0.1, "high": 0.2}}).grid()
-
-
-# What is refused
-
-INTERVAL = {"low": 0.1, "high": 0.2}
-LENGTH = {"low": 1, "high": 2}
-
-
-@pytest.mark.parametrize(
-    ("entry", "complaint"),
-    [
-        ({"low": 0.2, "high": 0.1}, r"space\.key: low 0.2 is above high 0.1"),
-        ({"low": 0.1, "high": 0.1}, "there is nothing to search"),
-        ({"low": 0, "high": 0.1, "log": True}, "log needs a low above 0, got 0"),
-        ({"low": -1.0, "high": 0.1, "log": True}, "log needs a low above 0, got -1.0"),
-        ({"low": math.nan, "high": 0.1}, "must be finite"),
-        ({"low": 0.1, "high": math.inf}, "must be finite"),
-        ({"low": 0.1, "high": "abc"}, r"space\.key\.high: must be of type int or float, got abc"),
-        ({"low": True, "high": 2}, r"space\.key\.low: must be of type int or float, got True"),
-        ({"low": 0.1}, "needs high"),
-        ({}, "needs low, high"),
-        ({"low": None, "high": 1}, r"space\.key\.low: must not be null"),
-        ({**INTERVAL, "setp": 0.1}, "there is no setp"),
-        ({**INTERVAL, "hihg": 0.1}, "did you mean high"),
-        ({**INTERVAL, "step": 0}, "step must be above 0, got 0"),
-        ({**INTERVAL, "step": -0.1}, "step must be above 0"),
-        ({**INTERVAL, "step": 1}, "step 1 is larger than the range"),
-        ({**INTERVAL, "step": None}, r"space\.key\.step: must not be null"),
-        ({**INTERVAL, "step": 0.1, "log": True}, "log and step exclude each other"),
-        ({**INTERVAL, "log": "maybe"}, r"space\.key\.log: must be of type bool, got maybe"),
-        ({**INTERVAL, "when": 3}, r"space\.key\.when: must be of type dict, got 3"),
-        ({**INTERVAL, "when": {"key": 1}}, "key has to stand above key"),
-        ({**INTERVAL, "when": {"later": 1}}, "later has to stand above key"),
-        ({"choices": []}, "choices are empty"),
-        ({"choices": 3}, r"space\.key\.choices: must be of type list, got 3"),
-        ({"choices": [16, 32, 16]}, "16 stands twice"),
-        ({"choices": [1, 2], "low": 1}, "there is no low"),
-        ({"items": {"choices": [8]}}, r"space\.key\.length: needs low, high"),
-        ({"length": LENGTH}, r"space\.key\.items: needs low, high"),
-        ({"length": 3, "items": {"choices": [8]}}, r"space\.key\.length: must be like"),
-        ({"length": LENGTH, "items": 8}, r"space\.key\.items: must be like"),
-        ({"length": {"low": -1, "high": 2}, "items": {"choices": [8]}}, "length must be whole numbers from 0"),
-        ({"length": {"low": 0.5, "high": 2}, "items": {"choices": [8]}}, "length must be whole numbers from 0"),
-        ({"lenght": LENGTH, "items": {"choices": [8]}}, "did you mean length"),
-        ({"length": LENGTH, "items": {**INTERVAL, "when": {"a": 1}}}, "when stands beside length and items"),
-        (3, r"space\.key: must be like"),
-        (None, r"space\.key: must be like"),
-        ([0.1, 0.2], r"space\.key: must be like"),
-    ],
-)
-def test_bad_entry_is_refused_with_the_reason(entry: Any, complaint: str) -> None:
-    with pytest.raises(UsageError, match=complaint):
-        Space.parse({"key": entry, "later": INTERVAL})
-
-
-@pytest.mark.parametrize("key", ["", ".", "model.", "model..lr", 1])
-def test_what_is_no_key_is_refused(key: Any) -> None:
-    with pytest.raises(UsageError, match="is no key"):
-        Space.parse({key: INTERVAL})
-
-
-def test_empty_space_is_refused() -> None:
-    with pytest.raises(UsageError, match="there is nothing to search"):
-        Space.parse({})
-
-
-@pytest.mark.parametrize(
-    ("when", "complaint"),
-    [
-        ({"bsae.key": 3}, r"space\.x\.when\.bsae\.key: there is no such key\ndid you mean base\.key"),
-        ({"chioce": 1}, "did you mean choice"),
-        ({"base.key": 4}, "is 3 in all trials, never 4"),
-        ({"choice": 3}, r"space\.choice is never 3"),
-        ({"choice": [1, 3]}, r"space\.choice is never 3"),
-        ({"range": 4}, r"space\.range is never 4"),
-        ({"interval": 7}, r"space\.interval is never 7"),
-        ({"list": [[8, 9]]}, r"space\.list is never \[8, 9\]"),
-    ],
-)
-def test_condition_that_cannot_be_met_is_refused(when: Declared, complaint: str) -> None:
-    with pytest.raises(UsageError, match=complaint):
-        conditional(when).check({"base": {"key": 3}})
-
-
-@pytest.mark.parametrize(
-    "when",
-    [{"base.key": [3, 4]}, {"choice": 1}, {"choice": [1, 2]}, {"range": 3}, {"interval": 0.15}, {"list": [[8], [16]]}],
-)
-def test_condition_that_can_be_met_is_accepted(when: Declared) -> None:
-    conditional(when).check({"base": {"key": 3}})
-
-
-def conditional(when: Declared) -> Space:
-    declared = {
-        "choice": {"choices": [1, 2]},
-        "range": {"low": 1, "high": 5, "step": 2},
-        "interval": INTERVAL,
-        "list": {"length": LENGTH, "items": {"choices": [8, 16]}},
-        "x": {**INTERVAL, "when": when},
-    }
-    return Space.parse(declared)
-
-
-# Which points show that all of it works
-
-
-def test_rehearsals_reach_every_end_also_below_conditions_on_conditions() -> None:
-    declared = {
         "a": {"choices": [1, 2, 3]},
-        "b": {"choices": ["x", "y"], "when": {"a": [2, 3]}},
-        "c": {"low": 5, "high": 9, "when": {"b": "y"}},
+        "b": {"low": 0.0, "high": 1.0, "when": {"a": [1, 2]}},
+        "c": {"choices": [True], "when": {"b": [0.5], "fixed": "x"}},
+        "d": {"choices": [True], "when": {"fixed": ["x", "y"]}},
+    }
+    points = suggested(declared, {"fixed": "x"})
+
+    assert all(("b" in point) == (point["a"] != 3) for point in points)
+    assert not any("c" in point for point in points)
+    assert all("d" in point for point in points)
+
+
+def test_corners_reach_every_bound_also_below_conditions_on_conditions() -> None:
+    declared = {
+        "a": {"choices": ["x", "y", "z"]},
+        "b": {"low": 1, "high": 9, "when": {"a": ["y", "z"]}},
+        "c": {"choices": [1, 2, 3], "when": {"b": 9}},
     }
 
-    points = list(Space.parse(declared).settled({}).rehearsals({}))
+    corners = list(Space(declared, {}).corners())
 
-    assert {point["a"] for point in points} == {1, 2, 3}
-    assert {(point["a"], point["b"]) for point in points if "b" in point} >= {(2, "x"), (3, "y")}
-    assert {point["c"] for point in points if "c" in point} == {5, 9}
-    assert all(point["b"] == "y" for point in points if "c" in point)
+    reached = {key: {corner[key] for corner in corners if key in corner} for key in declared}
+    assert reached == {"a": {"x", "y", "z"}, "b": {1, 9}, "c": {1, 2, 3}}
 
 
-def test_interval_is_rehearsed_with_a_fraction_between_its_ends() -> None:
-    points = Space.parse({"key": {"low": 16.0, "high": 64.0}}).rehearsals({})
+def test_grid_has_every_value_of_every_parameter() -> None:
+    declared = {
+        "a": {"low": 0.0, "high": 0.3, "step": 0.1},
+        "b": {"low": 1, "high": 3},
+        "c": {"length": {"low": 1, "high": 2}, "items": {"choices": [8]}},
+    }
 
-    assert any(point["key"] % 1 for point in points)
+    grid = Space(declared, {}).grid()
+
+    assert grid == {"a": [0.0, 0.1, 0.2, 0.3], "b": [1, 2, 3], "c.length": [1, 2], "c.0": [8], "c.1": [8]}
+    with pytest.raises(UsageError, match=r"^space\.k: "):
+        Space({"k": INTERVAL}, {}).grid()
 
 
 def test_class_beside_its_arguments_is_a_class_path_in_any_order() -> None:
-    expected = {"model": {"optimizer": {"class_path": "SGD", "init_args": {"momentum": 0.9}}}}
-    keys = {"model.optimizer.init_args.momentum": 0.9, "model.optimizer": "SGD"}
+    given = {"m.o.init_args.x": 1, "m.o": {"class_path": "A"}, "m.s.init_args.y": 2, "m.s": "B", "n": 3}
 
-    assert nested(keys) == nested(dict(reversed(keys.items()))) == expected
+    tree = nested(given)
+
+    assert tree == yaml.safe_load(
+        "m: {o: {class_path: A, init_args: {x: 1}}, s: {class_path: B, init_args: {y: 2}}}\nn: 3"
+    )
+    assert given["m.o"] == {"class_path": "A"}
 
 
-def test_nesting_leaves_what_it_was_given_alone() -> None:
-    given = {"model": {"lr": 0.1}, "model.dropout": 0.5}
+# Entries that are refused
 
-    assert nested(given) == {"model": {"lr": 0.1, "dropout": 0.5}}
-    assert given == {"model": {"lr": 0.1}, "model.dropout": 0.5}
-    assert flat(nested(given)) == {"model.lr": 0.1, "model.dropout": 0.5}
+
+@pytest.mark.parametrize(
+    ("entry", "part"),
+    [
+        (3, "3"),
+        ({}, "low"),
+        ({"low": 1}, "high"),
+        ({"low": None, "high": 1}, "low"),
+        ({"low": "a", "high": 1}, "low"),
+        ({"low": True, "high": 2}, "low"),
+        ({"low": 2.0, "high": 1.0}, "low"),
+        ({"low": 0, "high": float("inf")}, "high"),
+        ({"low": 0.0, "high": 1.0, "log": True}, "log"),
+        ({"low": 1.0, "high": 2.0, "log": "yes"}, "log"),
+        ({"low": 1, "high": 5, "step": 2, "log": True}, "log"),
+        ({"low": 0.0, "high": 1.0, "step": 0}, "step"),
+        ({"low": 0.0, "hihg": 1.0}, "high"),
+        ({"choices": []}, "choices"),
+        ({"choices": 3}, "choices"),
+        ({"choices": [1, 1]}, "1"),
+        ({"choices": [1], "low": 2}, "low"),
+        ({"length": {"low": 1, "high": 2}}, "items"),
+        ({"length": {"low": -1, "high": 2}, "items": {"choices": [1]}}, "length"),
+        ({"length": {"low": 0.5, "high": 2}, "items": {"choices": [1]}}, "length"),
+        ({"length": 3, "items": {"choices": [1]}}, "length"),
+        ({"length": {"low": 1, "high": 2}, "items": {"choices": [1], "when": {"a": 1}}}, "when"),
+        ({"items": []}, "items"),
+        ({"items": [{"choices": [1]}], "length": {"low": 1, "high": 1}}, "length"),
+        ({"items": [{"choices": []}]}, "items.0"),
+        ({"choices": [1], "when": 3}, "when"),
+        ({"choices": [1], "when": {"b": 1}}, "b"),
+        ({"choices": [1], "when": {"later": 1}}, "later"),
+        ({"choices": [1], "when": {"first": 7}}, "7"),
+        ({"choices": [1], "when": {"fixed": "y"}}, "fixed"),
+    ],
+)
+def test_bad_entry_is_refused_with_its_key(entry: Any, part: str) -> None:
+    declared = {"first": {"choices": [1, 2]}, "k": entry, "later": {"choices": [1]}}
+    with pytest.raises(UsageError) as error, warnings.catch_warnings():
+        Space(declared, {"fixed": "x"})
+
+    first, *more = str(error.value).splitlines()
+    assert first.startswith("space.k")
+    assert len(more) <= 1
+    assert part in str(error.value)
+
+
+# What the real command line refuses
+
+
+@pytest.fixture
+def checked(tmp_path: Path) -> Any:
+    """`checked(space, overrides)`: the space after a dry run that wrote nothing."""
+
+    def run(space: Declared, overrides: Declared | None = None) -> Space:
+        configs = [str(CONFIGS / "base.yaml"), str(CONFIGS / "digits.yaml")]
+        try:
+            settings = Settings(space=space, configs=configs, overrides=overrides or {})
+            return check(settings, Program(fit=print, dry_run=dry_run))[1]
+        finally:
+            assert list(tmp_path.iterdir()) == []
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("space", "overrides", "start", "part"),
+    [
+        ({"model.lrr": INTERVAL}, {}, "space.model.lrr", "model.lr"),
+        ({"model.lr": {"low": -1, "high": 0.1}}, {}, "space.model.lr", "-1"),
+        ({"model.dropout": {"low": 0.5, "high": 1.5}}, {}, "space.model.dropout", "1.5"),
+        ({"data.batch_size": {"low": 16.5, "high": 20.5}}, {}, "space.data.batch_size", "16.5"),
+        ({"data.batch_size": {"choices": [16, "abc"]}}, {}, "space.data.batch_size", "abc"),
+        ({"model.norm": {"choices": ["batch", "btach"]}}, {}, "", "btach"),
+        ({"model.channels": {"length": {"low": 1, "high": 9}, "items": {"choices": [8]}}}, {}, "", "model.channels"),
+        ({"model": {"choices": [1]}}, {}, "space.model", ""),
+        ({"model.optimizer": {"choices": ["SGD", "Adm"]}}, {}, "space.model.optimizer", "Adm"),
+        ({"model.optimizer.init_args.momentum": INTERVAL}, {}, "space.model.optimizer", "momentum"),
+        ({"model.lr": {**INTERVAL, "when": {"model.drpout": 0}}}, {}, "space.model.lr.when", "model.dropout"),
+        ({"trainer.devices": {"choices": [1, 2]}}, {}, "trainer.devices", ""),
+        ({"model.lr": INTERVAL, "model..lr": INTERVAL}, {}, "space", "model..lr"),
+        ({"model.lr": INTERVAL, 1: INTERVAL}, {}, "space", "1"),
+        ({"run_dir": {"choices": ["a"]}}, {}, "space.run_dir", ""),
+        ({"model.lr": INTERVAL}, {"run_dir": "a"}, "overrides.run_dir", ""),
+        ({"model.lr": INTERVAL}, {"model": {"lr": 3}}, "overrides.model.lr", ""),
+        ({"model.lr": INTERVAL}, {"model.dropot": 0}, "overrides.model.dropot", "model.dropout"),
+        ({"model.lr": INTERVAL}, {"trainer": {"max_epochs": "two"}}, "overrides.trainer.max_epochs", "two"),
+        ({"model.lr": INTERVAL}, {"model": 3}, "overrides.model", "3"),
+        ({"model.lr": INTERVAL}, {"data.val_size": 0}, "data.val_size", ""),
+        ({"model.lr": INTERVAL}, {"seed_everything": True}, "seed_everything", ""),
+    ],
+)
+def test_what_trials_would_be_refused_for(
+    space: Declared, overrides: Declared, start: str, part: str, checked: Any
+) -> None:
+    with pytest.raises(UsageError) as error:
+        checked(space, overrides)
+
+    assert str(error.value).startswith(start)
+    assert part in str(error.value)
+
+
+def test_numbers_are_fractions_where_the_key_takes_them(checked: Any) -> None:
+    numbers = {"low": 1, "high": 2}
+    decay = {"model.optimizer": {"choices": ["SGD", "AdamW"]}, "model.optimizer.init_args.weight_decay": numbers}
+    momentum = {"model.optimizer.init_args.momentum": {"low": 0, "high": 1, "when": {"model.optimizer": "SGD"}}}
+    others = {"model.dropout": {"low": 0, "high": 1}, "data.batch_size": {"low": 16, "high": 64}}
+    channels = {"model.channels": {"length": numbers, "items": {"low": 8, "high": 16}}}
+    space = checked({**decay, **momentum, **others, **channels})
+
+    study = optuna.create_study()
+    point = {key: value for _ in range(20) for key, value in space.suggest(study.ask()).items()}
+    kinds = {key.rpartition(".")[2]: type(value) for key, value in point.items()}
+
+    assert kinds["weight_decay"] is kinds["momentum"] is kinds["dropout"] is float
+    assert kinds["batch_size"] is int
+    assert {type(item) for item in point["model.channels"]} == {int}

@@ -1,4 +1,4 @@
-"""Where a study is: a journal, SQLite, and PostgreSQL for searches that share nothing else."""
+"""Storages of a study: a journal, SQLite, and PostgreSQL for machines that share nothing else."""
 
 import csv
 import shutil
@@ -21,9 +21,8 @@ from optuna.trial import TrialState
 from postgresql import Server, serving
 from sqlalchemy import NullPool
 
-from mnist_lit.search.command import main
-from mnist_lit.search.settings import without_password
-from mnist_lit.search.study import OWNER, RETRY_OF, VOID
+from mnist_lit import main
+from mnist_lit.search.storage import JournalLock
 
 SCRIPT = str(PROJECT / "scripts" / "optuna_search.py")
 
@@ -75,10 +74,9 @@ def numbers(folder: Path) -> list[int]:
 
 
 def test_the_journal_is_read_by_plain_optuna() -> None:
-    study = main([config()])
+    main(["search", config()])
     journal = JournalStorage(JournalFileBackend("logs/search/tiny/study.journal"))
     plain = optuna.load_study(study_name="tiny", storage=journal)
-    assert [trial.values for trial in plain.trials] == [trial.values for trial in study.trials]
     assert finished(plain) == numbers(Path("logs/search/tiny")) == [0, 1, 2]
 
 
@@ -89,7 +87,7 @@ def test_a_search_on_a_database_goes_on_and_begins_anew(kind: str, request: pyte
 
     def search(*more: str) -> None:
         if kind == "sqlite":
-            main([*flags, *more])
+            main(["search", *flags, *more])
         else:  # its connections end with the process
             subprocess.run([sys.executable, SCRIPT, *flags, *more], check=True)
 
@@ -118,7 +116,7 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 
     def run(url: str, code: int) -> str:
         with pytest.raises(SystemExit) as stop:
-            main([config(storage=url)])
+            main(["search", config(storage=url)])
         printed = capsys.readouterr()
         assert stop.value.code == code, printed.err
         assert len(printed.err.splitlines()) <= 2
@@ -157,19 +155,19 @@ def test_postgresql_without_its_driver_names_the_extra(
     assert error.endswith("needs a driver that is not installed\npip install 'mnist_lit[postgresql]'")
 
 
-@pytest.mark.parametrize("password", ["secret", "se:secret", "secret/x", "%40secret", "a@secret"])
-def test_no_password_is_shown(password: str) -> None:
-    assert without_password(f"postgresql://me:{password}@host/name") == "postgresql://me:***@host/name"
+# ---- A journal that is cut off
 
 
-def test_no_password_is_shown_that_is_an_option() -> None:
-    url = "postgresql://host/name?user=me&password=secret&sslmode=require"
-    assert without_password(url) == "postgresql://host/name?user=me&password=***&sslmode=require"
+def test_line_that_was_cut_off_is_dropped_before_the_next_one(tmp_path: Path) -> None:
+    journal = tmp_path / "study.journal"
+    backend = JournalFileBackend(str(journal), lock_obj=JournalLock(journal))
+    backend.append_logs([{"a": 1}, {"b": 2}])
+    with journal.open("a") as file:
+        file.write('{"c": 3')  # as a full disk or a kill leaves it
 
+    backend.append_logs([{"d": 4}])
 
-def test_a_url_without_a_password_is_shown_as_it_is() -> None:
-    for url in ("sqlite:///a@b:c.db", "postgresql://me@host:5432/name", "postgresql:///name?host=/run"):
-        assert without_password(url) == url
+    assert list(backend.read_logs(0)) == [{"a": 1}, {"b": 2}, {"d": 4}]
 
 
 # ---- Two searches that share nothing but the URL
@@ -199,11 +197,11 @@ def test_two_machines_finish_one_study_together(
     for process in started:
         assert process.wait(timeout=200) == 0, (tmp_path / "one.log").read_text() + (tmp_path / "two.log").read_text()
     study = opened(postgresql)
-    counted = [trial for trial in study.trials if VOID not in trial.user_attrs]
+    counted = [trial for trial in study.trials if "surplus" not in trial.user_attrs]
     assert [trial.state for trial in counted] == [TrialState.COMPLETE] * num_trials
     assert all(trial.state.is_finished() for trial in study.trials)
     assert len({str(trial.params) for trial in counted}) == num_trials
-    shares = Counter(Path(trial.user_attrs[OWNER]).relative_to(tmp_path).parts[0] for trial in counted)
+    shares = Counter(next(n for n in ("one", "two") if f"/{n}/" in trial.user_attrs["owner"]) for trial in counted)
     assert min(shares["one"], shares["two"]) > 0
     for name in ("one", "two"):
         folder = tmp_path / name / "logs/search/tiny"
@@ -235,7 +233,7 @@ def test_the_trial_of_a_machine_that_is_gone_runs_again(
     states = Counter(trial.state for trial in study.trials)
     assert states == {TrialState.COMPLETE: 4, TrialState.FAIL: 1}
     lost = next(trial for trial in study.trials if trial.state == TrialState.FAIL)
-    again = next(trial for trial in study.trials if RETRY_OF in trial.user_attrs)
-    assert again.user_attrs[RETRY_OF] == lost.number
+    again = next(trial for trial in study.trials if trial.system_attrs.get("retry_history"))
+    assert again.system_attrs["retry_history"] == [lost.number]
     assert again.params == lost.params
     assert numbers(tmp_path / "other/logs/search/tiny") == finished(study)

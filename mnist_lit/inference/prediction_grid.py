@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from mnist_lit.data.image_files import ImageFile, thumbnail
-from mnist_lit.formatting import shorten
+from mnist_lit.formatting import escape_unprintable, shorten
 from mnist_lit.inference.predict import Prediction
 from mnist_lit.training.run_dir import atomic_write
 
@@ -41,8 +41,9 @@ def draw_predictions(file: Path, image_files: Sequence[ImageFile], predictions: 
         cells = figure.subplots(num_rows, 2 * num_columns, squeeze=False).reshape(-1, 2)
         for (left, right), image_file, prediction in zip(cells, image_files, predictions, strict=False):
             _show(left, np.asarray(thumbnail(image_file.file, SIDE)))
-            name = shorten(image_file.file.name, 34).encode("ascii", "replace").decode()  # the font lacks most others
-            left.set_title(f"{prediction.summary}\n{name}", loc="left", fontsize=8, parse_math=False)
+            name = escape_unprintable(image_file.file.name)
+            name = name.encode("ascii", "replace").decode()  # the font lacks most other characters
+            left.set_title(f"{prediction.summary}\n{shorten(name, 34)}", loc="left", fontsize=8, parse_math=False)
             if image_file.digit is not None:
                 _show(right, 255 - image_file.digit)
         for axes in figure.axes:

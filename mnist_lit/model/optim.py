@@ -14,17 +14,16 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from mnist_lit.class_paths import accepted_parameters, instantiate
 from mnist_lit.errors import MNISTLitError
 
 __all__ = [
     "OptimizerFactory",
     "ScheduleFactory",
-    "accepted_parameters",
     "apply_settings",
     "build_optimizer",
     "build_schedule",
     "check_states",
-    "instantiate",
     "remaining_steps",
     "restore_matching",
 ]
@@ -47,19 +46,6 @@ class ScheduleFactory(Protocol):
         self, optimizer: Optimizer, *, total_steps: int, total_iters: int, T_max: int, max_lr: float
     ) -> LRScheduler:
         """Build the schedule of `optimizer` with those of the other arguments that its class accepts."""
-
-
-def accepted_parameters(factory: Callable[..., Any]) -> set[str]:
-    """Name the parameters of the class (or function) that a factory calls."""
-    # jsonargparse makes a partial function with the class among its arguments.
-    origin = next((arg for arg in getattr(factory, "args", ()) if isinstance(arg, type)), factory)
-    return set(inspect.signature(origin).parameters)
-
-
-def instantiate(factory: Callable[..., Any], *args: Any, **optional: Any) -> Any:
-    """Call a factory with `args` and those of `optional` that it accepts."""
-    accepted = accepted_parameters(factory)
-    return factory(*args, **{name: value for name, value in optional.items() if name in accepted})
 
 
 def build_optimizer(factory: OptimizerFactory | None, network: nn.Module, lr: float) -> Optimizer:

@@ -25,7 +25,13 @@ REPORT = "report.html"
 CURVES = {"Loss": ("train/loss", "val/loss"), "Accuracy": ("train/acc", "val/acc"), "Learning rate": ("lr",)}
 COLORS = ("#2f7fd6", "#e8590c")  # legible on white and on black
 INK = "#010203"  # stands for the colour of the page's text, which is known to the browser only
-STYLE = {"text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK}
+STYLE: dict[Any, Any] = {
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+}
 STYLE |= {"axes.spines.top": False, "axes.spines.right": False, "svg.fonttype": "none", "font.family": "sans-serif"}
 
 

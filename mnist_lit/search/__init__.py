@@ -1,1 +1,1 @@
-"""The search: Optuna proposes trials, workers train them through the one door, a study remembers them."""
+"""The search: Optuna proposes overrides of `fit`'s configuration, workers train them."""

@@ -115,6 +115,7 @@ def _scale(metric: str) -> int:
 def _span(scores: Sequence[float], direction: StudyDirection) -> list[float]:
     """Choose the range of an axis; far worse scores, beyond the whisker of a box plot, are left out."""
     sign = 1 if direction == StudyDirection.MAXIMIZE else -1
+    scores = [score for score in scores if np.isfinite(score)] or [0.0]
     low, high = np.quantile(np.multiply(sign, scores), [0.25, 0.75])
     near = [score for score in scores if sign * score >= low - 1.5 * (high - low)]
     margin = 0.08 * (max(near) - min(near)) or 0.01 * abs(near[0]) or 1
@@ -137,12 +138,13 @@ def _pareto(view: optuna.Study, labels: list[str]) -> Figure:
 
 def _history(view: optuna.Study, label: str, span: list[float]) -> Figure:
     figure = visualization.plot_optimization_history(view, target_name=label)
-    figure.data[0].update(name="complete", marker={"color": COMPLETE})
-    figure.data[1].update(name="best so far", line={"color": COMPLETE, "shape": "hv"})
+    line = {"name": "best so far", "line": {"color": COMPLETE, "shape": "hv"}}
+    for trace, style in zip(figure.data, ({"name": "complete", "marker_color": COMPLETE}, line), strict=False):
+        trace.update(style)
     worst = span[0] if view.direction == StudyDirection.MAXIMIZE else span[1]
     for state, color, symbol in ((TrialState.PRUNED, PRUNED, "x"), (TrialState.FAIL, FAIL, "triangle-up")):
         trials = view.get_trials(deepcopy=False, states=[state])
-        scores = [float(np.clip((*last_score(trial), worst)[0], *span)) for trial in trials]
+        scores = [min(max((*last_score(trial), worst)[0], span[0]), span[1]) for trial in trials]
         marker = {"color": color, "symbol": symbol}
         numbers, name = [trial.number for trial in trials], state.name.lower()
         figure.add_scatter(x=numbers, y=scores, mode="markers", name=name, marker=marker, cliponaxis=False)

@@ -1,67 +1,76 @@
-"""A trial's eye on its own training: scores at each validation, and an early end for hopeless trials."""
+"""Report the metrics of a trial to Optuna, and stop it where the pruner says so."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
+import optuna
 from lightning.pytorch import Callback, LightningModule, Trainer
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 
-from mnist_lit.app import did_you_mean
-from mnist_lit.errors import UsageError
-from mnist_lit.search.settings import Objective
+from mnist_lit.errors import did_you_mean
+from mnist_lit.search.settings import Objective, UnknownMetricError
 
-__all__ = ["FACTS", "Pruning", "UnknownMetricError"]
+__all__ = ["Pruning"]
 
-# Numbers that a run records when it has ended.
-FACTS = ("parameters", "seconds", "images_per_second")
-
-
-class UnknownMetricError(UsageError):
-    """No run logs the metric that a search wants."""
+# Numbers of metrics.json, which a run writes when it ends.
+RUN_METRICS = ("parameters", "seconds", "images_per_second")
 
 
 class Pruning(Callback):
-    """Report the objectives' metrics at each validation, and stop where that is the answer.
+    """Report metrics at each validation, and stop pruned trials.
 
     Args:
-        objectives: What the search wants.
-        ask: Is given the number of the validation, from 0, and the metrics; says whether the trial is hopeless.
+        objectives: The objectives; a trial is pruned by the first one, where it is the only one.
+        trial: The trial to report to; None to report nothing.
     """
 
-    def __init__(self, objectives: list[Objective], ask: Any) -> None:
+    def __init__(self, objectives: Sequence[Objective], trial: optuna.Trial | None) -> None:
         self.objectives = objectives
-        self.ask = ask
-        self.history: list[dict[str, float]] = []
+        self.trial = trial
+        names = [objective.metric for objective in objectives]
+        self.history: dict[str, list[float]] = {name: [] for name in names if name not in RUN_METRICS}
         self.is_pruned = False
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:
             return
-        logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        metrics = [objective.metric for objective in self.objectives if objective.metric not in FACTS]
-        for metric in metrics:
-            if metric not in logged:
-                raise UnknownMetricError(_unknown(metric, [*logged, *FACTS]))
-        self.history.append({metric: logged[metric] for metric in metrics})
+        for metric, values in self.history.items():
+            if metric not in trainer.callback_metrics:
+                raise _unknown_metric(metric, list(trainer.callback_metrics))
+            values.append(float(trainer.callback_metrics[metric]))
         is_end = trainer.global_step >= trainer.estimated_stepping_batches
-        if self.ask(len(self.history) - 1, [logged[metric] for metric in metrics]) and not is_end:
-            self.is_pruned = True
-            trainer.should_stop = True
+        if self._report() and not is_end:
+            self.is_pruned = trainer.should_stop = True
 
-    def scores(self, facts: dict[str, Any]) -> list[float]:
-        """The score for each objective.
+    def scores(self, metrics: dict[str, Any]) -> list[float]:
+        """Return the score for each objective.
 
         Args:
-            facts: What the run has recorded of itself.
+            metrics: The content of the run's metrics.json.
 
         Raises:
             UnknownMetricError: If there was no validation.
         """
-        return [self._score(objective, facts) for objective in self.objectives]
+        return [self._score(objective, metrics) for objective in self.objectives]
 
-    def _score(self, objective: Objective, facts: dict[str, Any]) -> float:
-        if objective.metric in FACTS:
-            return float(facts[objective.metric])
-        values = [metrics[objective.metric] for metrics in self.history]
+    def _report(self) -> bool:
+        """Report the last value to the study, and return whether the trial should be pruned."""
+        values = self.history.get(self.objectives[0].metric, [])
+        if self.trial is None or len(self.objectives) > 1 or not values or math.isnan(values[-1]):
+            return False
+        try:
+            self.trial.report(values[-1], len(values) - 1)
+            return self.trial.should_prune()
+        except UpdateFinishedTrialError:
+            return True  # another driver has failed this trial as stale
+        except StorageInternalError:
+            return False  # a database that goes away misses this value
+
+    def _score(self, objective: Objective, metrics: dict[str, Any]) -> float:
+        if objective.metric in RUN_METRICS:
+            return float(metrics[objective.metric])
+        values = self.history[objective.metric]
         if not values:
             raise UnknownMetricError(f"objective.metric: {objective.metric} is never logged: no trial is validated")
         if objective.value == "last":
@@ -70,7 +79,7 @@ class Pruning(Callback):
         return best((value for value in values if not math.isnan(value)), default=math.nan)
 
 
-def _unknown(metric: str, names: list[str]) -> str:
-    hint = did_you_mean(metric, names)
-    lines = [f"objective.metric: no run logs {metric} at its validations", hint, f"there are {', '.join(names)}"]
-    return "\n".join(line for line in lines if line)
+def _unknown_metric(metric: str, logged: list[str]) -> UnknownMetricError:
+    names = [*logged, *RUN_METRICS]
+    lines = [f"objective.metric: no run logs {metric} at its validations", did_you_mean(metric, names)]
+    return UnknownMetricError("\n".join([*filter(None, lines), f"there are {', '.join(names)}"]))

@@ -5,7 +5,8 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 import optuna
-from optuna.trial import TrialState
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
 from plotly.offline import get_plotlyjs
 
 from mnist_lit.formatting import short_names
@@ -32,10 +33,7 @@ def write_report(study: optuna.Study, settings: Settings) -> Path:
     """
     order = ranked(study)
     trials = order + [trial for state in UNRANKED for trial in study.get_trials(deepcopy=False, states=[state])]
-    best = [
-        (max if objective.direction == "maximize" else min)(order, key=lambda trial, place=place: trial.values[place])
-        for place, objective in enumerate(settings.objectives if order else [])
-    ]
+    best = [_best(order, place, direction) for place, direction in enumerate(study.directions if order else [])]
     confirmed = defaultdict(list)  # the scores of trials that were trained again with new seeds
     for name, score in study.user_attrs.items():
         if name.startswith("confirmed/"):
@@ -60,3 +58,8 @@ def write_report(study: optuna.Study, settings: Settings) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
     write_text(file, page)
     return file
+
+
+def _best(order: list[FrozenTrial], place: int, direction: StudyDirection) -> FrozenTrial:
+    choose = max if direction == StudyDirection.MAXIMIZE else min
+    return choose(order, key=lambda trial: trial.values[place])

@@ -1,48 +1,55 @@
-"""What a search is asked to do: YAML and flags as typed settings."""
+"""Parse a search config and its flags into typed settings."""
 
 import json
-import math
 import re
 import shlex
-import warnings
 from argparse import ArgumentError
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt, restricted_string_type
-from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner, MedianPruner
-from optuna.samplers import BaseSampler
+from optuna.samplers import BaseSampler, TPESampler
 
-from mnist_lit.app import CommandLine
+from mnist_lit.class_paths import called_functions
+from mnist_lit.command_line import CommandLine, program
+from mnist_lit.config_files import find_config
 from mnist_lit.errors import UsageError
-from mnist_lit.parser_errors import SEARCH, explain, explain_object, given_at, unknown_key
-from mnist_lit.trust import called_functions
+from mnist_lit.parser_errors import explain, explain_object
 
-__all__ = ["Confirm", "Objective", "SamplerFactory", "Settings", "Typed", "parse", "without_password"]
+__all__ = [
+    "Confirm",
+    "Objective",
+    "SamplerFactory",
+    "SearchArgs",
+    "Settings",
+    "UnknownMetricError",
+    "hide_password",
+    "parse",
+]
 
 DEFAULT_CONFIG = "configs/search.yaml"
-DESCRIPTION = f"Search for the best configuration of `fit`. Without --config it is {DEFAULT_CONFIG}."
-SEARCHES = Path("logs") / "search"
-StudyName = restricted_string_type(
-    "StudyName", r"^[A-Za-z0-9][\w.-]{0,99}$", docstring="A name that a folder can have."
-)
+StudyName = restricted_string_type("StudyName", r"^[A-Za-z0-9][\w.-]{0,99}$", docstring="The name of a folder.")
 
 
 class SamplerFactory(Protocol):
-    """Builds a sampler; what the search knows (the grid of its space) is filled in and therefore no key of it."""
+    """Build a sampler."""
 
     def __call__(self, *, search_space: dict[str, list[Any]]) -> BaseSampler:
-        """Build the sampler; only the arguments that its class has are given."""
+        """Build a sampler; of these arguments a class is given those that it takes, so that they are no keys."""
+
+
+class UnknownMetricError(UsageError):
+    """Report that no run logs the metric of an objective: all trials would fail."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """What a search wants.
+    """Describe what a search optimizes.
 
     Args:
         metric: A metric that is logged at each validation (`val/acc`, `val/loss`, `val/f1`, …), or a number of the
@@ -58,10 +65,10 @@ class Objective:
 
 @dataclass(frozen=True, kw_only=True)
 class Confirm:
-    """Which trials are trained again with other seeds: the best of many noisy scores is optimistic.
+    """Train the best trials again with other seeds: the best of many noisy scores is optimistic.
 
     Args:
-        top: How many of the best trials, 1 or more.
+        top: Number of trials, 1 or more.
         seeds: Trainings of each, 1 or more.
     """
 
@@ -75,21 +82,22 @@ class Settings:
 
     Args:
         space: The keys of `fit` that vary. `{low: 0.1, high: 1.0}` is an interval (`log: true` for a logarithmic
-            scale; from whole number to whole number it has whole numbers only where the key takes no fractions),
-            with `step: 0.1` a range, `{choices: [1, 2]}` a choice of any values, and
+            scale; whole ends make whole numbers, unless the key takes fractions), with `step: 0.1` a range,
+            `{choices: [1, 2]}` a choice of any values, and
             `{length: {low: 1, high: 3}, items: {choices: [16, 32]}}` a list (without `length`, `items` is a list with
-            the values of each place). With `when: {other.key: value}` a key
-            varies only where another one has that value, or one of a list of values.
+            the values of each position). With `when: {other.key: value}` a key varies only where another key has that
+            value, or one of a list of values.
         study_name: Name of the study, of up to 100 letters, digits, dots, dashes and underscores; its directory is
             logs/search/STUDY_NAME.
         objective: The metric and its direction; or a list of them.
         n_trials: Trials in all, 1 or more, also after the search has been stopped and started again.
-        timeout: Seconds, above 0, after which no trial is begun any more.
+        timeout: Seconds, above 0, after which no further trial begins.
         workers: Processes that train trials, 1 or more; they share the threads, and each has a GPU of its own.
-        configs: The configs that the trials start from, in order of precedence.
+        configs: The configs that the trials start from, in order of precedence: relative to the search config, to the
+            working directory, or shipped ones.
         overrides: Keys of `fit` that all trials have on top of that; single ones as `--overrides.model.lr 0.1`.
-        sampler: Any class of `optuna.samplers`; default TPESampler. A grid sampler is given the space.
-        pruner: Any class of `optuna.pruners`, which stops hopeless trials; default MedianPruner, which leaves the first
+        sampler: Any class of `optuna.samplers`. A grid sampler is given the space.
+        pruner: Any class of `optuna.pruners`, which stops trials early; default MedianPruner, which leaves the first
             validation alone; null stops none.
         storage: URL of a database, for example postgresql://user@host/database; default a journal file in the
             study's directory. Several machines search together by the same command on the same database.
@@ -105,20 +113,11 @@ class Settings:
     workers: PositiveInt = 1
     configs: list[str] = field(default_factory=lambda: ["configs/base.yaml"])
     overrides: dict[str, Any] = field(default_factory=dict)
-    sampler: SamplerFactory | None = None
+    sampler: SamplerFactory = TPESampler  # type: ignore[assignment]  # it is given the arguments that it takes
     pruner: BasePruner | None = field(default_factory=lambda: MedianPruner(n_warmup_steps=1))
     storage: str | None = None
     keep_checkpoints: NonNegativeInt = 3
     confirm: Confirm | None = None
-
-    def __post_init__(self) -> None:
-        if self.timeout == math.inf:
-            raise ValueError("timeout: must be finite; null is no limit")
-        if not self.objectives:
-            raise ValueError("objective: needs a metric")
-        for name, part in [*(("objective", objective) for objective in self.objectives), ("confirm", self.confirm)]:
-            if part and (missing := next((key for key, value in vars(part).items() if value is None), None)):
-                raise ValueError(f"{name}.{missing}: must not be null")
 
     @property
     def objectives(self) -> list[Objective]:
@@ -131,73 +130,12 @@ class Settings:
 
     @property
     def folder(self) -> Path:
-        """The study's directory."""
-        return SEARCHES / str(self.study_name)
+        """The directory of the study."""
+        return Path("logs") / "search" / str(self.study_name)
 
     def run_dir(self, number: int) -> Path:
-        """The run directory of a trial."""
+        """Return the run directory of a trial."""
         return self.folder / "trials" / f"{number:04d}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Typed:
-    """A search as it was typed.
-
-    Args:
-        settings: Its settings.
-        fresh: Whether its study is begun anew.
-        yaml: The settings in full, as YAML; the password of a database is left out.
-        command: The command line that goes on with it.
-    """
-
-    settings: Settings
-    fresh: bool
-    yaml: str
-    command: str
-
-
-def parse(args: Sequence[str]) -> Typed:
-    """Read settings from a command line.
-
-    Args:
-        args: What follows `python scripts/optuna_search.py`; without `--config` it is configs/search.yaml.
-
-    Raises:
-        UsageError: If there is no such key or value.
-        SystemExit: After `--help` and `--print_config`.
-    """
-    typed = CommandLine(SEARCH, args)
-    if not typed.configs and Path(DEFAULT_CONFIG).is_file():
-        typed = CommandLine(SEARCH, [f"--config={DEFAULT_CONFIG}", *args])
-    parser = _parser(typed)
-    _check(typed)
-    mappings, flags = _mappings(typed)
-    files = [{key: value for key, value in content.items() if key not in mappings} for content in typed.contents]
-    printing = [flag for flag in flags if flag.startswith("--print_config")]
-    layers = [*(f"--config={json.dumps(file, default=str)}" for file in files if file), *flags]
-    try:
-        config = parser.parse_args([layer for layer in layers if layer not in printing])
-    except (ArgumentError, TypeError, ValueError) as error:
-        raise UsageError(explain(str(error), [*KEYS, "fresh"], typed)) from error
-    for key, class_path in called_functions(config.as_dict()):
-        raise UsageError(f"{given_at(key, typed) or key}: {class_path} is no class")
-    dumped = _dumped(parser, config, mappings)
-    if printing:
-        print(dumped, end="")
-        raise SystemExit(0)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)  # of classes that the user has named
-            made = parser.instantiate(config)
-    except (ImportError, TypeError, ValueError) as error:
-        # Of the keys, only the pruner's makes an object by now.
-        raise UsageError(f"{given_at('pruner', typed) or 'pruner'}: {explain_object(str(error))}") from error
-    try:
-        settings = Settings(**{part.name: made[part.name] for part in fields(Settings)} | mappings)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-    command = shlex.join([*SEARCH.split(), *(arg for arg in args if arg != "--fresh")])
-    return Typed(settings=settings, fresh=config.fresh, yaml=dumped, command=command)
 
 
 KEYS = [
@@ -205,28 +143,94 @@ KEYS = [
     *(f"objective.{part.name}" for part in fields(Objective)),
     *(f"confirm.{part.name}" for part in fields(Confirm)),
 ]
+MAPPINGS = ("space", "overrides")
+NULLABLE = [part.name for part in fields(Settings) if type(None) in get_args(part.type)]
 
 
-def _check(typed: CommandLine) -> None:
-    """Make sure of the files' keys; of a config for `fit` the parser would complain in words of its own."""
-    nullable = {part.name: type(None) in get_args(part.type) for part in fields(Settings)}
-    for content in typed.contents:
-        for key, value in content.items():
-            name = str(key).split(".")[0]
-            if name == "fresh" and value is False:  # --print_config prints it
-                continue
-            if name not in nullable:
-                raise UsageError(unknown_key(str(key), KEYS, typed))
-            if value is None and not nullable[name]:
-                raise UsageError(f"{given_at(str(key), typed) or key}: must not be null")
+class SearchArgs(NamedTuple):
+    """Hold a parsed command line; its `yaml` and the `command` that goes on with the search are without passwords."""
+
+    settings: Settings
+    fresh: bool
+    yaml: str
+    command: str
 
 
-def _mappings(typed: CommandLine) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """`space` and `overrides` as they were typed, and the other flags.
+def parse(args: Sequence[str]) -> SearchArgs:
+    """Parse a command line.
 
-    The parser would take the classes in them for its own: import them, and add all of their arguments.
+    Args:
+        args: What follows `search`; without `--config` it is configs/search.yaml.
+
+    Raises:
+        UsageError: If there is no such key or value.
+        SystemExit: After `--help` and `--print_config`.
     """
-    mappings: dict[str, Any] = {"space": {}, "overrides": {}}
+    typed = CommandLine(f"{program()} search", args)
+    if not typed.configs:
+        typed = CommandLine(typed.program, [f"--config={DEFAULT_CONFIG}", *args])
+    mappings, flags = _take_mappings(typed)
+    parser = _parser(typed)
+    prints = any(flag.startswith("--print_config") for flag in flags)
+    config = _parse(parser, typed, [flag for flag in flags if not flag.startswith("--print_config")])
+    config.configs = _find_configs(config.configs, typed)
+    dump = _dump(parser, config, mappings)
+    if prints:
+        print(dump, end="")
+        raise SystemExit(0)
+    try:
+        objects = parser.instantiate(config)
+    except (ImportError, TypeError, ValueError) as error:  # of the pruner: the sampler is made later
+        raise UsageError(f"{typed.origin('pruner')}: {explain_object(str(error))}") from error
+    settings = Settings(**{part.name: objects[part.name] for part in fields(Settings)} | mappings)
+    if not settings.objectives:
+        raise UsageError("objective: needs a metric")
+    if settings.timeout == float("inf"):
+        raise UsageError("timeout: must be finite; null is no limit")
+    rest = [hide_password(arg) for arg in args if arg != "--fresh"]
+    return SearchArgs(settings, config.fresh, dump, shlex.join([*typed.program.split(), *rest]))
+
+
+def hide_password(text: str) -> str:
+    """Replace the password in the URL of a database."""
+    text = re.sub(r"(://[^:/@]*):.*@", r"\1:***@", text)
+    return re.sub(r"(\bpassword=)[^&]*", r"\1***", text)
+
+
+def _parser(typed: CommandLine) -> ArgumentParser:
+    parser = ArgumentParser(prog=typed.program, description=Settings.__doc__, exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("-c", "--config", action="config", help="A YAML file of the keys below; may be repeated.")
+    parser.add_argument("--fresh", action="store_true", help="Begin anew; an earlier study of that name is renamed.")
+    parser.add_class_arguments(Settings, as_group=False)
+    # Another class would inherit the arguments of the default that it has, too.
+    is_named = any("pruner" in content for content in typed.contents) or any(
+        flag.partition("=")[0] in ("--pruner", "--pruner.class_path") for flag in typed.flags
+    )
+    default = {"class_path": "optuna.pruners.MedianPruner", "init_args": {"n_warmup_steps": 1}}
+    parser.set_defaults(pruner=None if is_named else default)
+    return parser
+
+
+def _parse(parser: ArgumentParser, typed: CommandLine, flags: Sequence[str]) -> Namespace:
+    files = [{key: value for key, value in content.items() if key not in MAPPINGS} for content in typed.contents]
+    for key, value in ((key, value) for file in files for key, value in file.items()):
+        if value is None and key not in NULLABLE:  # the parser would take the default
+            raise UsageError(f"{typed.origin(key)}: must not be null")
+    try:
+        config = parser.parse_args([*(f"--config={json.dumps(file, default=str)}" for file in files if file), *flags])
+    except (ArgumentError, TypeError, ValueError) as error:
+        raise UsageError(explain(str(error), [*KEYS, "fresh"], typed)) from error
+    for key, class_path in called_functions(config.as_dict()):
+        raise UsageError(f"{typed.origin(key)}: {class_path} is no class")
+    return config
+
+
+def _take_mappings(typed: CommandLine) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Return `space` and `overrides` as they were typed, and the other flags.
+
+    The parser would import the classes in them, and add all of their arguments.
+    """
+    mappings: dict[str, Any] = {name: {} for name in MAPPINGS}
     for content in typed.contents:
         mappings |= {name: content[name] for name in mappings if name in content}
     others: list[str] = []
@@ -237,43 +241,32 @@ def _mappings(typed: CommandLine) -> tuple[dict[str, dict[str, Any]], list[str]]
         if group not in mappings:
             others.append(flag)
             continue
-        text = text if has_value else next(flags, "")
         try:
-            value = yaml.safe_load(text)
+            value = yaml.safe_load(text if has_value else next(flags, ""))
         except yaml.YAMLError as error:
-            raise UsageError(f"{name}: {text!r} is no valid YAML") from error
+            raise UsageError(f"{name}: is no valid YAML") from error
         mappings[group] = {**mappings[group], key: value} if key else value
-    for name, mapping in mappings.items():
-        if not isinstance(mapping, dict):
-            raise UsageError(f"{given_at(name, typed) or name}: must be of type dict, got {mapping}")
+    if wrong := next((name for name, mapping in mappings.items() if not isinstance(mapping, dict)), None):
+        raise UsageError(f"{typed.origin(wrong)}: must be of type dict, got {mappings[wrong]}")
+    if not mappings["space"]:
+        raise UsageError("space: there is nothing to search\nadd for example  model.dropout: {low: 0.0, high: 0.5}")
     return mappings, others
 
 
-def _parser(typed: CommandLine) -> ArgumentParser:
-    parser = ArgumentParser(prog=SEARCH, description=DESCRIPTION, exit_on_error=False, allow_abbrev=False)
-    parser.add_argument("-c", "--config", action="config", help="A YAML file of the keys below; may be repeated.")
-    parser.add_argument("--fresh", action="store_true", help="Begin anew; an earlier study of that name is set aside.")
-    parser.add_class_arguments(Settings, as_group=False)
-    # Another class would inherit the arguments of this one that it has, too.
-    names_pruner = any("pruner" in content for content in typed.contents) or any(
-        flag.partition("=")[0] in ("--pruner", "--pruner.class_path") for flag in typed.flags
+def _find_configs(configs: Sequence[str], typed: CommandLine) -> list[str]:
+    pairs = list(zip(typed.configs, typed.contents, strict=True))
+    is_flag = any(flag.partition("=")[0].rstrip("+") == "--configs" for flag in typed.flags)
+    folder = (
+        None
+        if is_flag
+        else next((Path(file).parent for file, content in reversed(pairs) if "configs" in content), None)
     )
-    default = {"class_path": "optuna.pruners.MedianPruner", "init_args": {"n_warmup_steps": 1}}
-    parser.set_defaults(pruner=None if names_pruner else default)
-    return parser
+    return [str(find_config(config, folder)) for config in configs]
 
 
-def _dumped(parser: ArgumentParser, config: Namespace, mappings: dict[str, Any]) -> str:
+def _dump(parser: ArgumentParser, config: Namespace, mappings: dict[str, Any]) -> str:
     plain = yaml.safe_load(parser.dump(config, skip_unset=False))
     del plain["fresh"]
     if plain["storage"]:
-        plain["storage"] = without_password(plain["storage"])
-    dumped: str = yaml.safe_dump({**plain, **mappings}, sort_keys=False)
-    return dumped
-
-
-def without_password(url: str) -> str:
-    """A database's URL as it may be shown."""
-    return re.sub(
-        r"(://[^:/@]*):.*@|(\bpassword=)[^&]*", lambda found: f"{found[1]}:***@" if found[1] else f"{found[2]}***", url
-    )
+        plain["storage"] = hide_password(plain["storage"])
+    return yaml.safe_dump({**plain, **mappings}, sort_keys=False)

@@ -1,0 +1,149 @@
+"""Open the storage of a study: a journal on a disk that may be full, or a database that may be away."""
+
+import functools
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from sqlalchemy import NullPool, create_engine, make_url
+from sqlalchemy.exc import ArgumentError, IntegrityError, NoSuchModuleError, ProgrammingError, SQLAlchemyError
+from tqdm import tqdm
+
+from mnist_lit.errors import MNISTLitError, UsageError
+from mnist_lit.search.settings import Settings, hide_password
+from mnist_lit.signals import raise_if_stopped
+
+__all__ = ["HEARTBEAT", "DatabaseGoneError", "open_database", "open_storage"]
+
+# Seconds between two heartbeats, seconds without one after which a trial is stale, and seconds to wait for a database.
+HEARTBEAT, GRACE_PERIOD, PATIENCE = 10, 60, 600
+# On a cut network, a client would wait a quarter of an hour for each answer, and a server would keep the locks of a
+# client that is gone for two hours. The first three are for the client, the others for the server.
+POSTGRESQL = {
+    "connect_timeout": "10",
+    "tcp_user_timeout": "20000",
+    "keepalives_idle": "10",
+    "options": "-c idle_in_transaction_session_timeout=30s -c tcp_user_timeout=20s -c tcp_keepalives_idle=10",
+}
+
+
+class DatabaseGoneError(MNISTLitError):
+    """Report that a database has been waited for long enough."""
+
+
+class JournalLock(JournalFileOpenLock):
+    """Lock a journal for writing until the end of the process at the latest.
+
+    Optuna's lock would keep others waiting where its holder was killed.
+
+    Args:
+        journal: The file.
+    """
+
+    def __init__(self, journal: Path) -> None:
+        self.journal = journal
+        self.lock = FileLock(journal.with_name(".journal.lock"))
+
+    def __reduce__(self) -> tuple[type["JournalLock"], tuple[Path]]:
+        return JournalLock, (self.journal,)
+
+    def acquire(self) -> bool:
+        self.lock.acquire()
+        self._drop_partial_line()
+        return True
+
+    def release(self) -> None:
+        self.lock.release()
+
+    def _drop_partial_line(self) -> None:
+        """Drop a last line that was cut off by a full disk or a kill: the next one would be joined to it."""
+        with self.journal.open("r+b") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 1))
+            if file.read() not in (b"", b"\n"):
+                file.seek(0)
+                file.truncate(file.read().rfind(b"\n") + 1)
+
+
+def open_storage(settings: Settings) -> BaseStorage:
+    """Open the journal or the database of a study, and make what is not there.
+
+    Raises:
+        UsageError: If that is no URL, or its driver is not installed.
+        MNISTLitError: If the database cannot be used.
+    """
+    if settings.storage is None:
+        journal = settings.folder / "study.journal"
+        return JournalStorage(JournalFileBackend(str(journal), lock_obj=JournalLock(journal)))
+    url = hide_password(settings.storage)
+    try:
+        return open_database(settings.storage)
+    except (ArgumentError, NoSuchModuleError) as error:
+        raise UsageError(f"storage: {url} is no URL of a database: {error}") from error
+    except ImportError as error:
+        hint = "pip install 'mnist_lit[postgresql]'" if url.startswith("postgresql") else str(error)
+        raise UsageError(f"storage: {url} needs a driver that is not installed\n{hint}") from error
+    except SQLAlchemyError as error:
+        raise MNISTLitError(f"storage: {url} cannot be used: {_reason(error)}") from error
+
+
+def open_database(url: str) -> RDBStorage:
+    """Open a database, and make Optuna's tables where there are none."""
+    create_engine(url, poolclass=NullPool).connect().close()  # a database that is away now is not waited for
+    kwargs: dict[str, Any] = {"pool_pre_ping": True}
+    if make_url(url).get_backend_name() == "sqlite":
+        kwargs["connect_args"] = {"timeout": 60}
+    else:
+        kwargs["creator"] = functools.partial(_connect, url)
+    for attempt in range(5):
+        try:
+            return RDBStorage(
+                url,
+                engine_kwargs=kwargs,
+                heartbeat_interval=HEARTBEAT,
+                grace_period=GRACE_PERIOD,
+                heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
+            )
+        except (IntegrityError, ProgrammingError):
+            if attempt == 4:
+                raise
+            time.sleep(1)  # another driver has made the tables in the same moment
+    raise AssertionError
+
+
+def _connect(url: str) -> Any:
+    """Connect to a database, and wait for it while it is away."""
+    parts = make_url(url)
+    dialect = parts.get_dialect()()
+    driver = dialect.import_dbapi()
+    args, kwargs = dialect.create_connect_args(parts)
+    if parts.get_backend_name() == "postgresql":
+        kwargs = {**POSTGRESQL, **kwargs}
+    start, has_printed = time.monotonic(), False
+    while True:
+        try:
+            connection = driver.connect(*args, **kwargs)
+        except driver.OperationalError as error:
+            if time.monotonic() - start > PATIENCE:
+                hint = "what was done is kept; the same command goes on"
+                raise DatabaseGoneError(
+                    f"storage: the database does not come back: {_reason(error)}\n{hint}"
+                ) from error
+            if not has_printed:
+                tqdm.write(f"waiting for the database: {_reason(error)}", file=sys.stderr)
+            has_printed = True
+            raise_if_stopped()
+            time.sleep(1)
+        else:
+            if has_printed:
+                tqdm.write("the database is back", file=sys.stderr)
+            return connection
+
+
+def _reason(error: BaseException) -> str:
+    return str(getattr(error, "orig", None) or error).strip().splitlines()[0]
