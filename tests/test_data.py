@@ -12,6 +12,7 @@ import torch
 from conftest import SMALL, digits, trainer
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.utilities import rank_zero_only
+from runs import CHANCE, assert_same, learned
 from torch import Tensor
 
 from mnist_lit import ConvNet, MNISTDataModule, main
@@ -162,11 +163,6 @@ def test_a_validation_split_that_leaves_nothing_is_refused_where_it_is_used(fail
     assert "data.val_size 1437" in error
     assert not Path("logs").exists()
     main(["test", f"--ckpt_path={fit('--trainer.max_epochs=1').run_dir}", "--data.val_size=5000"])
-
-
-def test_an_unknown_data_set_is_answered_with_the_nearest() -> None:
-    with pytest.raises(UsageError, match=r"^data\.dataset: .*'kmnits'\n.*kmnist"):
-        MNISTDataModule(dataset="kmnits")
 
 
 def test_classes_are_those_of_the_data_set() -> None:
@@ -326,6 +322,15 @@ def test_a_resumed_run_gets_the_batches_that_are_left(steps: int, flags: dict[st
         again = digits(batch_size=300, augment=STRONG, **flags)
         trainer(rest, max_epochs=2).fit(ConvNet(channels=[2]), again, ckpt_path=file)
         assert equal(whole[steps:], rest.train)
+
+
+@pytest.mark.parametrize("steps", [4, 10], ids=["within an epoch", "at its end"])
+def test_after_max_steps_a_run_goes_on_as_if_it_had_not_stopped(fit: Fit, steps: int, tmp_path: Path) -> None:
+    flags = [*CHANCE, "--trainer.max_epochs=-1"]
+    fit(*flags, "--trainer.max_steps=13", "--run_dir=whole")
+    fit(*flags, f"--trainer.max_steps={steps}", "--run_dir=run")
+    main(["fit", "--ckpt_path=run", "--trainer.max_steps=13"])
+    assert_same(learned(tmp_path / "run"), learned(tmp_path / "whole"))
 
 
 # Several processes
