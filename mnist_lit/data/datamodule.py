@@ -31,10 +31,7 @@ __all__ = ["MNISTDataModule", "preprocess"]
 
 
 class MNISTDataModule(LightningDataModule):
-    """Hold MNIST, or a data set of the same shape, in memory.
-
-    Batches are uint8 images of shape (n, 1, 28, 28) with labels of shape (n,); on the training device they become
-    float32 in [0, 1], are resized to `image_size` and, in training, augmented.
+    """Hold a data set in memory; resize and augment its batches on the training device.
 
     Args:
         data_dir: Folder of the data sets, laid out like torchvision's; default `$MNIST_LIT_DATA`, else `data`.
@@ -115,12 +112,7 @@ class MNISTDataModule(LightningDataModule):
             self.fetch(self.trainer.state.fn)
 
     def fetch(self, *stages: str) -> None:
-        """Make sure that the files of these stages (`fit`, `test`, ...) are there: training needs no test files.
-
-        Raises:
-            UsageError: If `val_size` leaves no image to train on, or there is nothing at `predict_paths`.
-            MNISTLitError: If files are missing and cannot be downloaded.
-        """
+        """Make sure that the files of these stages (`fit`, `test`, ...) are there: training needs no test files."""
         if self.predict_paths is not None and "predict" in stages:
             from mnist_lit.data.image_files import find_files  # here, as image libraries take a second
 
@@ -132,15 +124,18 @@ class MNISTDataModule(LightningDataModule):
             self._training_data()
 
     def setup(self, stage: str) -> None:
+        assert self.trainer is not None
+        strategy = self.trainer.strategy
         if stage in ("fit", "validate") and "train" not in self.splits:
-            train, val, self.statistics = self._training_data()
-            self.splits |= {"train": self._on_device(train), "val": self._on_device(val)}
+            self.splits["train"], self.splits["val"], self.statistics = self._training_data()
             # All processes of a run must shuffle alike, also if none was given a seed.
-            self.seed = self.trainer.strategy.broadcast(self.seed)  # type: ignore[union-attr]
+            self.seed = strategy.broadcast(self.seed)
         if stage == "predict" and self.predict_paths is not None:
-            self.splits["image_files"] = self._on_device(self._load_image_files(self.predict_paths))
+            self.splits["image_files"] = self._load_image_files(self.predict_paths)
         elif stage in ("test", "predict") and "test" not in self.splits:
-            self.splits["test"] = self._on_device(ImageDataset(*load(self.dataset, self.data_dir, "test")))
+            self.splits["test"] = ImageDataset(*load(self.dataset, self.data_dir, "test"))
+        if self.resident:
+            self.splits = {name: split.to(strategy.root_device) for name, split in self.splits.items()}
 
     def _training_data(self) -> tuple[ImageDataset, ImageDataset, tuple[float, float]]:
         return _load_training_data(self.dataset, self.data_dir.resolve(), self.val_size)
@@ -152,9 +147,6 @@ class MNISTDataModule(LightningDataModule):
         digits = [torch.from_numpy(file.digit) for file in self.image_files if file.digit is not None]
         images = torch.stack(digits) if digits else torch.empty(0, 28, 28, dtype=torch.uint8)
         return ImageDataset(images, labels=torch.full((len(images),), -1))
-
-    def _on_device(self, dataset: ImageDataset) -> ImageDataset:
-        return dataset.to(self.trainer.strategy.root_device) if self.resident else dataset  # type: ignore[union-attr]
 
     def train_dataloader(self) -> DataLoader[Batch]:
         assert self.trainer is not None
@@ -176,9 +168,9 @@ class MNISTDataModule(LightningDataModule):
         return self._loader(dataset, batch_size=self.eval_batch_size)
 
     def _eval_loader(self, split: str) -> DataLoader[Batch]:
-        dataset, trainer = self.splits[split], self.trainer
-        world_size, rank = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
-        batches = DistributedEvalBatchSampler(len(dataset), self.eval_batch_size, world_size, rank)
+        assert self.trainer is not None
+        dataset, processes = self.splits[split], (self.trainer.world_size, self.trainer.global_rank)
+        batches = DistributedEvalBatchSampler(len(dataset), self.eval_batch_size, *processes)
         return self._loader(dataset, batch_sampler=batches)
 
     def _loader(self, dataset: ImageDataset, **kwargs: Any) -> DataLoader[Batch]:
@@ -194,22 +186,18 @@ class MNISTDataModule(LightningDataModule):
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         images, labels = batch
         images = preprocess(images, self.image_size)
-        if self.trainer is not None and self.trainer.training:
-            images = self._augment(images)
-        return images, labels
-
-    def _augment(self, images: Tensor) -> Tensor:
-        trainer = self.trainer
-        assert trainer is not None
+        if self.trainer is None or not self.trainer.training:
+            return images, labels
         # Seeded by the number of the batch instead of drawn from one stream: a resumed run needs no more than that to
         # see the same images and to drop the same features.
+        trainer = self.trainer
         key = (self.seed, trainer.current_epoch, trainer.fit_loop.batch_idx + 1, trainer.global_rank)
         for_augment, for_model = np.random.SeedSequence(key).generate_state(2, np.uint64).tolist()
         # Not torch.manual_seed: without a GPU it takes and keeps a stack trace at each call.
         torch.default_generator.manual_seed(for_model)
         if images.is_cuda:
             torch.cuda.manual_seed(for_model)
-        return self.augment(images, torch.Generator(images.device).manual_seed(for_augment))
+        return self.augment(images, torch.Generator(images.device).manual_seed(for_augment)), labels
 
 
 def preprocess(images: Tensor, image_size: int) -> Tensor:

@@ -144,7 +144,7 @@ def _main_component(mask: Mask) -> Mask:
     regions = regionprops(components)
     if not regions:
         return mask
-    main = max(regions, key=lambda region: _likelihood(region.area, region.bbox, mask.shape))
+    main = max(regions, key=lambda region: _likelihood(region, mask.shape))
     top, left, bottom, right = main.bbox
     near = ndimage.distance_transform_edt(components != main.label) <= 0.15 * max(bottom - top, right - left)
     near_labels = set(np.unique(components[near]))
@@ -152,13 +152,12 @@ def _main_component(mask: Mask) -> Mask:
     return np.isin(components, parts)
 
 
-def _likelihood(area: float, bbox: tuple[int, int, int, int], shape: tuple[int, ...]) -> float:
+def _likelihood(region: Any, shape: tuple[int, ...]) -> float:
     """Prefer components that are large, near the centre, and not cut off by the edge of the image."""
-    top, left, bottom, right = bbox
-    height, width = shape
+    (top, left, bottom, right), (height, width) = region.bbox, shape
     num_edges = (top == 0) + (left == 0) + (bottom == height) + (right == width)
     off_center_y, off_center_x = abs((top + bottom) / height - 1) / 2, abs((left + right) / width - 1) / 2
-    return area * (1 - off_center_y) * (1 - off_center_x) * 0.25**num_edges
+    return float(region.area * (1 - off_center_y) * (1 - off_center_x) * 0.25**num_edges)
 
 
 def _crop(mask: Mask) -> Mask:

@@ -41,16 +41,11 @@ class MNISTFiles:
     """Download, verify and load files in torchvision's folders, each raw or as `.gz`.
 
     torchvision itself needs the extracted files of both splits, and does not try the next mirror after a time-out.
-
-    Args:
-        torchvision_class: Class in torchvision, which knows the folder, mirrors and MD5 checksums of downloads.
-        mirrors: URLs of folders to try before those of torchvision.
-        sha256: SHA-256 of the content by file name, instead of the MD5 of a download.
     """
 
-    torchvision_class: Any
-    mirrors: Sequence[str]
-    sha256: Mapping[str, str] = field(default_factory=dict)
+    torchvision_class: Any  # knows the folder, further mirrors, and MD5 checksums of downloads
+    mirrors: Sequence[str]  # URLs of folders
+    sha256: Mapping[str, str] = field(default_factory=dict)  # of the content of each file, instead of the MD5
 
     def load(self, data_dir: Path, split: Split) -> tuple[Tensor, Tensor]:
         """Load the images, of shape (n, 28, 28), and the labels of a split."""
