@@ -88,9 +88,6 @@ class MirrorHandler(BaseHTTPRequestHandler):
     def answer_bomb(self, body: bytes) -> None:
         self.answer_good(gzip.compress(bytes(2**24), compresslevel=1))
 
-    def answer_loop(self, body: bytes) -> None:
-        self.send(302, {"Location": self.path, "Content-Length": "0"})
-
     def send(self, status: int, headers: dict[str, str], body: bytes = b"") -> None:
         self.send_response(status)
         for key, value in headers.items():
@@ -175,7 +172,7 @@ def test_all_four_files_are_downloaded_and_kept_as_they_came(tmp_path: Path, mir
         assert all(map(torch.equal, load("mnist", mnist_dir, split), load("mnist", tmp_path, split)))
 
 
-@pytest.mark.parametrize("manner", ["absent", "truncated", "cut", "altered", "login", "hanging", "bomb", "loop"])
+@pytest.mark.parametrize("manner", ["absent", "truncated", "cut", "altered", "login", "hanging", "bomb"])
 def test_a_mirror_that_fails_is_named_and_the_next_one_is_tried(data_dir: Path, mirror: Mirror, manner: str) -> None:
     url = mirror.url(manner)
     with pytest.raises(MNISTLitError) as error:
@@ -266,14 +263,6 @@ def test_downloads_begin_with_https_and_chosen_mirrors_are_not_remembered(name: 
         fetch(tmp_path, "http://mine/", name=name, download=False)
     with pytest.raises(MNISTLitError, match=r"mirrors: https://(?!.*mine)"):
         fetch(tmp_path, name=name, download=False)
-
-
-def test_raw_fashion_mnist_of_the_right_form_is_accepted(tmp_path: Path) -> None:
-    raw = tmp_path / "FashionMNIST" / "raw"
-    write_idx(raw, "t10k-images-idx3-ubyte", (10_000, 28, 28))
-    write_idx(raw, LABELS, (10_000,), fill=9)
-    fetch(tmp_path, name="fashion_mnist", splits=["test"], download=False)
-    assert load("fashion_mnist", tmp_path, "test")[1].unique().tolist() == [9]  # type: ignore[no-untyped-call]
 
 
 @pytest.mark.parametrize(
