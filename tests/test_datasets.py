@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from mnist_lit.data.datasets import DATASETS, load, prepare, stratified_split
+from mnist_lit.data.datasets import DATASETS, load, stratified_split
 from mnist_lit.errors import MNISTLitError
 
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
@@ -88,9 +88,6 @@ class MirrorHandler(BaseHTTPRequestHandler):
     def answer_bomb(self, body: bytes) -> None:
         self.answer_good(gzip.compress(bytes(2**24), compresslevel=1))
 
-    def answer_loop(self, body: bytes) -> None:
-        self.send(302, {"Location": self.path, "Content-Length": "0"})
-
     def send(self, status: int, headers: dict[str, str], body: bytes = b"") -> None:
         self.send_response(status)
         for key, value in headers.items():
@@ -133,8 +130,15 @@ def altered(content: bytes) -> bytes:
     return content[:-1] + bytes([content[-1] ^ 1])
 
 
-def fetch(data_dir: Path, *mirrors: str, name: str = "mnist", download: bool = True, timeout: float = 0.5) -> None:
-    prepare(name, data_dir, mirrors=mirrors, download=download, timeout=timeout)
+def fetch(
+    data_dir: Path,
+    *mirrors: str,
+    name: str = "mnist",
+    splits: Any = ("train", "test"),
+    download: bool = True,
+    timeout: float = 0.5,
+) -> None:
+    DATASETS[name].prepare(data_dir, splits, mirrors, download, timeout)
 
 
 def new_files(data_dir: Path) -> set[str]:
@@ -168,7 +172,7 @@ def test_all_four_files_are_downloaded_and_kept_as_they_came(tmp_path: Path, mir
         assert all(map(torch.equal, load("mnist", mnist_dir, split), load("mnist", tmp_path, split)))
 
 
-@pytest.mark.parametrize("manner", ["absent", "truncated", "cut", "altered", "login", "hanging", "bomb", "loop"])
+@pytest.mark.parametrize("manner", ["absent", "truncated", "cut", "altered", "login", "hanging", "bomb"])
 def test_a_mirror_that_fails_is_named_and_the_next_one_is_tried(data_dir: Path, mirror: Mirror, manner: str) -> None:
     url = mirror.url(manner)
     with pytest.raises(MNISTLitError) as error:
@@ -192,19 +196,16 @@ def test_a_damaged_file_is_kept_under_another_name_and_downloaded_again(
 ) -> None:
     raw, good = data_dir / "MNIST" / "raw", zipped[f"{LABELS}.gz"]
     damaged = damage(good if name.endswith(".gz") else gzip.decompress(good))
-    for target in (f"{name}.damaged", f"{name}.damaged-1"):
-        (raw / f"{LABELS}.gz").unlink(missing_ok=True)
-        (raw / name).write_bytes(damaged)
-        fetch(data_dir, mirror.url("good"))
-        assert target in capsys.readouterr().err
-        assert (raw / target).read_bytes() == damaged
-        assert (raw / f"{LABELS}.gz").read_bytes() == good
-    assert new_files(data_dir) == {f"{LABELS}.gz", f"{name}.damaged", f"{name}.damaged-1"}
+    (raw / name).write_bytes(damaged)
+    fetch(data_dir, mirror.url("good"))
+    assert f"{name}.damaged" in capsys.readouterr().err
+    assert (raw / f"{name}.damaged").read_bytes() == damaged
+    assert (raw / f"{LABELS}.gz").read_bytes() == good
+    assert new_files(data_dir) == {f"{LABELS}.gz", f"{name}.damaged"}
 
 
 def test_two_processes_at_once_download_each_file_once(tmp_path: Path, mirror: Mirror) -> None:
-    arguments = {"mirrors": [mirror.url("slow")], "download": True, "timeout": 10.0}
-    other = get_context("spawn").Process(target=prepare, args=("mnist", tmp_path), kwargs=arguments)
+    other = get_context("spawn").Process(target=fetch, args=(tmp_path, mirror.url("slow")), kwargs={"timeout": 10.0})
     other.start()
     assert mirror.asked.wait(60)
     fetch(tmp_path, mirror.url("slow"), timeout=10)
@@ -240,15 +241,6 @@ def test_a_damaged_raw_file_beside_a_good_gz_does_no_harm(data_dir: Path, zipped
     assert load("mnist", data_dir, "test")[1].bincount().tolist() == CLASS_COUNTS["test"]
 
 
-def test_a_folder_that_cannot_be_used_is_named_with_the_way_out(tmp_path: Path) -> None:
-    (tmp_path / "data").write_text("a file where a folder should be")
-    with pytest.raises(MNISTLitError) as error:
-        fetch(tmp_path / "data", "http://127.0.0.1:9/")
-    assert len(str(error.value).splitlines()) == 2
-    assert str(tmp_path / "data" / "MNIST") in str(error.value)
-    assert "--data.data_dir" in str(error.value)
-
-
 @pytest.mark.parametrize("download", [True, False])
 def test_without_files_the_error_names_urls_files_folder_and_the_ways_out(
     tmp_path: Path, mirror: Mirror, download: bool
@@ -270,33 +262,24 @@ def test_downloads_begin_with_https_and_chosen_mirrors_are_not_remembered(name: 
     with pytest.raises(MNISTLitError, match="mirrors: http://mine/\n"):
         fetch(tmp_path, "http://mine/", name=name, download=False)
     with pytest.raises(MNISTLitError, match=r"mirrors: https://(?!.*mine)"):
-        prepare(name, tmp_path, mirrors=None, download=False, timeout=1)
-
-
-def test_raw_fashion_mnist_of_the_right_form_is_accepted(tmp_path: Path) -> None:
-    raw = tmp_path / "FashionMNIST" / "raw"
-    write_idx(raw, "t10k-images-idx3-ubyte", (10_000, 28, 28))
-    write_idx(raw, LABELS, (10_000,), fill=9)
-    prepare("fashion_mnist", tmp_path, ["test"], mirrors=[], download=False, timeout=1)
-    assert load("fashion_mnist", tmp_path, "test")[1].unique().tolist() == [9]  # type: ignore[no-untyped-call]
+        fetch(tmp_path, name=name, download=False)
 
 
 @pytest.mark.parametrize(
-    ("name", "shape", "fill"),
+    ("name", "shape"),
     [
-        (LABELS, (10_000,), 10),
-        (LABELS, (10_001,), 0),
-        (LABELS, (9_999,), 0),
-        (LABELS, (10_000, 1), 0),
-        ("t10k-images-idx3-ubyte", (9_999, 28, 28), 0),
-        ("t10k-images-idx3-ubyte", (10_000, 28, 29), 0),
+        (LABELS, (10_001,)),
+        (LABELS, (9_999,)),
+        (LABELS, (10_000, 1)),
+        ("t10k-images-idx3-ubyte", (9_999, 28, 28)),
+        ("t10k-images-idx3-ubyte", (10_000, 28, 29)),
     ],
 )
-def test_raw_kmnist_of_another_form_is_refused(tmp_path: Path, name: str, shape: tuple[int, ...], fill: int) -> None:
+def test_raw_kmnist_of_another_form_is_refused(tmp_path: Path, name: str, shape: tuple[int, ...]) -> None:
     raw = tmp_path / "KMNIST" / "raw"
     write_idx(raw, "t10k-images-idx3-ubyte", (10_000, 28, 28))
     write_idx(raw, LABELS, (10_000,))
-    write_idx(raw, name, shape, fill)
+    write_idx(raw, name, shape)
     with pytest.raises(MNISTLitError, match=f": {name}\n"):
         load("kmnist", tmp_path, "test")
 
@@ -305,9 +288,8 @@ def test_fashion_mnist_from_a_mirror_must_have_its_published_checksum(tmp_path: 
     write_idx(tmp_path / "FashionMNIST" / "raw", "t10k-images-idx3-ubyte", (10_000, 28, 28))
     content = write_idx(tmp_path, "labels", (10_000,)).read_bytes()
     mirror.files[f"{LABELS}.gz"] = gzip.compress(content)
-    arguments: dict[str, Any] = {"mirrors": [mirror.url("good")], "download": True, "timeout": 5}
     with pytest.raises(MNISTLitError, match=f"{LABELS}.gz "):
-        prepare("fashion_mnist", tmp_path, ["test"], **arguments)
+        fetch(tmp_path, mirror.url("good"), name="fashion_mnist", splits=["test"])
     assert new_files(tmp_path) == {"labels"}
 
 
@@ -315,7 +297,7 @@ def test_fashion_mnist_from_a_mirror_must_have_its_published_checksum(tmp_path: 
 
 
 def test_digits_have_the_form_of_mnist_and_a_fixed_stratified_test_split(tmp_path: Path) -> None:
-    prepare("digits", tmp_path / "none", mirrors=None, download=False, timeout=1)
+    fetch(tmp_path / "none", name="digits")
     (train, train_labels), (test, test_labels) = (
         load("digits", tmp_path / "none", split) for split in ("train", "test")
     )
@@ -330,11 +312,6 @@ def test_digits_have_the_form_of_mnist_and_a_fixed_stratified_test_split(tmp_pat
     assert images[:, 10:18, 10:18].float().mean() > 80  # and the ink is bright
     as_sets = [{image.numpy().tobytes() for image in images} for images in (train, test)]
     assert not as_sets[0] & as_sets[1]
-
-
-@pytest.mark.parametrize("name", DATASETS)
-def test_each_data_set_has_ten_class_names(name: str) -> None:
-    assert len(set(DATASETS[name].class_names)) == 10
 
 
 @pytest.mark.parametrize("num_held_out", [0, 1, 10, 333, 999, 1_000])

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import test_datasets
 import torch
 import yaml
 from conftest import SMALL
@@ -32,7 +33,6 @@ from runs import (
 from test_datasets import FILES, Mirror, mirror, zipped
 
 from mnist_lit import main
-from mnist_lit.data.datasets import prepare
 
 __all__ = ["mirror", "zipped"]
 
@@ -205,7 +205,7 @@ def test_run_goes_on_in_one_process_at_a_time(tmp_path: Path, fails: Callable[..
 
 
 def fetch(folder: Path, url: str) -> None:
-    prepare("mnist", folder, mirrors=[url], download=True, timeout=60)
+    test_datasets.fetch(folder, url, timeout=60)
 
 
 def test_downloads_into_the_same_folder_at_once(tmp_path: Path, mirror: Mirror) -> None:
@@ -223,11 +223,11 @@ def test_download_that_is_killed_is_in_nobodys_way(tmp_path: Path, mirror: Mirro
     process = CHILDREN.Process(target=fetch, args=(tmp_path, mirror.url("hanging")))
     process.start()
     raw = tmp_path / "MNIST" / "raw"
-    while not any(file.stat().st_size for file in raw.glob(".part-*")):
+    while not any(file.stat().st_size for file in raw.glob(".part-*/*")):
         assert process.is_alive()
     process.kill()
     process.join()
 
     fetch(tmp_path, mirror.url("good"))
 
-    assert {file.name for file in raw.iterdir()} - {".lock"} == {f"{name}.gz" for name in FILES}
+    assert {file.name for file in raw.iterdir() if not file.name.startswith(".")} == {f"{name}.gz" for name in FILES}

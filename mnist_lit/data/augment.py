@@ -45,14 +45,11 @@ class Augment:
     erasing: ClosedUnitInterval = 0.0
 
     def __call__(self, images: Tensor, generator: Generator) -> Tensor:
-        """Augment a batch.
+        """Augment images of shape (n, c, h, w) in [0, 1], on a background of 0.
 
         Args:
-            images: Shape (n, c, h, w), in [0, 1], with a background of 0.
+            images: The batch, which is returned itself if every change is switched off.
             generator: Source of all random numbers, on the device of the images.
-
-        Returns:
-            Images of the same shape and range; the batch itself if every change is switched off.
         """
         if self.rotation or self.translation or self.scale or self.shear or self.aspect:
             images = self._affine(images, generator)
@@ -102,15 +99,9 @@ class Augment:
 
 
 def inverse_affine(angle: Tensor, slant: Tensor, size: Tensor) -> Tensor:
-    """Build the matrices that map pixels of transformed images to their source.
+    """Build the matrices (n, 2, 2) that map pixels of transformed images to their source.
 
-    Args:
-        angle: Rotations, in radians, of shape (n,).
-        slant: Tangents of the shear angles, of shape (n,).
-        size: Scale factors, of shape (n,).
-
-    Returns:
-        Matrices of shape (n, 2, 2).
+    `angle` is in radians and `slant` the tangent of the shear angle; all are of shape (n,).
     """
     cos, sin = angle.cos(), angle.sin()
     return torch.stack([cos + slant * sin, sin - slant * cos, -sin, cos], dim=1).view(-1, 2, 2) / size.view(-1, 1, 1)

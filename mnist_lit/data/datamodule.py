@@ -1,6 +1,5 @@
 """The data module: whole data sets as tensors in memory, batches by index, augmentation on the training device."""
 
-import difflib
 import functools
 import os
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from mnist_lit.command_line import DATA_DIR_VARIABLE
 from mnist_lit.data.augment import Augment
-from mnist_lit.data.datasets import DATASETS, Split, load, prepare, stratified_split
+from mnist_lit.data.datasets import DATASETS, Split, load, stratified_split
 from mnist_lit.data.loaders import Batch, DistributedEvalBatchSampler, EpochSampler, ImageDataset, LazyLoader
 from mnist_lit.errors import UsageError
 
@@ -32,10 +31,7 @@ __all__ = ["MNISTDataModule", "preprocess"]
 
 
 class MNISTDataModule(LightningDataModule):
-    """Hold MNIST, or a data set of the same shape, in memory.
-
-    Batches are uint8 images of shape (n, 1, 28, 28) with labels of shape (n,); on the training device they become
-    float32 in [0, 1], are resized to `image_size` and, in training, augmented.
+    """Hold a data set in memory; resize and augment its batches on the training device.
 
     Args:
         data_dir: Folder of the data sets, laid out like torchvision's; default `$MNIST_LIT_DATA`, else `data`.
@@ -56,7 +52,7 @@ class MNISTDataModule(LightningDataModule):
             quotes (`'photos/*.jpg'`), each image with one digit of any size, position and colour.
 
     Raises:
-        UsageError: If there is no such data set, or if `resident` and `num_workers` exclude each other.
+        UsageError: If `resident` and `num_workers` exclude each other.
     """
 
     def __init__(
@@ -77,9 +73,6 @@ class MNISTDataModule(LightningDataModule):
         predict_paths: list[str] | str | None = None,
     ) -> None:
         super().__init__()
-        if dataset not in DATASETS:
-            nearest = difflib.get_close_matches(dataset, DATASETS, n=1) or DATASETS
-            raise UsageError(f"data.dataset: there is no data set {dataset!r}\nuse {', '.join(nearest)}")
         if resident and num_workers:
             raise UsageError("data.resident and data.num_workers exclude each other\nuse --data.num_workers 0")
         self.data_dir = Path(data_dir or os.environ.get(DATA_DIR_VARIABLE, "data"))
@@ -115,50 +108,45 @@ class MNISTDataModule(LightningDataModule):
         return super().load_from_checkpoint(checkpoint_path, *args, **{**kwargs, "weights_only": True})
 
     def prepare_data(self) -> None:
-        stage = self.trainer.state.fn if self.trainer else None
-        self.fetch(*[stage] if stage else ["fit", "test"])
+        if self.trainer is not None and self.trainer.state.fn is not None:
+            self.fetch(self.trainer.state.fn)
 
     def fetch(self, *stages: str) -> None:
-        """Make sure that the files of these stages (`fit`, `test`, ...) are there: training needs no test files.
-
-        Raises:
-            UsageError: If `val_size` leaves no image to train on, or there is nothing at `predict_paths`.
-            MNISTLitError: If files are missing and cannot be downloaded.
-        """
+        """Make sure that the files of these stages (`fit`, `test`, ...) are there: training needs no test files."""
         if self.predict_paths is not None and "predict" in stages:
-            from mnist_lit.data.image_files import find_files
+            from mnist_lit.data.image_files import find_files  # here, as image libraries take a second
 
             find_files(self.predict_paths)
             stages = tuple(stage for stage in stages if stage != "predict")
         splits: set[Split] = {"train" if stage in ("fit", "validate") else "test" for stage in stages}
-        prepare(self.dataset, self.data_dir, splits, mirrors=self.mirrors, download=self.download, timeout=self.timeout)
+        DATASETS[self.dataset].prepare(self.data_dir, splits, self.mirrors, self.download, self.timeout)
         if "train" in splits:
             self._training_data()
 
     def setup(self, stage: str) -> None:
+        assert self.trainer is not None
+        strategy = self.trainer.strategy
         if stage in ("fit", "validate") and "train" not in self.splits:
-            train, val, self.statistics = self._training_data()
-            self.splits |= {"train": self._on_device(train), "val": self._on_device(val)}
+            self.splits["train"], self.splits["val"], self.statistics = self._training_data()
             # All processes of a run must shuffle alike, also if none was given a seed.
-            self.seed = self.trainer.strategy.broadcast(self.seed)  # type: ignore[union-attr]
+            self.seed = strategy.broadcast(self.seed)
         if stage == "predict" and self.predict_paths is not None:
-            self.splits["image_files"] = self._on_device(self._load_image_files(self.predict_paths))
+            self.splits["image_files"] = self._load_image_files(self.predict_paths)
         elif stage in ("test", "predict") and "test" not in self.splits:
-            self.splits["test"] = self._on_device(ImageDataset(*load(self.dataset, self.data_dir, "test")))
+            self.splits["test"] = ImageDataset(*load(self.dataset, self.data_dir, "test"))
+        if self.resident:
+            self.splits = {name: split.to(strategy.root_device) for name, split in self.splits.items()}
 
     def _training_data(self) -> tuple[ImageDataset, ImageDataset, tuple[float, float]]:
         return _load_training_data(self.dataset, self.data_dir.resolve(), self.val_size)
 
     def _load_image_files(self, paths: Sequence[str]) -> ImageDataset:
-        from mnist_lit.data.image_files import find_files, load_image_files  # here, as image libraries take a second
+        from mnist_lit.data.image_files import find_files, load_image_files
 
         self.image_files = load_image_files(find_files(paths))
         digits = [torch.from_numpy(file.digit) for file in self.image_files if file.digit is not None]
         images = torch.stack(digits) if digits else torch.empty(0, 28, 28, dtype=torch.uint8)
         return ImageDataset(images, labels=torch.full((len(images),), -1))
-
-    def _on_device(self, dataset: ImageDataset) -> ImageDataset:
-        return dataset.to(self.trainer.strategy.root_device) if self.resident else dataset  # type: ignore[union-attr]
 
     def train_dataloader(self) -> DataLoader[Batch]:
         assert self.trainer is not None
@@ -180,9 +168,9 @@ class MNISTDataModule(LightningDataModule):
         return self._loader(dataset, batch_size=self.eval_batch_size)
 
     def _eval_loader(self, split: str) -> DataLoader[Batch]:
-        dataset, trainer = self.splits[split], self.trainer
-        world_size, rank = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
-        batches = DistributedEvalBatchSampler(len(dataset), self.eval_batch_size, world_size, rank)
+        assert self.trainer is not None
+        dataset, processes = self.splits[split], (self.trainer.world_size, self.trainer.global_rank)
+        batches = DistributedEvalBatchSampler(len(dataset), self.eval_batch_size, *processes)
         return self._loader(dataset, batch_sampler=batches)
 
     def _loader(self, dataset: ImageDataset, **kwargs: Any) -> DataLoader[Batch]:
@@ -191,49 +179,33 @@ class MNISTDataModule(LightningDataModule):
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=self.pin_memory and torch.cuda.is_available(),
-            collate_fn=_identity,
+            collate_fn=tuple,  # the data set has gathered the batch
             **kwargs,
         )
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         images, labels = batch
         images = preprocess(images, self.image_size)
-        if self.trainer is not None and self.trainer.training:
-            images = self._augment(images)
-        return images, labels
-
-    def _augment(self, images: Tensor) -> Tensor:
-        trainer = self.trainer
-        assert trainer is not None
+        if self.trainer is None or not self.trainer.training:
+            return images, labels
         # Seeded by the number of the batch instead of drawn from one stream: a resumed run needs no more than that to
         # see the same images and to drop the same features.
+        trainer = self.trainer
         key = (self.seed, trainer.current_epoch, trainer.fit_loop.batch_idx + 1, trainer.global_rank)
         for_augment, for_model = np.random.SeedSequence(key).generate_state(2, np.uint64).tolist()
         # Not torch.manual_seed: without a GPU it takes and keeps a stack trace at each call.
         torch.default_generator.manual_seed(for_model)
         if images.is_cuda:
             torch.cuda.manual_seed(for_model)
-        return self.augment(images, torch.Generator(images.device).manual_seed(for_augment))
+        return self.augment(images, torch.Generator(images.device).manual_seed(for_augment)), labels
 
 
 def preprocess(images: Tensor, image_size: int) -> Tensor:
-    """Convert images to the input of a network.
-
-    Args:
-        images: uint8, shape (n, c, h, w).
-        image_size: Side to which they are resized, in pixels.
-
-    Returns:
-        float32 in [0, 1], shape (n, c, image_size, image_size).
-    """
+    """Convert uint8 images (n, c, h, w) to a network's input: float32 in [0, 1], of `image_size` pixels a side."""
     images = images.float() / 255
     if images.shape[-1] == image_size:
         return images
     return F.interpolate(images, (image_size, image_size), mode="bilinear", antialias=True)
-
-
-def _identity(batch: Any) -> Any:
-    return batch
 
 
 @functools.lru_cache(maxsize=1)  # a search trains many times on the same data
@@ -248,14 +220,7 @@ def _load_training_data(
             f"use less, for example --data.val_size {len(labels) // 6}"
         )
     train, val = (ImageDataset(images, labels, indices) for indices in stratified_split(labels, val_size))
-    return train, val, _mean_and_std(images, train.indices)
-
-
-def _mean_and_std(images: Tensor, indices: Tensor) -> tuple[float, float]:
-    """Compute mean and standard deviation of all pixels in [0, 1]."""
-    # In chunks, as a copy of the images would double their memory.
-    counts = [torch.bincount(images[chunk].flatten(), minlength=256) for chunk in torch.split(indices, 1024)]
-    shares = torch.stack(counts).sum(dim=0).double() / len(indices) / images[0].numel()
-    values = torch.arange(256, dtype=torch.double) / 255
+    counts = torch.bincount(images[train.indices].flatten(), minlength=256).double()
+    shares, values = counts / len(train) / images[0].numel(), torch.arange(256, dtype=torch.double) / 255
     mean = (shares * values).sum()
-    return float(mean), float((shares * (values - mean) ** 2).sum().sqrt())
+    return train, val, (float(mean), float((shares * (values - mean) ** 2).sum().sqrt()))

@@ -12,7 +12,7 @@ from torchvision import datasets  # type: ignore[import-untyped]
 
 from mnist_lit.data.mnist_files import MNISTFiles, Split
 
-__all__ = ["DATASETS", "DatasetInfo", "Split", "load", "prepare", "stratified_split"]
+__all__ = ["DATASETS", "DatasetInfo", "Split", "load", "stratified_split"]
 
 NUM_TEST_DIGITS = 360
 
@@ -25,48 +25,16 @@ class DatasetInfo:
         class_names: Names of the classes, in the order of the labels 0, 1, 2, ...
         load: Function of the data folder and a split. It returns images, uint8 of shape (n, h, w) or (n, c, h, w) with
             bright ink on 0, and labels, int64 of shape (n,).
-        prepare: Function of the arguments of `prepare` after the name; None if `load` needs no files.
+        prepare: Function like `MNISTFiles.prepare` that makes sure that the files of some splits are there.
     """
 
     class_names: tuple[str, ...]
     load: Callable[[Path, Split], tuple[Tensor, Tensor]]
-    prepare: Callable[[Path, Collection[Split], Sequence[str] | None, bool, float], None] | None = None
-
-
-def prepare(
-    name: str,
-    data_dir: Path,
-    splits: Collection[Split] = ("train", "test"),
-    *,
-    mirrors: Sequence[str] | None,
-    download: bool,
-    timeout: float,
-) -> None:
-    """Make sure that the files of a data set are there and intact; write nothing if they are.
-
-    Damaged files are renamed to `*.damaged`, never deleted. Any number of processes may call this at once.
-
-    Args:
-        name: Name of the data set.
-        data_dir: Folder of the data sets, which holds `MNIST/raw` and its like.
-        splits: Splits that are needed; the files of others are not looked at.
-        mirrors: URLs of folders to download from, tried in this order; None for those of the data set.
-        download: Whether missing and damaged files are downloaded.
-        timeout: Seconds without an answer after which the next mirror is tried.
-
-    Raises:
-        MNISTLitError: If files are missing and cannot be downloaded, or the folder cannot be used.
-    """
-    if (prepare_files := DATASETS[name].prepare) is not None:
-        prepare_files(data_dir, splits, mirrors, download, timeout)
+    prepare: Callable[[Path, Collection[Split], Sequence[str] | None, bool, float], None] = lambda *_: None
 
 
 def load(name: str, data_dir: Path, split: Split) -> tuple[Tensor, Tensor]:
-    """Load images and labels of one split, as `DatasetInfo.load` does, and verify them.
-
-    Raises:
-        MNISTLitError: If a file is missing, damaged or unreadable.
-    """
+    """Load and verify images and labels of one split, as `DatasetInfo.load` does."""
     return DATASETS[name].load(data_dir, split)
 
 
@@ -99,7 +67,6 @@ def _load_digits(_: Path, split: Split) -> tuple[Tensor, Tensor]:
 
 
 MNIST = MNISTFiles(
-    "mnist",
     datasets.MNIST,
     ["https://ossci-datasets.s3.amazonaws.com/mnist/", "https://storage.googleapis.com/cvdf-datasets/mnist/"],
     {
@@ -109,12 +76,8 @@ MNIST = MNISTFiles(
         "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
     },
 )
-FASHION_MNIST = MNISTFiles(
-    "fashion_mnist",
-    datasets.FashionMNIST,
-    ["https://storage.googleapis.com/tensorflow/tf-keras-datasets/"],
-)
-KMNIST = MNISTFiles("kmnist", datasets.KMNIST, ["https://codh.rois.ac.jp/kmnist/dataset/kmnist/"])
+FASHION_MNIST = MNISTFiles(datasets.FashionMNIST, ["https://storage.googleapis.com/tensorflow/tf-keras-datasets/"])
+KMNIST = MNISTFiles(datasets.KMNIST, ["https://codh.rois.ac.jp/kmnist/dataset/kmnist/"])
 # An entry that is added before `mnist_lit.data.datamodule` is imported is a valid `data.dataset`, too.
 DATASETS = {
     "mnist": DatasetInfo(tuple(string.digits), MNIST.load, MNIST.prepare),

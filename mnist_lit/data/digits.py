@@ -33,10 +33,7 @@ MIN_AREA = 30
 
 
 def extract_digit(image: Image.Image) -> NDArray[np.uint8] | None:
-    """Find the digit of an image and bring it into MNIST's form.
-
-    Args:
-        image: Image of any size and mode: a photograph, a scan or a drawing, dark on light or light on dark.
+    """Find the digit of an image of any size and mode, dark on light or light on dark.
 
     Returns:
         The digit, of shape (28, 28), bright on black; None if there is no ink.
@@ -79,9 +76,6 @@ def _resize(gray: Gray, longer_side: int) -> Gray:
     return np.asarray(Image.fromarray(gray).resize((width, height), kernel))
 
 
-# Ink and background
-
-
 def _is_dark_on_bright(gray: Gray) -> bool:
     """Compare the strongest deviations from the local mean: are they dark?"""
     small = _resize(gray, POLARITY_SIDE)
@@ -106,9 +100,6 @@ def _background(gray: Gray, max_width: int) -> Gray:
     constant, sloping = (ndimage.grey_closing(padded, size=max_width) for padded in (constant, sloping))
     inside = slice(max_width, -max_width)
     return np.minimum(constant, sloping)[inside, inside]
-
-
-# Segmentation
 
 
 def _segment_digit(ink: Gray, edge_width: int) -> Mask | None:
@@ -153,7 +144,7 @@ def _main_component(mask: Mask) -> Mask:
     regions = regionprops(components)
     if not regions:
         return mask
-    main = max(regions, key=lambda region: _likelihood(region.area, region.bbox, mask.shape))
+    main = max(regions, key=lambda region: _likelihood(region, mask.shape))
     top, left, bottom, right = main.bbox
     near = ndimage.distance_transform_edt(components != main.label) <= 0.15 * max(bottom - top, right - left)
     near_labels = set(np.unique(components[near]))
@@ -161,21 +152,17 @@ def _main_component(mask: Mask) -> Mask:
     return np.isin(components, parts)
 
 
-def _likelihood(area: float, bbox: tuple[int, int, int, int], shape: tuple[int, ...]) -> float:
+def _likelihood(region: Any, shape: tuple[int, ...]) -> float:
     """Prefer components that are large, near the centre, and not cut off by the edge of the image."""
-    top, left, bottom, right = bbox
-    height, width = shape
+    (top, left, bottom, right), (height, width) = region.bbox, shape
     num_edges = (top == 0) + (left == 0) + (bottom == height) + (right == width)
     off_center_y, off_center_x = abs((top + bottom) / height - 1) / 2, abs((left + right) / width - 1) / 2
-    return area * (1 - off_center_y) * (1 - off_center_x) * 0.25**num_edges
+    return float(region.area * (1 - off_center_y) * (1 - off_center_x) * 0.25**num_edges)
 
 
 def _crop(mask: Mask) -> Mask:
     rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
     return mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-
-
-# The form of MNIST
 
 
 def _normalize_stroke_width(digit: Mask) -> Mask:

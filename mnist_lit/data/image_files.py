@@ -1,7 +1,9 @@
 """Image files for predictions: found by path, folder or pattern, and the digit in each."""
 
+import glob
+import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,18 +17,10 @@ from mnist_lit.errors import UsageError
 
 __all__ = ["ImageFile", "find_files", "load_image_files", "thumbnail"]
 
-HINT = "give files, folders or patterns, for example: --data.predict_paths 'photos/*.jpg'"
-
 
 @dataclass(frozen=True)
 class ImageFile:
-    """Hold the digit of an image file.
-
-    Args:
-        file: Path of the file.
-        digit: Its digit, uint8 of shape (28, 28); None if it has none.
-        problem: Reason why the file cannot be read as an image; empty if it can.
-    """
+    """Hold the digit of an image file, uint8 of shape (28, 28), if it has one, or why it cannot be opened."""
 
     file: Path
     digit: NDArray[np.uint8] | None = None
@@ -34,35 +28,29 @@ class ImageFile:
 
 
 def find_files(paths: Sequence[str]) -> list[Path]:
-    """Find image files, each once.
-
-    Args:
-        paths: Files, folders (with all files below them, but hidden ones) and patterns like `photos/*.jpg`.
+    """Find files, files in folders (but hidden ones) and files that match patterns like `photos/*.jpg`; each once.
 
     Raises:
         UsageError: If nothing is found for a path, or there is no path.
     """
     files: dict[Path, None] = {}
     for path in paths or [""]:
-        try:
-            found = sorted(_expand(Path(path).expanduser())) if path else []
-        except (OSError, ValueError, RuntimeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
-            raise UsageError(f"data.predict_paths: {path[:60]!r}: {reason}\n{HINT}") from error
-        if not found:
-            raise UsageError(f"data.predict_paths: there is no file {path!r}\n{HINT}")
+        if not (found := _expand(os.path.expanduser(path))):  # noqa: PTH111
+            raise UsageError(
+                f"data.predict_paths: there is no file {path!r}\n"
+                "give files, folders or patterns, for example: --data.predict_paths 'photos/*.jpg'"
+            )
         files |= dict.fromkeys(found)
     return list(files)
 
 
-def _expand(path: Path) -> Iterator[Path]:
-    for match in [path] if path.exists() else Path(path.anchor).glob(str(path.relative_to(path.anchor))):
-        files = match.rglob("*") if match.is_dir() else [match]
-        yield from (file for file in files if not (file.is_dir() or _is_hidden(file.relative_to(match))))
-
-
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
+def _expand(path: str) -> list[Path]:
+    # Not by pathlib, which raises errors of four kinds for impossible names.
+    matches = [path] if os.path.exists(path) else glob.glob(path, recursive=True)  # noqa: PTH110, PTH207
+    for folder in filter(os.path.isdir, tuple(matches)):
+        matches += glob.glob(f"{glob.escape(folder)}/**", recursive=True)  # noqa: PTH207
+    files = set(map(Path, matches))
+    return sorted(file for file in files if file.exists() and not file.is_dir())
 
 
 def load_image_files(files: Sequence[Path]) -> list[ImageFile]:
@@ -71,7 +59,7 @@ def load_image_files(files: Sequence[Path]) -> list[ImageFile]:
 
 
 def _load(file: Path) -> ImageFile:
-    if file.exists() and not file.is_file():
+    if not file.is_file():
         return ImageFile(file, problem="it is no file")  # opening a pipe would block
     try:
         # Pillow opens the files that it warns of, too.
@@ -89,5 +77,6 @@ def thumbnail(file: Path, side: int) -> Image.Image:
         upright = ImageOps.exif_transpose(image)
         if image.has_transparency_data or image.mode.startswith(("I", "F")):
             upright = Image.fromarray((255 * to_grayscale(image)).astype(np.uint8))
-        width, height = (max(1, round(size * side / max(upright.size))) for size in upright.size)
-        return upright.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+        upright = upright.convert("RGB")
+        upright.thumbnail((side, side))
+        return upright

@@ -15,13 +15,7 @@ Batch = tuple[Tensor, Tensor]
 
 
 class ImageDataset(Dataset[Batch]):
-    """Hold images and labels in memory and gather whole batches by index.
-
-    Args:
-        images: uint8, shape (n, h, w) or (n, c, h, w).
-        labels: int64, shape (n,).
-        indices: Images that belong to this data set, in this order; default all.
-    """
+    """Hold uint8 images, of shape (n, h, w) or (n, c, h, w), with labels, and gather whole batches by index."""
 
     def __init__(self, images: Tensor, labels: Tensor, indices: Tensor | None = None) -> None:
         self.images = images
@@ -38,7 +32,6 @@ class ImageDataset(Dataset[Batch]):
         return images if images.ndim == 4 else images.unsqueeze(1), self.labels[chosen]
 
     def to(self, device: torch.device) -> "ImageDataset":
-        """Copy all tensors to a device."""
         return ImageDataset(self.images.to(device), self.labels.to(device), self.indices.to(device))
 
 
@@ -46,12 +39,6 @@ class EpochSampler(DistributedSampler[Batch]):
     """Draw the order of an epoch from seed and epoch, and begin after the batches that were trained on.
 
     Lightning counts epochs and batches, and has both in its checkpoints: a resumed run needs no other state.
-
-    Args:
-        dataset: Training images; all processes get equally many of them.
-        batch_size: Images in a batch of one process.
-        seed: Seed of the order, the same in all processes.
-        trainer: Trainer of the run.
     """
 
     def __init__(self, dataset: ImageDataset, batch_size: int, seed: int, trainer: Trainer) -> None:
@@ -69,12 +56,6 @@ class DistributedEvalBatchSampler(Sampler[list[int]]):
     """Share images among processes so that each image is evaluated exactly once.
 
     All processes get equally many batches, as each waits for the others; the last batch of some may be empty.
-
-    Args:
-        num_images: Images in all.
-        batch_size: Images in a batch of one process.
-        world_size: Number of processes.
-        rank: Rank of this process, from 0.
     """
 
     def __init__(self, num_images: int, batch_size: int, world_size: int, rank: int) -> None:
@@ -95,8 +76,7 @@ class LazyLoader(DataLoader[Batch]):
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         yield from super().__iter__()
 
-    # With these two methods Lightning takes the loader for resumable, and loads checkpoints of earlier versions, whose
-    # loader had a state.
+    # With these two methods Lightning takes the loader for resumable.
     def state_dict(self) -> dict[str, Any]:
         return {}
 

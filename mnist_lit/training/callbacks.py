@@ -61,11 +61,25 @@ class LastCheckpoint(ModelCheckpoint):
 
     def __init__(self) -> None:
         super().__init__(filename=Path(LAST).stem, save_on_train_epoch_end=True, enable_version_counter=False)
+        self.max_steps = -1
         self.received = 0
         self.handlers = ExitStack()
 
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        # Lightning counts an epoch as processed that `max_steps` or `max_time` has ended before its last batch.
+        loop = checkpoint.get("loops", {}).get("fit_loop", {})
+        batches = loop.get("epoch_loop.batch_progress", {"current": {"ready": 0}})
+        if batches["current"]["ready"] and not batches["is_last_batch"]:
+            for progress in (loop["epoch_progress"]["total"], loop["epoch_progress"]["current"]):
+                progress["processed"] = progress["completed"] = progress["started"] - 1
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # With `max_steps` Lightning resumes a finished epoch once more, without batches.
+        self.max_steps, trainer.fit_loop.epoch_loop.max_steps = trainer.max_steps, -1
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
+        trainer.fit_loop.epoch_loop.max_steps = self.max_steps
         # Lightning's handler of SIGTERM ends an epoch before its checkpoint, and hangs with several processes.
         self.handlers.enter_context(handle_signals(self._on_signal))
 
@@ -159,7 +173,7 @@ class Progress(TQDMProgressBar):
 
 def _check_monitor(trainer: Trainer, key: str, monitor: str | None) -> None:
     """Raise a UsageError if an epoch with its validation has not logged `monitor`."""
-    has_validated = (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1) == 0
+    has_validated = trainer.is_last_batch and (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1) == 0
     if has_validated and monitor is not None and monitor not in trainer.callback_metrics:
         raise UsageError(
             f"{key}.monitor: no metric {monitor!r} is logged\nchoose from {', '.join(sorted(trainer.callback_metrics))}"
