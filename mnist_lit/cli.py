@@ -170,8 +170,11 @@ class CLI(LightningCLI):
         arguments = ARGUMENTS | COMMAND_ARGUMENTS.get(self.command, {"ensemble": ENSEMBLE})
         for name, (value_type, default, text) in arguments.items():
             parser.add_argument(f"--{name}", type=value_type, default=default, help=text)
-        if "image_size" in inspect.signature(self._model_class).parameters:
+        accepted = inspect.signature(self._model_class).parameters
+        if "image_size" in accepted:
             parser.link_arguments("data.image_size", "model.image_size")
+        if "num_classes" in accepted:
+            parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         assert isinstance(parser, Parser)

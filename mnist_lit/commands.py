@@ -141,8 +141,10 @@ class Commands(CLI):
     @rank_zero_only
     def _report(self) -> None:
         page = self._write_page()
-        metrics = self.trainer.callback_metrics
-        lines = fit_lines(self.run_dir, self.trainer, page) if self.command == "fit" else metric_lines(metrics)
+        if self.command == "fit":
+            lines = fit_lines(self.run_dir, self.trainer, page, self.command_line.program)
+        else:
+            lines = metric_lines(self.trainer.callback_metrics)
         print(format_summary(lines))
         print(self.run_dir)
 

@@ -57,7 +57,7 @@ def _ignore_os_errors(args: threading.ExceptHookArgs) -> None:
         threading.__excepthook__(args)
 
 
-def fit_lines(run_dir: Path, trainer: "Trainer", report: Path | None) -> dict[str, str]:
+def fit_lines(run_dir: Path, trainer: "Trainer", report: Path | None, program: str) -> dict[str, str]:
     """Collect the results of a run and the commands that go on from it, by the names of their lines."""
     file = run_dir / "metrics.json"
     metrics = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
@@ -74,7 +74,7 @@ def fit_lines(run_dir: Path, trainer: "Trainer", report: Path | None) -> dict[st
     if (run_dir / "checkpoints" / "last.ckpt").is_file():
         is_at_max_steps = 0 < trainer.max_steps <= trainer.global_step
         limit, done = ("max_steps", trainer.global_step) if is_at_max_steps else ("max_epochs", trainer.current_epoch)
-        lines["go on"] = f"python -m mnist_lit fit --ckpt_path {shlex.quote(str(run_dir))} --trainer.{limit} {2 * done}"
+        lines["go on"] = f"{program} --ckpt_path {shlex.quote(str(run_dir))} --trainer.{limit} {2 * done}"
     return lines
 
 
