@@ -17,7 +17,6 @@ from torch import Tensor
 
 from mnist_lit import ConvNet, MNISTDataModule, main
 from mnist_lit.data.augment import Augment
-from mnist_lit.errors import UsageError
 
 Fit = Callable[..., Any]
 Fails = Callable[..., str]
