@@ -159,7 +159,7 @@ def photograph(mnist_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     """A test image of a 7, written with a dark pen on grey paper that is lit from the left."""
     data = MNISTDataModule(data_dir=str(mnist_dir))
     data.setup("test")
-    image, label = data.splits["test"][0]
+    image, label = data.splits["test"].images[:1], data.splits["test"].labels[0]
     assert label == 7
     ink = np.asarray(Image.fromarray(image[0].numpy()).resize((300, 300), Image.Resampling.BICUBIC), dtype=float) / 255
     paper = np.linspace(210, 160, 640)[None].repeat(480, axis=0)
