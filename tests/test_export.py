@@ -158,16 +158,6 @@ def test_console_has_a_table_and_the_file_and_nothing_else(exported: Any) -> Non
     assert int8.split()[0] == "model.int8.onnx"
 
 
-def test_int8_variant_computes_with_eight_bits(exported: Any) -> None:
-    folder, _, _ = exported
-
-    model = onnx.load(folder / "model.int8.onnx")
-
-    weights = [tensor.data_type for tensor in model.graph.initializer if len(tensor.dims) > 1]
-    assert set(weights) == {onnx.TensorProto.INT8}
-    assert {"QuantizeLinear", "DequantizeLinear"} < {node.op_type for node in model.graph.node}
-
-
 @pytest.mark.slow
 def test_int8_variant_is_smaller_and_nearly_as_good_on_real_mnist(
     mnist_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
