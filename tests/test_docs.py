@@ -24,9 +24,9 @@ Completed = subprocess.CompletedProcess[str]
 
 # Short training: what the command lines leave open may come from the environment, of the project by either name.
 SETTINGS = {"TRAINER__LIMIT_TRAIN_BATCHES": "20", "PICTURES__ENABLED": "false", "REPORT": "false"}
-LIMITS = {prefix + key: value for prefix in ("MNIST_LIT_", "LETTERS_") for key, value in SETTINGS.items()}
+LIMITS = {prefix + key: value for prefix in ("MNIST_LIT_", "SHAPES_") for key, value in SETTINGS.items()}
 LIMITS["PYTEST_ADDOPTS"] = "-n 0"
-METADATA = "Metadata-Version: 2.1\nName: letters\nVersion: 0.1.0\n"
+METADATA = "Metadata-Version: 2.1\nName: shapes\nVersion: 0.1.0\n"
 
 
 def page(name: str) -> str:
@@ -81,12 +81,6 @@ def done(command: str, folder: Path, **kwargs: Any) -> str:
     return result.stdout
 
 
-def apply_diff(section: str, folder: Path) -> None:
-    (diff,) = blocks(SECTIONS[section], "diff")
-    done("git apply -", folder, input=diff)
-    done("uv run ruff check && uv run ruff format --check", folder)
-
-
 def write_letters(data_dir: Path) -> None:
     data_dir.mkdir(parents=True)
     splits: list[Split] = ["train", "test"]
@@ -111,20 +105,49 @@ def change(file: Path, section: str, **settings: Any) -> None:
 
 
 def test_every_section_is_tried_below() -> None:
-    assert list(SECTIONS) == ["Another name", "Another dataset", "Another network"]
+    assert list(SECTIONS) == ["A network", "A data set", "Another name"]
 
 
-def test_the_page_is_a_patch(project: Path) -> None:
-    assert "`git apply docs/your_own.md`" in page("your_own.md")
+def test_a_network(project: Path) -> None:
+    (code,) = blocks(SECTIONS["A network"], "python")
+    (project / "mynet.py").write_text(code)
 
-    done("git apply docs/your_own.md", project)
+    for command in commands(SECTIONS["A network"]):
+        done(command, project)
 
-    assert len(done("git diff --name-only", project).split()) == 5
+    assert {"val/acc", "test/acc"} <= set(metrics(project / "logs" / "mine"))
+    assert len((project / "logs" / "mine" / "predictions.csv").read_text().splitlines()) == 361
+    mistake = run("python -m mynet fit --model.widht 3", project)
+    assert (mistake.returncode, "model.width" in mistake.stderr) == (2, True)
 
 
-@pytest.mark.skipif(mnist_lit.__name__ == "letters", reason="this project has that name by now")
+def test_a_search_over_a_network_of_ones_own(project: Path) -> None:
+    (code,) = blocks(SECTIONS["A network"], "python")
+    (project / "mynet.py").write_text(code)
+    space = "space: {model.width: {choices: [4, 8]}}\nconfigs: [configs/digits.yaml]\nn_trials: 2\n"
+    (project / "space.yaml").write_text(f"{space}overrides: {{trainer.max_epochs: 1}}\n")
+
+    done("python -m mynet search --config space.yaml --workers 2", project)
+
+    best = (project / "logs" / "search" / "mnist" / "best.yaml").read_text()
+    assert "python -m mynet fit" in best
+    assert "width:" in best
+
+
+def test_a_data_set(project: Path) -> None:
+    (code,) = blocks(SECTIONS["A data set"], "python")
+    (project / "letters.py").write_text(code)
+    write_letters(project / "data")
+
+    for command in commands(SECTIONS["A data set"]):
+        done(command, project)
+
+    assert metrics(project / "logs" / "letters")["dataset"] == "letters"
+
+
+@pytest.mark.skipif(mnist_lit.__name__ == "shapes", reason="this project has that name by now")
 def test_another_name(project: Path) -> None:
-    info = project.parent / "letters-0.1.0.dist-info"
+    info = project.parent / "shapes-0.1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(METADATA)
 
@@ -132,46 +155,7 @@ def test_another_name(project: Path) -> None:
         done(command, project)
 
     assert run("git grep -i -e mnist_lit -e MNISTLit", project).stdout == ""
-    assert metrics(project / "logs" / "run_1")["versions"].split(", ")[1] == "letters 0.1.0"
-
-
-def test_another_dataset(project: Path) -> None:
-    apply_diff("Another dataset", project)
-    write_letters(project / "data" / "letters")
-    networks = project / "mnist_lit" / "networks.py"
-    networks.write_text(networks.read_text().replace("NUM_CLASSES = 10\n", "NUM_CLASSES = 26\n"))
-
-    for command in commands(SECTIONS["Another dataset"]):
-        done(command, project)
-
-    assert metrics(project / "logs" / "letters")["test/acc"] > 0.5
-    header, *rows = (project / "logs" / "letters" / "predictions.csv").read_text().splitlines()
-    assert header.endswith(",p25")
-    assert len(rows) == 360
-
-
-def test_the_other_dataset_says_what_is_missing(project: Path) -> None:
-    apply_diff("Another dataset", project)
-    fit = commands(SECTIONS["Another dataset"])[0]
-
-    missing = run(fit, project)
-
-    assert missing.returncode == 1
-    assert missing.stderr.startswith("error: letters: data/letters/test.npz cannot be read")
-    assert "images, uint8 of shape (n, 28, 28)" in missing.stderr.splitlines()[1]
-    assert not (project / "logs").exists()
-
-
-def test_another_network(project: Path) -> None:
-    apply_diff("Another network", project)
-
-    outputs = [done(command, project) for command in commands(SECTIONS["Another network"])]
-
-    checkpoint = torch.load(project / "logs" / "squeezed" / "checkpoints" / "best.ckpt", weights_only=True)
-    assert len([name for name in checkpoint["state_dict"] if name.endswith(".weights.1.weight")]) == 3
-    assert "test/acc" in outputs[1]
-    assert "--model.squeeze {true,false}" in outputs[2]
-    assert " passed" in outputs[3]
+    assert metrics(project / "logs" / "run_1")["versions"].split(", ")[1] == "shapes 0.1.0"
 
 
 # docs/configs.md
