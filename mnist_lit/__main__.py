@@ -2,5 +2,11 @@
 
 from mnist_lit import main
 
-if __name__ == "__main__":
+
+def command() -> None:
+    """Run the command line of this process; an installed command exits with what this returns."""
     main()
+
+
+if __name__ == "__main__":
+    command()

@@ -8,7 +8,6 @@ from typing import Any, Self
 import torch
 import yaml
 from jsonargparse import Namespace
-from jsonargparse.typing import restricted_number_type
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, ProgressBar
@@ -16,6 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning_utilities.core.rank_zero import rank_zero_only
 
+from mnist_lit.arguments import arguments_of
 from mnist_lit.command_line import CommandLine
 from mnist_lit.data.datamodule import MNISTDataModule
 from mnist_lit.errors import UsageError
@@ -39,9 +39,6 @@ from mnist_lit.training.run_dir import LOGS, RunDir, is_global_zero, write_text
 
 __all__ = ["CLI"]
 
-# Annotated Any, as mypy takes no type that a function makes; without a name jsonargparse makes one of the range.
-Threads: Any = restricted_number_type(None, int, [(">=", 1), ("<=", 1024)])
-Port: Any = restricted_number_type(None, int, [(">=", 1), ("<=", 65535)])
 CALLBACKS = {"checkpoint": BestCheckpoint, "early_stopping": EarlyStop, "ema": EMA, "pictures": Pictures}
 TRAINER_DEFAULTS = {
     "max_epochs": 10,
@@ -59,41 +56,6 @@ TRAINER_WITHOUT_RUN = {
     "precision": "32-true",
     "logger": False,
     "profiler": None,
-}
-# Type, default and help of the arguments beside trainer, model, data and callbacks.
-ARGUMENTS: dict[str, tuple[Any, Any, str]] = {
-    "ckpt_path": (str | None, None, "Checkpoint: a run directory, a file or a URL."),
-    "run_dir": (str | None, None, "Folder of the run; default the next free logs/run_N."),
-    "test_after_fit": (bool, False, "Whether fit ends with a test of the best checkpoint."),
-    "csv": (bool, False, "Whether the scalars are also written to RUN/metrics.csv."),
-    "report": (bool, True, "Whether the run is also shown on a page, RUN/report.html."),
-    "num_threads": (
-        Threads | None,
-        None,
-        "Threads of torch on the CPU, 1 to 1024; default one for each core. The last bits depend on it.",
-    ),
-}
-ENSEMBLE: tuple[Any, Any, str] = (
-    list[str],
-    [],
-    "More checkpoints (file, URL, run directory), whose probabilities are averaged with ckpt_path's.",
-)
-COMMAND_ARGUMENTS: dict[str, dict[str, tuple[Any, Any, str]]] = {
-    "fit": {},
-    "export": {
-        "ensemble": ENSEMBLE,
-        "output": (
-            str,
-            "model.onnx",
-            "File to write, from uint8 images to probabilities: `.onnx` or `.pt2`.",
-        ),
-        "int8": (bool, False, "Whether a variant of eight bits is written, too (`.onnx` only)."),
-    },
-    "demo": {
-        "ensemble": ENSEMBLE,
-        "host": (str, "127.0.0.1", "Address to listen at; the default can be reached from this machine only."),
-        "port": (Port, 7860, "Port to listen at, 1 to 65535."),
-    },
 }
 # Making a parser takes a quarter of a second, and a search runs `fit` many times in a process.
 PARSERS: dict[Any, LightningArgumentParser] = {}
@@ -167,8 +129,7 @@ class CLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         for name, callback in CALLBACKS.items():
             parser.add_lightning_class_args(callback, name)
-        arguments = ARGUMENTS | COMMAND_ARGUMENTS.get(self.command, {"ensemble": ENSEMBLE})
-        for name, (value_type, default, text) in arguments.items():
+        for name, (value_type, default, text) in arguments_of(self.command).items():
             parser.add_argument(f"--{name}", type=value_type, default=default, help=text)
         accepted = inspect.signature(self._model_class).parameters
         if "image_size" in accepted:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from mnist_lit.errors import MNISTLitError, Stopped, UsageError
 from mnist_lit.search.check import Base, check, trial_args, write_overlay
-from mnist_lit.search.results import confirm, format_scores, print_results, write_results
+from mnist_lit.search.results import confirm, fit_command, format_results, format_scores, write_results
 from mnist_lit.search.settings import Settings, UnknownMetricError, parse
 from mnist_lit.search.space import Params, Space
 from mnist_lit.search.storage import HEARTBEAT, DatabaseGoneError
@@ -71,7 +71,14 @@ def search(args: Sequence[str], program: Callable[..., Any]) -> optuna.Study:
                 raise Stopped(stop.signum, f"what was done is kept; go on with: {command}") from stop
     finally:
         kill_workers()
-    print_results(study, settings)
+    from mnist_lit.search.report import write_report  # plotly
+
+    page = write_report(study, settings)
+    if not (best := ranked(study)):
+        raise MNISTLitError(f"no trial has ended with a score\nsee {page}")
+    print(format_results(study, settings))
+    print(f"best: trial {best[0].number}; train it again with: {fit_command(settings)}")
+    print(f"report: {page}\n{settings.folder}")
     return study
 
 

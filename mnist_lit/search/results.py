@@ -17,7 +17,6 @@ from optuna.trial import FrozenTrial, TrialState
 from tqdm import tqdm
 
 from mnist_lit.command_line import program_name
-from mnist_lit.errors import MNISTLitError
 from mnist_lit.formatting import escape_unprintable, format_score, format_value, short_names
 from mnist_lit.search.check import trial_args, write_overlay
 from mnist_lit.search.settings import Settings
@@ -26,7 +25,7 @@ from mnist_lit.search.study import counted, ranked
 from mnist_lit.search.worker import Worker, train
 from mnist_lit.training.run_dir import write_text
 
-__all__ = ["confirm", "confirmed_scores", "format_scores", "print_results", "write_results"]
+__all__ = ["confirm", "confirmed_scores", "fit_command", "format_results", "format_scores", "write_results"]
 
 NUM_SHOWN = 10
 
@@ -46,22 +45,10 @@ def write_results(study: optuna.Study, settings: Settings) -> None:
             shutil.rmtree(folder / "checkpoints" if trial.number in numbers else folder, ignore_errors=True)
 
 
-def print_results(study: optuna.Study, settings: Settings) -> None:
-    """Write the report, and print the ten best trials and what to do with them.
-
-    Raises:
-        MNISTLitError: If no trial has a score.
-    """
-    from mnist_lit.search.report import write_report  # plotly
-
-    page = write_report(study, settings)
-    if not (best := ranked(study)):
-        raise MNISTLitError(f"no trial has ended with a score\nsee {page}")
-    print(_format_trials(best[:NUM_SHOWN], settings))
-    for line in _confirmation_lines(study, settings):
-        print(line)
-    print(f"best: trial {best[0].number}; train it again with: {_fit_command(settings)}")
-    print(f"report: {page}\n{settings.folder}")
+def format_results(study: optuna.Study, settings: Settings) -> str:
+    """Format the ten best trials, and those that were trained again, for the console."""
+    lines = [_format_trials(ranked(study)[:NUM_SHOWN], settings), *_confirmation_lines(study, settings)]
+    return "\n".join(lines)
 
 
 def format_scores(settings: Settings, scores: Sequence[float]) -> str:
@@ -147,11 +134,12 @@ def _best_overlay(trial: FrozenTrial, num_trials: int, settings: Settings) -> st
     scores = ", ".join(f"{metric} {score!r}" for metric, score in zip(settings.metrics, trial.values, strict=True))
     lines = [
         f"# Trial {trial.number}, the best of {num_trials} trials of the study {settings.study_name}: {scores}",
-        f"# Train it again: {_fit_command(settings)}",
+        f"# Train it again: {fit_command(settings)}",
     ]
     return "\n".join([*lines, yaml.safe_dump(nested(trial.user_attrs["overrides"]), sort_keys=False)])
 
 
-def _fit_command(settings: Settings) -> str:
+def fit_command(settings: Settings) -> str:
+    """Return the command that trains the best trial again."""
     configs = [str(file) for file in [*settings.configs, settings.folder / "best.yaml"]]
     return f"{program_name()} fit {' '.join(f'--config {shlex.quote(config)}' for config in configs)}"
