@@ -149,8 +149,8 @@ def test_the_console_has_a_table_and_the_run_has_a_picture(run_dir: Path, photos
     [
         (["photos/*.gif"], "photos/*.gif"),
         ([""], "''"),
-        (["x" * 300], "too long"),
-        (["~nobody_of_that_name/x.png"], "home directory"),
+        (["x" * 300], "data.predict_paths"),
+        (["~nobody_of_that_name/x.png"], "~nobody_of_that_name"),
         (["photos/empty.png", "photos/three.png"], "photos/three.png"),  # a pattern without quotes
     ],
     ids=["none", "empty", "long", "home", "shell"],

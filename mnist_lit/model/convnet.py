@@ -5,7 +5,7 @@ from typing import Any
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveInt
 
 from mnist_lit.model.classifier import Classifier
-from mnist_lit.model.networks import NUM_CLASSES, Activation, GlobalPool, Network, Norm, Pooling
+from mnist_lit.model.networks import Activation, GlobalPool, Network, Norm, Pooling
 
 __all__ = ["ConvNet"]
 
@@ -51,7 +51,7 @@ class ConvNet(Classifier):
         activation: Activation = "relu",
         dropout: ClosedUnitInterval = 0.0,
         image_size: PositiveInt = 28,
-        num_classes: PositiveInt = NUM_CLASSES,
+        num_classes: PositiveInt = 10,
         **kwargs: Any,
     ) -> None:
         network = Network(

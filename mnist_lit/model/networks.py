@@ -8,9 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-__all__ = ["NUM_CLASSES", "Activation", "GlobalPool", "Network", "Norm", "Pooling"]
-
-NUM_CLASSES = 10
+__all__ = ["Activation", "GlobalPool", "Network", "Norm", "Pooling"]
 
 Activation = Literal["relu", "gelu", "silu", "leaky_relu"]
 GlobalPool = Literal["none", "avg", "max"]
