@@ -35,8 +35,6 @@ from optuna.trial import FrozenTrial
 from torch.nn import functional as F
 
 from mnist_lit import main
-from mnist_lit.app import Request
-from mnist_lit.cli import rehearse
 from mnist_lit.data.datasets import load, stratified_split
 from mnist_lit.data.loaders import ImageDataset
 
@@ -171,7 +169,7 @@ def bare_loop(args: list[str]) -> None:
     Args:
         args: The command line after `python -m mnist_lit`.
     """
-    cli = rehearse(Request(args))
+    cli = main(args, is_dry=True)
     data, network, smoothing = cli.datamodule, cli.model.network, cli.model.label_smoothing
     images, labels = load(data.dataset, data.data_dir, "train")
     train, val = stratified_split(labels, data.val_size)

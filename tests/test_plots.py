@@ -122,7 +122,9 @@ def test_grid_shows_any_number_of_grey_or_coloured_images(num_images: int, num_c
     axes = plot_images("title", "caption", images, ["7"] * num_images).axes[0]
 
     assert len(axes.texts) == num_images
-    assert axes.images[0].get_array().shape[1] % 9 == 0
+    pixels = axes.images[0].get_array()
+    assert pixels is not None
+    assert pixels.shape[1] % 9 == 0
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation")

@@ -153,13 +153,16 @@ def check_network(checkpoint: Checkpoint, state_dict: Mapping[str, Tensor], conf
 def _download(url: str) -> Path:
     """Download a checkpoint; what follows `#sha256=` in its URL is the digest that it must have."""
     address, _, digest = url.partition("#sha256=")
+    try:
+        parts = urlsplit(address)
+    except ValueError as error:
+        raise UsageError(f"{url} is no address: {error}") from error
+    if parts.scheme == "http" and parts.hostname not in THIS_MACHINE and not digest:
+        raise UsageError(f"{url} could be exchanged on its way\nuse https://, or add its digest: http://…#sha256=…")
     folder = Path(tempfile.mkdtemp(prefix="mnist_lit-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     file, timeout = folder / "downloaded.ckpt", socket.getdefaulttimeout()
     try:
-        parts = urlsplit(address)
-        if parts.scheme == "http" and parts.hostname not in THIS_MACHINE and not digest:
-            raise UsageError(f"{url} could be exchanged on its way\nuse https://, or add its digest: http://…#sha256=…")
         socket.setdefaulttimeout(30)  # torch would wait for ever
         torch.hub.download_url_to_file(address, str(file), hash_prefix=digest.lower() or None, progress=False)
     except (OSError, HTTPException, RuntimeError, ValueError) as error:
