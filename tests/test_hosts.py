@@ -147,7 +147,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
 
 
 def assert_complete(server: Server, tmp_path: Path, num_trials: int = 8) -> list[dict[str, Any]]:
-    """There are as many results as were asked for, or one more if both began the last one; the trials that were lost."""
+    """Return the trials that were lost; there are as many results as asked for, or one more if both began the last."""
     everything = trials(server)
     retried = {number for trial in everything for number in trial.get("retry_history", [])}
     results = [trial for trial in everything if trial["number"] not in retried]
