@@ -176,7 +176,8 @@ def test_search_ends_with_its_trials_its_best_and_its_report(plain: dict[str, En
     assert first.states == [TrialState.COMPLETE] * 3
     assert first.output.splitlines()[-1] == str(FOLDER)
     best = max(range(3), key=lambda number: first.trials[number].value or 0)
-    assert f"best: trial {best}; train it again with --config {FOLDER}/best.yaml" in first.output
+    [line] = [line for line in first.output.splitlines() if line.startswith(f"best: trial {best}; ")]
+    assert line.endswith(f" fit --config {FOLDER}/best.yaml")
     assert first.errors == ""
 
 
@@ -253,24 +254,18 @@ def test_each_trial_is_a_row_and_a_run_directory(pair: tuple[Path, Ended, Ended]
 def test_best_is_confirmed_with_other_seeds_once(pair: tuple[Path, Ended, Ended]) -> None:
     folder, ended, again = pair
     best = max(ended.trials, key=lambda trial: trial.value or 0).number
-    first_time = [line for line in ended.output.splitlines() if re.match(r"trial \d+ with seed", line)]
-
-    assert [line.split(":")[0] for line in sorted(first_time)] == [
-        f"trial {best} with seed {seed}" for seed in (43, 44)
-    ]
     assert re.search(rf"trial {best}: val/acc .* in the search, .* ± .* with 2 other seeds", ended.output)
-    assert "with seed" not in again.output
     assert "with 2 other seeds" in again.output
-    seeds = [yaml.safe_load(file.read_text())["seed_everything"] for file in folder.glob(f"{FOLDER}/confirm/*/c*.yaml")]
-    assert sorted(seeds) == [43, 44]
+    configs = sorted((folder / FOLDER / "confirm").glob("*/config.yaml"))
+    assert [yaml.safe_load(config.read_text())["seed_everything"] for config in configs] == [43, 44]
+    assert all(config.stat().st_mtime < (folder / "search.yaml").stat().st_mtime for config in configs)
 
 
 # Parameters that were tried
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_parameters_are_trained_once(workers: int) -> None:
-    ended = search(n_trials=6, workers=workers, sampler=RANDOM, space=dropouts(0.0, 0.2))
+def test_parameters_that_are_complete_are_not_trained_again() -> None:
+    ended = search(n_trials=6, sampler=RANDOM, space=dropouts(0.0, 0.2))
 
     assert ended.states == [TrialState.COMPLETE] * 6
     assert len(list((FOLDER / "trials").iterdir())) == 2
@@ -284,15 +279,6 @@ def test_parameters_are_trained_once(workers: int) -> None:
         assert "duplicate_of" not in original.user_attrs
         assert copy.params == original.params
     assert len({row["run_dir"] for row in ended.rows}) == 2
-
-
-def test_failure_is_not_tried_again() -> None:
-    ended = search(n_trials=6, sampler=RANDOM, space=dropouts(0.0, 0.2), **faults({0.2: "raise"}))
-
-    failed = [trial for trial in ended.trials if trial.params["model.dropout"] == 0.2]
-    assert {trial.state for trial in failed} == {TrialState.FAIL}
-    assert len([trial for trial in failed if "duplicate_of" not in trial.user_attrs]) == 1
-    assert {row["error"] for row in ended.rows if row["state"] == "FAIL"} == {"LookupError: this dropout is not liked"}
 
 
 # Trials that go wrong

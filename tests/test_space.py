@@ -10,12 +10,11 @@ import pytest
 import yaml
 from conftest import CONFIGS
 
-from mnist_lit.app import dry_run
+from mnist_lit import main
 from mnist_lit.errors import UsageError
 from mnist_lit.search.check import check
 from mnist_lit.search.settings import Settings
 from mnist_lit.search.space import Space, nested
-from mnist_lit.search.worker import Program
 
 Declared = dict[str, Any]
 INTERVAL = {"low": 0.1, "high": 0.2}
@@ -154,8 +153,8 @@ def test_class_beside_its_arguments_is_a_class_path_in_any_order() -> None:
         ({"length": {"low": 0.5, "high": 2}, "items": {"choices": [1]}}, "length"),
         ({"length": 3, "items": {"choices": [1]}}, "length"),
         ({"length": {"low": 1, "high": 2}, "items": {"choices": [1], "when": {"a": 1}}}, "when"),
-        ({"items": []}, "items"),
-        ({"items": [{"choices": [1]}], "length": {"low": 1, "high": 1}}, "length"),
+        ({"items": []}, "length"),
+        ({"items": [{"choices": [1]}], "length": {"low": 1, "high": 1}}, "items"),
         ({"items": [{"choices": []}]}, "items.0"),
         ({"choices": [1], "when": 3}, "when"),
         ({"choices": [1], "when": {"b": 1}}, "b"),
@@ -186,7 +185,7 @@ def checked(tmp_path: Path) -> Any:
         configs = [str(CONFIGS / "base.yaml"), str(CONFIGS / "digits.yaml")]
         try:
             settings = Settings(space=space, configs=configs, overrides=overrides or {})
-            return check(settings, Program(fit=print, dry_run=dry_run))[1]
+            return check(settings, main)[1]
         finally:
             assert list(tmp_path.iterdir()) == []
 

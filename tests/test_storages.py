@@ -197,15 +197,14 @@ def test_two_machines_finish_one_study_together(
     for process in started:
         assert process.wait(timeout=200) == 0, (tmp_path / "one.log").read_text() + (tmp_path / "two.log").read_text()
     study = opened(postgresql)
-    counted = [trial for trial in study.trials if "surplus" not in trial.user_attrs]
-    assert [trial.state for trial in counted] == [TrialState.COMPLETE] * num_trials
-    assert all(trial.state.is_finished() for trial in study.trials)
-    assert len({str(trial.params) for trial in counted}) == num_trials
-    shares = Counter(next(n for n in ("one", "two") if f"/{n}/" in trial.user_attrs["owner"]) for trial in counted)
+    assert num_trials <= len(study.trials) <= num_trials + 1, "both may begin the last one at the same moment"
+    assert {trial.state for trial in study.trials} == {TrialState.COMPLETE}
+    assert len({str(trial.params) for trial in study.trials}) == len(study.trials)
+    shares = Counter(next(n for n in ("one", "two") if f"/{n}/" in trial.user_attrs["owner"]) for trial in study.trials)
     assert min(shares["one"], shares["two"]) > 0
     for name in ("one", "two"):
         folder = tmp_path / name / "logs/search/tiny"
-        assert numbers(folder) == [trial.number for trial in counted]
+        assert numbers(folder) == finished(study)
         assert len(list((folder / "trials").iterdir())) == shares[name]
         for file in ("best.yaml", "report/index.html", "search.yaml"):
             assert "secret" not in (folder / file).read_text(encoding="utf-8")

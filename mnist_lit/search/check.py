@@ -1,5 +1,6 @@
 """Make the command lines of trials, and try every key and every bound before trial 0."""
 
+import re
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -55,8 +56,9 @@ def check(settings: Settings, program: Callable[..., Any]) -> tuple[Base, Space]
             try:
                 return worker.submit(_dry_run, program, trial_args(settings, overlay), fetch=not params).result()
             except UsageError as error:
-                point = f"in space, at {params}" if params else "in overrides"
-                raise UsageError(str(error).replace(f"{overlay}, ", f"{point}, ", 1)) from error
+                # Users do not know the file, which is deleted.
+                where = "space" if params else "overrides"
+                raise UsageError(re.sub(rf"^{re.escape(str(overlay))}, line \d+: ", f"{where}.", str(error))) from error
 
         base = build({})
         _check_comparable(base.config)

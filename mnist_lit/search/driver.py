@@ -208,6 +208,7 @@ class Driver:
         for other in self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
             if other.params == trial.params:
                 trial.set_user_attr("duplicate_of", other.number)
+                trial.set_user_attr("run_dir", other.user_attrs["run_dir"])
                 self._tell(trial, Result(TrialState.COMPLETE, other.values, 0.0))
                 self._print(trial.number, f"the parameters of trial {other.number}, and its result")
                 return

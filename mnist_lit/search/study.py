@@ -37,11 +37,14 @@ class Study(optuna.Study):
     def __init__(self, name: str, storage: BaseStorage, sampler: BaseSampler, pruner: BasePruner) -> None:
         super().__init__(name, storage, sampler, pruner)
         self.storage = storage
-        self.is_exhausted = False
+
+    @property
+    def is_exhausted(self) -> bool:
+        return bool(self.user_attrs.get("exhausted") == type(self.sampler).__name__)
 
     def stop(self) -> None:
         """Note that the sampler has proposed all points; Optuna's method works in `optimize` only."""
-        self.is_exhausted = True
+        self.set_user_attr("exhausted", type(self.sampler).__name__)  # also for later starts
 
     def trial_id(self, number: int) -> int:
         """Return the key of a trial in the storage."""
@@ -80,7 +83,6 @@ def fail_and_retry(study: Study, number: int, reason: str, *, once: bool = False
     # First the retry: should this process die in between, nothing is lost, and `counted` sees the retry.
     if is_counted and not (once and happened):
         Retry()(study, trials[number])
-        study.is_exhausted = False
     with contextlib.suppress(UpdateFinishedTrialError):  # another driver was quicker
         study.storage.set_trial_user_attr(study.trial_id(number), "error", reason)
         study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
