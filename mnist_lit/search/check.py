@@ -63,9 +63,13 @@ def check(settings: Settings, program: Callable[..., Any]) -> tuple[Base, Space]
         base = build({})
         _check_comparable(base.config)
         space = Space(settings.space, base.config)
+        known = flat(base.config)
         for params in space.corners():
-            _check_comparable(build(params).config)
-    return base, space
+            config = build(params).config
+            _check_comparable(config)
+            # Some keys exist in some trials only, for example the momentum of one of several optimizers.
+            known = {key: value for key, value in flat(config).items() if key in settings.space} | known
+    return base, Space(settings.space, nested(known))
 
 
 def trial_args(settings: Settings, overlay: Path) -> list[str]:
