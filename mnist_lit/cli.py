@@ -140,7 +140,7 @@ class CLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         assert isinstance(parser, Parser)
         is_fit = self.command == "fit"
-        if path := self.command_line.value_of("ckpt_path"):
+        if (path := self.command_line.value_of("ckpt_path")) is not None:
             self.checkpoint = find_checkpoint(path, for_fit=is_fit)
             self.goes_on = is_fit and Path(path).is_dir()
         self.config = parse(parser, self.command_line, self.checkpoint)

@@ -1,9 +1,10 @@
 """The parser's messages in few lines: where the mistake stands, the reason, the nearest valid names."""
 
 import functools
-import importlib
 import inspect
+import os
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -22,11 +23,19 @@ NOISE = re.compile(
     r"$|Does not val|Subtypes|Errors:|Given|Expected a path but|.*NoneType'>$|Problem with|Not a val|Subclass|an? "
 )
 PYTHON = [
+    (r"int\(\) argument must be .*, not 'NoneType'", "must be a whole number, got null"),
     (r"<class '(?:\w+\.)*(\w+)'>", r"\1"),
     (r"typing\.Literal\[(.*?)\]", r"one of \1"),
     (r"Not of type \w+: ", ""),
     (r"\bv(?=[<>])", ""),
 ]
+MODULES = (
+    "torch.optim",
+    "torch.optim.lr_scheduler",
+    "lightning.pytorch.callbacks",
+    "optuna.samplers",
+    "optuna.pruners",
+)
 LONG_WORD = re.compile(r"([^\s'\"]{200})[^\s'\"]+")
 STEPS = "it is filled in: the number of steps of the run"
 # Arguments of optimizers and schedules that other keys give.
@@ -54,22 +63,28 @@ def explain(message: str, keys: Iterable[str], command_line: CommandLine) -> str
     arguments = [*inner, *("".join(found) for found in ARGUMENT.findall(message))]
     names = [name for argument in arguments for name in (argument, f"{key}.init_args.{argument}", f"{key}.{argument}")]
     given = next((name for name in [*names, key] if command_line.is_given(name)), key)
-    return f"{command_line.origin(given, message)}: {explain_object(message)}" if key else message
+    arguments = [name.removeprefix(f"{key}.") for name in keys if name.startswith(f"{key}.")]
+    return f"{command_line.origin(given, message)}: {explain_object(message, arguments)}" if key else message
 
 
-def explain_object(message: str) -> str:
-    """Explain in at most two lines why a value or an object of the configuration is refused."""
+def explain_object(message: str, arguments: Iterable[str] = ()) -> str:
+    """Explain in at most two lines why a value or an object of the configuration is refused.
+
+    Args:
+        message: The message of the parser.
+        arguments: The keys below the one that it is about.
+    """
     lines = [line.strip(" -") for line in KEY.sub("", message).splitlines()]
     reasons = list(dict.fromkeys(line for line in lines if not NOISE.match(line))) or lines
     reason = min(reasons, key=lambda text: text.startswith(("Expected a <", "Expected a typing")))
     value = next((line.removeprefix("Given value: ") for line in lines if line.startswith("Given value: ")), "")
     for pattern, words in PYTHON:
         reason = re.sub(pattern, words, reason)
-    argument = re.search(r"Option '(\w+)' is not accepted", reason)
+    argument = re.search(r"(?:Option|has no attribute) '(\w+)'", reason)
     word = argument[1] if argument else (re.findall(r"\w+", value or reason) or [""])[-1]
     options = re.findall(r"'(\w+)'", reason.partition("Got value")[0])
     got = f" (given: {value})" if value not in reason and not re.match(r"\{|\[|Namespace|NestedArg", value) else ""
-    names = {*options, *(_class_names() if argument or not options else ())} - {word}
+    names = {*options, *arguments, *(_class_names() if argument or not options else ())} - {word}
     hint = FILLED_IN.get(word, "") if argument else ""
     return f"{reason}{got}\n{hint or did_you_mean(word, names)}".strip()
 
@@ -77,10 +92,10 @@ def explain_object(message: str) -> str:
 @functools.cache
 def _class_names() -> frozenset[str]:
     """List the classes that the configuration may name, and their arguments."""
-    modules = map(importlib.import_module, ("torch.optim", "torch.optim.lr_scheduler", "lightning.pytorch.callbacks"))
+    modules = [sys.modules[name] for name in MODULES if name in sys.modules]
     classes = [(name, getattr(module, name)) for module in modules for name in module.__all__]
     arguments = (inspect.signature(value).parameters for _, value in classes if inspect.isclass(value))
-    return frozenset({name for name, _ in classes}.union(*arguments))
+    return frozenset({"class_path", "init_args"}.union((name for name, _ in classes), *arguments))
 
 
 def explain_trainer(message: str, settings: Mapping[str, Any], command_line: CommandLine) -> str:
@@ -93,9 +108,16 @@ def explain_trainer(message: str, settings: Mapping[str, Any], command_line: Com
 
 def unknown_key(key: str, keys: Iterable[str], command_line: CommandLine) -> str:
     """Name an unknown key, where it was given, and the nearest keys."""
+    if not command_line.is_given(key) and os.path.exists(key):  # noqa: PTH110  # also false for a name that is too long
+        hint = "--config" if key.endswith((".yaml", ".yml")) else "--data.predict_paths 'photos/*.jpg', with quotes"
+        return f"{key}: belongs to no key\ndid you mean {hint}?"
     known = set(keys)
     groups = {name.rpartition(".")[0] for name in known if "." in name}
     ends = sorted(name for name in known if name.endswith(f".{key}"))
     hint = f"did you mean {' or '.join(ends)}?" if ends else did_you_mean(key, known | groups)
     help_line = f"all keys: {command_line.program} --help"
+    if command_line.program.endswith(" search"):
+        help_line = f"keys of fit go into overrides or space\n{help_line}"
+    elif key.startswith("space."):
+        help_line = "a config with a space is for the command search"
     return f"{command_line.origin(key)}: there is no such key\n{hint or help_line}"

@@ -180,28 +180,25 @@ def test_a_class_path_is_imported_before_it_is_refused(
 
     error = fails("fit", *SMALL, "--trainer.callbacks+=refused.Other")
 
-    assert "refused.Other is no Callback" in error
+    assert "refused.Other" in error
     assert "refused" in sys.modules
 
 
-@pytest.mark.parametrize("is_in_a_run_directory", [False, True])
-def test_only_a_run_directory_brings_callbacks(
-    is_in_a_run_directory: bool,
-    tmp_path: Path,
-    fit: Callable[..., Any],
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+def test_only_a_fit_that_goes_on_brings_callbacks(
+    tmp_path: Path, fit: Callable[..., Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "stranger.py").write_text(
         "from lightning.pytorch import Callback\nclass Loud(Callback):\n    def __init__(self): print('called')\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    file = Path(fit("--run_dir=run").trainer.checkpoint_callback.best_model_path)
-    change(file, "trainer", callbacks=[{"class_path": "stranger.Loud"}])
+    fit("--run_dir=run")
+    change(Path("run/checkpoints/best.ckpt"), "trainer", callbacks=[{"class_path": "stranger.Loud"}])
+    change(Path("run/checkpoints/last.ckpt"), "trainer", callbacks=[{"class_path": "stranger.Loud"}])
 
-    main(["test", f"--ckpt_path={file if is_in_a_run_directory else file.rename('stranger.ckpt')}"])
-
-    assert ("called\n" in capsys.readouterr().out) == is_in_a_run_directory
+    main(["test", "--ckpt_path=run"])
+    assert "called\n" not in capsys.readouterr().out
+    main(["fit", "--ckpt_path=run", "--trainer.max_epochs=3"])
+    assert "called\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("key", ["accelerator", "callbacks", "logger", "plugins", "profiler", "strategy"])
@@ -220,10 +217,11 @@ def test_no_other_checkpoint_names_a_class_of_the_trainer(
 
 @pytest.mark.parametrize("key", ["optimizer", "schedule"])
 def test_the_model_takes_no_other_classes(key: str, fit: Callable[..., Any], fails: Callable[..., str]) -> None:
-    file = Path(fit("--run_dir=run").trainer.checkpoint_callback.best_model_path)
+    file = Path(fit("--run_dir=run").trainer.checkpoint_callback.best_model_path).rename("stranger.ckpt")
     change(file, "model", **{key: {"class_path": "subprocess.Popen", "init_args": {"args": "touch called"}}})
 
-    error = fails("test", f"--ckpt_path={file}")
+    main(["test", f"--ckpt_path={file}"])
+    error = fails("fit", f"--ckpt_path={file}")
 
     assert "subprocess.Popen" in error
     assert not Path("called").exists()

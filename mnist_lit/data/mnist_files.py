@@ -51,7 +51,7 @@ class MNISTFiles:
         """Load the images, of shape (n, 28, 28), and the labels of a split."""
         folder = self._folder(data_dir)
         images, labels = (self._find(folder, file) for file in _files([split]))
-        if images is None or labels is None:
+        if images is None or labels is None or labels.max() > 9:
             raise self._error(folder, self._missing(folder, [split]), self.mirrors)
         return images, labels.long()
 

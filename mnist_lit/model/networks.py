@@ -109,6 +109,8 @@ def _num_features(stages: nn.Module, image_size: int) -> int:
         with torch.no_grad():
             return int(stages.eval()(torch.zeros(1, 1, image_size, image_size)).numel())
     except RuntimeError as error:
+        if "memory" in str(error):
+            raise
         raise ValueError(
             f"the stages of model.channels leave no pixel of images of {image_size}x{image_size}\nuse fewer, a larger "
             "data.image_size, model.pooling: none, or less model.kernel_size or model.unpadded_stages"
