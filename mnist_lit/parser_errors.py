@@ -61,7 +61,7 @@ def explain(message: str, keys: Iterable[str], command_line: CommandLine) -> str
         return unknown_key(unknown[1] or ".".join(filter(None, unknown.groups()[1:])), keys, command_line)
     key, *inner = ["".join(found) for found in KEY.findall(message)] or [""]
     arguments = [*inner, *("".join(found) for found in ARGUMENT.findall(message))]
-    names = [name for argument in arguments for name in (argument, f"{key}.init_args.{argument}", f"{key}.{argument}")]
+    names = [name for argument in arguments for name in (argument, f"{key}.{argument}", f"{key}.init_args.{argument}")]
     given = next((name for name in [*names, key] if command_line.is_given(name)), key)
     arguments = [name.removeprefix(f"{key}.") for name in keys if name.startswith(f"{key}.")]
     return f"{command_line.origin(given, message)}: {explain_object(message, arguments)}" if key else message
@@ -84,7 +84,10 @@ def explain_object(message: str, arguments: Iterable[str] = ()) -> str:
     word = argument[1] if argument else (re.findall(r"\w+", value or reason) or [""])[-1]
     options = re.findall(r"'(\w+)'", reason.partition("Got value")[0])
     got = f" (given: {value})" if value not in reason and not re.match(r"\{|\[|Namespace|NestedArg", value) else ""
-    names = {*options, *arguments, *(_class_names() if argument or not options else ())} - {word}
+    classes = (
+        _class_names() if not (options or arguments) and re.search("class|Option|attribute|import", reason) else ()
+    )
+    names = {*options, *arguments, *classes} - {word}
     hint = FILLED_IN.get(word, "") if argument else ""
     return f"{reason}{got}\n{hint or did_you_mean(word, names)}".strip()
 
