@@ -299,12 +299,8 @@ def test_checkpoint_of_another_version_works_without_the_keys_that_are_gone(
     cli = main(["test", "--ckpt_path=old.ckpt", *DIGITS])
 
     notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
-    named = [
-        name
-        for name in ("squeeze", "telemetry")
-        if any(f".{name}'" in f".{note}" or f"'{name}'" in note for note in notes)
-    ]
-    assert named == (["squeeze", "telemetry"] if has_config else ["squeeze"])
+    text = "".join(notes)
+    assert ("squeeze" in text, "telemetry" in text) == (True, has_config)
     assert 0.3 < float(cli.trainer.callback_metrics["test/acc"]) <= 1
 
 
