@@ -82,7 +82,7 @@ def explain_object(message: str, arguments: Iterable[str] = ()) -> str:
         reason = re.sub(pattern, words, reason)
     argument = re.search(r"(?:Option|has no attribute) '(\w+)'", reason)
     word = argument[1] if argument else (re.findall(r"\w+", value or reason) or [""])[-1]
-    options = re.findall(r"'(\w+)'", reason.partition("Got value")[0])
+    options = [] if argument else re.findall(r"'(\w+)'", reason.partition("Got value")[0])
     got = f" (given: {value})" if value not in reason and not re.match(r"\{|\[|Namespace|NestedArg", value) else ""
     classes = (
         _class_names() if not (options or arguments) and re.search("class|Option|attribute|import", reason) else ()
