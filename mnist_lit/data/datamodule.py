@@ -124,18 +124,18 @@ class MNISTDataModule(LightningDataModule):
             self._training_data()
 
     def setup(self, stage: str) -> None:
-        assert self.trainer is not None
-        strategy = self.trainer.strategy
         if stage in ("fit", "validate") and "train" not in self.splits:
             self.splits["train"], self.splits["val"], self.statistics = self._training_data()
-            # All processes of a run must shuffle alike, also if none was given a seed.
-            self.seed = strategy.broadcast(self.seed)
+            if self.trainer is not None:
+                # All processes of a run must shuffle alike, also if none was given a seed.
+                self.seed = self.trainer.strategy.broadcast(self.seed)
         if stage == "predict" and self.predict_paths is not None:
             self.splits["image_files"] = self._load_image_files(self.predict_paths)
         elif stage in ("test", "predict") and "test" not in self.splits:
             self.splits["test"] = ImageDataset(*load(self.dataset, self.data_dir, "test"))
-        if self.resident:
-            self.splits = {name: split.to(strategy.root_device) for name, split in self.splits.items()}
+        if self.resident and self.trainer is not None:
+            device = self.trainer.strategy.root_device
+            self.splits = {name: split.to(device) for name, split in self.splits.items()}
 
     def _training_data(self) -> tuple[ImageDataset, ImageDataset, tuple[float, float]]:
         return _load_training_data(self.dataset, self.data_dir.resolve(), self.val_size)
