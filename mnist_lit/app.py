@@ -11,7 +11,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from mnist_lit.command_line import COMMANDS, DEBUG_VARIABLE, CommandLine, program_name, read_environment
-from mnist_lit.errors import MNISTLitError, Stopped, UsageError, describe_machine_error, did_you_mean
+from mnist_lit.errors import MNISTLitError, Stopped, UsageError, describe_machine_error, did_you_mean, format_own_frames
 from mnist_lit.formatting import escape_unprintable, shorten
 from mnist_lit.signals import defer_signals, ignore_sigint, raise_on_signals
 
@@ -70,13 +70,14 @@ def main(
 
             return search(flags, functools.partial(main, **classes))
         command_line = CommandLine(f"{program_name()} {command}", flags, read_environment(command))
-        # torch's imports abort or recurse endlessly when they are interrupted.
-        with _without_garbage_collection(), defer_signals():
-            from mnist_lit.commands import dry_run, run
+        # torch's imports abort or recurse endlessly when they are interrupted. Garbage collection takes a fifth of
+        # their time and finds nothing.
+        with defer_signals():
+            gc.disable()
+            from mnist_lit.commands import run
 
-        if is_dry:
-            return dry_run(command, command_line, **classes)
-        return run(command, command_line, callbacks=callbacks, **classes)
+            gc.enable()
+        return run(command, command_line, callbacks=callbacks, is_dry=is_dry, **classes)
     raise AssertionError
 
 
@@ -110,43 +111,30 @@ def short_errors() -> Iterator[None]:
     """
     try:
         yield
-    except Stopped as stop:
-        _print_error(str(stop))
-        raise SystemExit(stop.exit_code) from stop
-    except MNISTLitError as error:
-        _fail(error, str(error), error.exit_code)
     except KeyboardInterrupt as error:
         _fail(error, "interrupted", 128 + signal.SIGINT)
     except BrokenPipeError as error:
         raise SystemExit(128 + signal.SIGPIPE) from error
+    except (MNISTLitError, Stopped) as error:
+        _fail(error, str(error), error.exit_code)
     except Exception as error:
-        if message := describe_machine_error(error):
-            _fail(error, message, 1)
-        _fail(error, f"{type(error).__name__}: {error}", 1, hint=f"{DEBUG_VARIABLE}=1 shows the traceback")
+        _fail(error, describe_machine_error(error), 1)
 
 
-@contextmanager
-def _without_garbage_collection() -> Iterator[None]:
-    """Import without garbage collection, which takes a fifth of the time and finds nothing."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
-
-
-def _fail(error: BaseException, message: str, exit_code: int, hint: str = "") -> NoReturn:
+def _fail(error: BaseException, message: str, exit_code: int) -> NoReturn:
+    """Print a short message, or for an error of code its own frames, and exit."""
     if os.environ.get(DEBUG_VARIABLE):
         raise error
-    lines = [escape_unprintable(shorten(line, MAX_LINE)) for line in message.splitlines() if line.strip()]
-    lines = (lines or ["unknown"])[: MAX_ERROR_LINES - bool(hint)]
-    _print_error("\n".join([f"error: {lines[0]}", *lines[1:], *[hint] * bool(hint)]))
-    raise SystemExit(exit_code) from error
-
-
-def _print_error(text: str) -> None:
+    frames: list[str] = []
+    hints = getattr(error, "__notes__", [])
+    if not message:
+        message = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        frames = format_own_frames(error).splitlines()
+        hints = [*hints, f"{DEBUG_VARIABLE}=1 shows the whole traceback"]
+    lines = [line for line in message.splitlines() if line.strip()] or ["unknown"]
+    lines = [*lines[: MAX_ERROR_LINES - len(hints)], *frames, *hints]
+    lines[0] = lines[0] if isinstance(error, Stopped) else f"error: {lines[0]}"
     with suppress(OSError):  # the terminal may have been closed
         # In one write: other processes of the run may print at the same moment.
-        print(f"{text}\n", end="", file=sys.stderr)
+        print("".join(f"{escape_unprintable(shorten(line, MAX_LINE))}\n" for line in lines), end="", file=sys.stderr)
+    raise SystemExit(exit_code) from error

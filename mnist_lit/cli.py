@@ -15,7 +15,6 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning_utilities.core.rank_zero import rank_zero_only
 
-from mnist_lit.arguments import arguments_of
 from mnist_lit.command_line import CommandLine
 from mnist_lit.data.datamodule import MNISTDataModule
 from mnist_lit.errors import UsageError
@@ -23,7 +22,7 @@ from mnist_lit.model.classifier import Classifier
 from mnist_lit.model.convnet import ConvNet
 from mnist_lit.model.ensemble import Ensemble
 from mnist_lit.parser_errors import explain_object, explain_trainer
-from mnist_lit.parsing import Parser, parse
+from mnist_lit.parsing import Parser, expand_home, parse
 from mnist_lit.training.callbacks import EMA, BestCheckpoint, EarlyStop, LastCheckpoint, Progress
 from mnist_lit.training.checkpoints import (
     AtomicCheckpointIO,
@@ -86,10 +85,7 @@ class CLI(LightningCLI):
         callbacks: Sequence[Callback] = (),
         is_dry: bool = False,
     ) -> None:
-        self.command = command
-        self.command_line = command_line
-        self.callbacks = callbacks
-        self.is_dry = is_dry
+        self.command, self.command_line, self.callbacks, self.is_dry = command, command_line, callbacks, is_dry
         self.checkpoint: Checkpoint | None = None
         self.goes_on = False  # `fit` continues a run in its own directory
         self.ensemble: list[Checkpoint] = []
@@ -129,8 +125,8 @@ class CLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         for name, callback in CALLBACKS.items():
             parser.add_lightning_class_args(callback, name)
-        for name, (value_type, default, text) in arguments_of(self.command).items():
-            parser.add_argument(f"--{name}", type=value_type, default=default, help=text)
+        assert isinstance(parser, Parser)
+        parser.add_command_arguments(self.command)
         accepted = inspect.signature(self._model_class).parameters
         if "image_size" in accepted:
             parser.link_arguments("data.image_size", "model.image_size")
@@ -141,6 +137,7 @@ class CLI(LightningCLI):
         assert isinstance(parser, Parser)
         is_fit = self.command == "fit"
         if (path := self.command_line.value_of("ckpt_path")) is not None:
+            path = expand_home(path)
             self.checkpoint = find_checkpoint(path, for_fit=is_fit)
             self.goes_on = is_fit and Path(path).is_dir()
         self.config = parse(parser, self.command_line, self.checkpoint)
@@ -156,6 +153,8 @@ class CLI(LightningCLI):
             for name, value in TRAINER_WITHOUT_RUN.items():
                 config.trainer[name] = value
             config.data.predict_paths = None
+        if config.trainer.enable_checkpointing is False:
+            config.checkpoint.enabled = False
         if self.command == "export":
             from mnist_lit.inference.export import check_output
 
@@ -214,7 +213,12 @@ class CLI(LightningCLI):
 
     def _claim(self) -> RunDir:
         """Find or make the run directory of this command, locked if it is trained in."""
-        existing, wanted = self._existing_run_dir(), self.wanted_run_dir
+        existing, wanted = self.checkpoint.run_dir if self.checkpoint else None, self.wanted_run_dir
+        if self.checkpoint and not self.goes_on:
+            # Results are of that run's network and data only.
+            dataset = self.checkpoint.config.get("data", {}).get("dataset", self.datamodule.dataset)
+            if self.command == "fit" or self.ensemble or dataset != self.datamodule.dataset:
+                existing = None
         if self.command in WITHOUT_RUN or not is_global_zero():
             return RunDir(wanted or existing or LOGS)
         if existing is None or (wanted is not None and wanted.resolve() != existing.resolve()):
@@ -224,21 +228,12 @@ class CLI(LightningCLI):
             run_dir.acquire()
         return run_dir
 
-    def _existing_run_dir(self) -> Path | None:
-        """Find the run that this command belongs to: its results are of that run's network and data only."""
-        if self.checkpoint is None or self.goes_on:
-            return self.checkpoint.run_dir if self.checkpoint else None
-        dataset = self.checkpoint.config.get("data", {}).get("dataset", self.datamodule.dataset)
-        is_of_run = self.command != "fit" and not self.ensemble and dataset == self.datamodule.dataset
-        return self.checkpoint.run_dir if is_of_run else None
-
     def _make_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config_init
         self.parser.callback_keys = [name for name in CALLBACKS if config[name].enabled]
         config.pictures.folder = self.run_dir / "pictures"
         self.trainer_defaults = {**TRAINER_DEFAULTS, "callbacks": self._callbacks(config)}
-        kwargs["enable_checkpointing"] = config.checkpoint.enabled
-        kwargs["logger"] = self._loggers(config.trainer.logger)
+        kwargs |= {"enable_checkpointing": config.checkpoint.enabled, "logger": self._loggers(config.trainer.logger)}
         try:
             trainer = super().instantiate_trainer(default_root_dir=self.run_dir, **kwargs)
         except (ValueError, TypeError, OverflowError, MisconfigurationException) as error:

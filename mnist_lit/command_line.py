@@ -9,18 +9,10 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from mnist_lit.config_files import find_config
 from mnist_lit.errors import UsageError, did_you_mean
 
-__all__ = [
-    "COMMANDS",
-    "DATA_DIR_VARIABLE",
-    "DEBUG_VARIABLE",
-    "CommandLine",
-    "program_name",
-    "read_config",
-    "read_environment",
-]
+__all__ = ["COMMANDS", "DATA_DIR_VARIABLE", "DEBUG_VARIABLE", "CommandLine"]
+__all__ += ["find_config", "program_name", "read_config", "read_environment"]
 
 COMMANDS = {
     "fit": "train a model, keep its best and its last checkpoint",
@@ -35,14 +27,8 @@ COMMANDS = {
 PREFIX = "MNIST_LIT_"
 DATA_DIR_VARIABLE = f"{PREFIX}DATA"
 DEBUG_VARIABLE = f"{PREFIX}DEBUG"
-MAX_CONFIG_BYTES = 1_000_000
-
-
-def program_name() -> str:
-    """Name the program as it is typed: a project of one's own has a name of its own."""
-    spec = getattr(sys.modules["__main__"], "__spec__", None)
-    name = spec.name.removesuffix(".__main__") if spec else ""
-    return f"python -m {name}" if name and not name.startswith(("pytest", "multiprocessing")) else "python -m mnist_lit"
+PACKAGE = Path(__file__).parent
+SHIPPED_CONFIGS = (PACKAGE / "configs", PACKAGE.parent / "configs")  # of an installed wheel, of a clone
 
 
 class Variable(NamedTuple):
@@ -72,9 +58,9 @@ class CommandLine:
     def __init__(self, program: str, args: Sequence[str], environment: dict[str, Variable] | None = None) -> None:
         self.program = program
         self.environment = dict(environment or {})
-        self.configs = [self.environment.pop("config").value] if "config" in self.environment else []
+        configs = [self.environment.pop("config").value] if "config" in self.environment else []
         parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-        parser.add_argument("-c", "--config", action="append", default=self.configs)
+        parser.add_argument("-c", "--config", action="append", default=configs)
         try:
             known, self.flags = parser.parse_known_args(args)
         except argparse.ArgumentError:
@@ -122,6 +108,13 @@ class CommandLine:
             yield f"{self.environment[key].name}: {key}", self.environment[key].value
 
 
+def program_name() -> str:
+    """Name the program as it is typed: a project of one's own has a name of its own."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    name = spec.name.removesuffix(".__main__") if spec else ""
+    return f"python -m {name}" if name and not name.startswith(("pytest", "multiprocessing")) else "python -m mnist_lit"
+
+
 def read_environment(command: str) -> dict[str, Variable]:
     """Find the keys that environment variables set.
 
@@ -142,18 +135,36 @@ def read_environment(command: str) -> dict[str, Variable]:
     return variables
 
 
+def find_config(path: str | Path, relative_to: Path | None = None) -> Path:
+    """Find a config file beside another file, in the working directory, or among the shipped ones.
+
+    Args:
+        path: As it was typed; of a shipped config with or without `configs/`.
+        relative_to: A folder to look in first; default none but the working directory.
+
+    Returns:
+        The first file of that name, or `path` itself where there is none.
+    """
+    path = Path(path).expanduser()
+    name = Path(*path.parts[1:]) if path.parts[:1] == ("configs",) else path
+    folders = [] if relative_to is None else [relative_to]
+    candidates = [*(folder / path for folder in folders), path, *(folder / name for folder in SHIPPED_CONFIGS)]
+    # Path.is_file raises where a name is too long.
+    return next((file for file in candidates if os.path.isfile(file)), path)  # noqa: PTH113
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """Read a YAML file of keys.
 
     Raises:
         UsageError: If there is no such file, or it holds something else.
     """
-    try:
-        content = yaml.load(_read_text(path), Loader=_UniqueKeyLoader)
-    except FileNotFoundError:
-        neighbours = {str(file) for file in path.parent.glob("*.yaml")} if path.parent.is_dir() else set()
+    if not os.path.isfile(path):  # noqa: PTH113
+        neighbours = {str(file) for file in path.parent.glob("*.yaml")} if os.path.isdir(path.parent) else set()  # noqa: PTH112
         hint = did_you_mean(str(path), neighbours) or "give the path of a YAML file, for example configs/base.yaml"
-        raise UsageError(f"--config: {path} does not exist\n{hint}") from None
+        raise UsageError(f"--config: there is no file {path}\n{hint}")
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f"{path}, line {mark.line + 1}, column {mark.column + 1}" if mark else str(path)
@@ -164,12 +175,6 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UsageError(f"--config: {path} holds no keys\nit needs lines like 'model:' and '  lr: 0.01'")
     return content
-
-
-def _read_text(path: Path) -> str:
-    if path.exists() and (not path.is_file() or path.stat().st_size > MAX_CONFIG_BYTES):
-        raise ValueError(f"it is no file of at most {MAX_CONFIG_BYTES:,} bytes")
-    return path.read_text(encoding="utf-8")
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):

@@ -1,44 +1,38 @@
 """The commands: what each of them does with trainer, model and data."""
 
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning_utilities.core.rank_zero import rank_zero_only
 from torch import Tensor
 
 from mnist_lit.cli import CLI
 from mnist_lit.command_line import CommandLine
 from mnist_lit.console import configure_logging, fit_lines, format_summary, metric_lines
-from mnist_lit.errors import MNISTLitError, Stopped, describe_machine_error
+from mnist_lit.errors import MNISTLitError, Stopped, UsageError, is_code_error
 from mnist_lit.inference.predict import predictions_for_test_set, report_predictions, write_predictions
 from mnist_lit.training.checkpoints import LAST, read_checkpoint
 from mnist_lit.training.hardware import configure_cpu
-from mnist_lit.training.run_dir import is_global_zero
+from mnist_lit.training.run_dir import is_global_zero, write_text
 
-__all__ = ["Commands", "dry_run", "run"]
+__all__ = ["Commands", "run"]
 
 
-def run(command: str, command_line: CommandLine, **kwargs: Any) -> "Commands":
-    """Build what a command line asks for, and run its command."""
+def run(command: str, command_line: CommandLine, *, is_dry: bool = False, **kwargs: Any) -> "Commands":
+    """Build what a command line asks for, and run its command unless it is a dry run."""
     configure_logging()
     configure_cpu()
-    commands = Commands(command, command_line, **kwargs)
-    try:
+    commands = Commands(command, command_line, is_dry=is_dry, **kwargs)
+    if not is_dry:
         with commands.advice():
             getattr(commands, command)()
-    finally:
-        commands.claimed.release()
     return commands
-
-
-def dry_run(command: str, command_line: CommandLine, **kwargs: Any) -> CLI:
-    """Build what a command line asks for; run and write nothing."""
-    configure_logging()
-    return CLI(command, command_line, is_dry=True, **kwargs)
 
 
 class Commands(CLI):
@@ -109,34 +103,33 @@ class Commands(CLI):
 
     @contextmanager
     def advice(self) -> Iterator[None]:
-        """Add to an error how to go on with the run, or remove a run that has not begun."""
+        """Add to an error how to go on with the run; remove a run that has not begun."""
         try:
             yield
-        except Stopped as stop:
-            advice = self._how_to_go_on()
-            if not is_global_zero():
-                raise SystemExit(0) from stop  # the first process prints the message and has the exit code
-            raise Stopped(stop.signum, advice) from stop
-        except MNISTLitError:
-            self._how_to_go_on()
+        except MisconfigurationException as error:
+            self._remove_or_advise(error)
+            raise UsageError("\n".join([str(error), *getattr(error, "__notes__", [])])) from error
+        except BaseException as error:
+            self._remove_or_advise(error)
+            if isinstance(error, Stopped) and not is_global_zero():
+                raise SystemExit(0) from error  # the first process prints the message and has the exit code
             raise
-        except Exception as error:
-            reason = describe_machine_error(error) or f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
-            raise MNISTLitError(f"{reason}\n{self._how_to_go_on()}") from error
+        finally:
+            self.claimed.release()
 
-    def _how_to_go_on(self) -> str:
-        """Remove a run that has not begun; name the command that goes on with one that has."""
+    def _remove_or_advise(self, error: BaseException) -> None:
         num_done = self.checkpoint.step if self.checkpoint is not None else 0
-        if self.command != "fit" or self.trainer.global_step <= num_done:
-            self.claimed.remove()
-            return ""
+        has_begun = self.command == "fit" and self.trainer.global_step > num_done
         checkpoints = Path(getattr(self.trainer.checkpoint_callback, "dirpath", None) or self.run_dir / "checkpoints")
-        if not checkpoints.parent.is_dir():
-            return f"{self.run_dir} is gone, and with it what was done"
-        if not (checkpoints / LAST).is_file():
-            return ""
-        run_dir = self.run_dir if is_global_zero() else checkpoints.parent
-        return f"what was done is kept; go on with: {self.command_line.program} --ckpt_path {run_dir}"
+        if is_code_error(error) and self.run_dir.is_dir():
+            write_text(self.run_dir / "error.txt", "".join(traceback.format_exception(error)))
+        elif not has_begun:
+            self.claimed.remove()
+        if has_begun and not checkpoints.parent.is_dir():
+            error.add_note(f"{self.run_dir} is gone, and with it what was done")
+        elif has_begun and (checkpoints / LAST).is_file():
+            run_dir = self.run_dir if is_global_zero() else checkpoints.parent
+            error.add_note(f"what was done is kept; go on with: {self.command_line.program} --ckpt_path {run_dir}")
 
     @rank_zero_only
     def _report(self) -> None:

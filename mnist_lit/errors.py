@@ -4,9 +4,13 @@ import difflib
 import errno
 import re
 import signal
+import sysconfig
+import traceback
 from collections.abc import Iterable
+from pathlib import Path
 
-__all__ = ["MNISTLitError", "Stopped", "UsageError", "describe_machine_error", "did_you_mean", "is_disk_full"]
+__all__ = ["MNISTLitError", "Stopped", "UsageError", "describe_machine_error", "did_you_mean"]
+__all__ += ["format_own_frames", "is_code_error", "is_disk_full"]
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 ADVICE = {
@@ -38,11 +42,10 @@ class Stopped(BaseException):
 
     Args:
         signum: The signal: 2 for Ctrl-C, 15 for SIGTERM, 1 for SIGHUP.
-        advice: What to do next.
     """
 
-    def __init__(self, signum: int, advice: str = "") -> None:
-        super().__init__(f"stopped by {signal.Signals(signum).name}\n{advice}".strip())
+    def __init__(self, signum: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name}")
         self.signum = signum
         self.exit_code = 128 + signum
 
@@ -63,6 +66,20 @@ def describe_machine_error(error: BaseException) -> str:
         return ""
     what = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return f"{what}\n{ADVICE.get(error.errno or 0, '')}".strip()
+
+
+def is_code_error(error: BaseException) -> bool:
+    """Check for an error of code: neither what was typed, nor the machine, nor a signal."""
+    is_known = isinstance(error, (MNISTLitError, KeyboardInterrupt, Stopped, SystemExit))
+    return not is_known and not describe_machine_error(error)
+
+
+def format_own_frames(error: BaseException) -> str:
+    """Format the frames of a traceback that are neither this package's nor an installed one's."""
+    paths = sysconfig.get_paths()
+    folders = (str(Path(__file__).parent), paths["stdlib"], paths["purelib"], paths["platlib"], "<frozen")
+    frames = traceback.extract_tb(error.__traceback__)
+    return "".join(traceback.format_list([frame for frame in frames if not frame.filename.startswith(folders)]))
 
 
 def is_disk_full(error: BaseException | None) -> bool:

@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-import os
+import itertools
 import re
 import sys
 from collections.abc import Iterable, Mapping
@@ -37,6 +37,7 @@ MODULES = (
     "optuna.pruners",
 )
 LONG_WORD = re.compile(r"([^\s'\"]{200})[^\s'\"]+")
+LIST = ("Expected a list", "Expected a List")
 STEPS = "it is filled in: the number of steps of the run"
 # Arguments of optimizers and schedules that other keys give.
 FILLED_IN = {
@@ -59,6 +60,10 @@ def explain(message: str, keys: Iterable[str], command_line: CommandLine) -> str
     message = LONG_WORD.sub(r"\1…", message)
     if unknown := UNKNOWN.search(message):
         return unknown_key(unknown[1] or ".".join(filter(None, unknown.groups()[1:])), keys, command_line)
+    if "expected one argument" in message:
+        pairs = itertools.pairwise([*command_line.flags, "--"])
+        names = [name for name, value in pairs if name[:2] == value[:2] == "--" and "=" not in name]
+        return f"{next((name for name in names if name != '--print_config'), message)}: needs a value"
     key, *inner = ["".join(found) for found in KEY.findall(message)] or [""]
     arguments = [*inner, *("".join(found) for found in ARGUMENT.findall(message))]
     names = [name for argument in arguments for name in (argument, f"{key}.{argument}", f"{key}.init_args.{argument}")]
@@ -88,7 +93,7 @@ def explain_object(message: str, arguments: Iterable[str] = ()) -> str:
         _class_names() if not (options or arguments) and re.search("class|Option|attribute|import", reason) else ()
     )
     names = {*options, *arguments, *classes} - {word}
-    hint = FILLED_IN.get(word, "") if argument else ""
+    hint = FILLED_IN.get(word, "") if argument else "write a list as [1, 2]" if reason.startswith(LIST) else ""
     return f"{reason}{got}\n{hint or did_you_mean(word, names)}".strip()
 
 
@@ -111,9 +116,9 @@ def explain_trainer(message: str, settings: Mapping[str, Any], command_line: Com
 
 def unknown_key(key: str, keys: Iterable[str], command_line: CommandLine) -> str:
     """Name an unknown key, where it was given, and the nearest keys."""
-    if not command_line.is_given(key) and os.path.exists(key):  # noqa: PTH110  # also false for a name that is too long
-        hint = "--config" if key.endswith((".yaml", ".yml")) else "--data.predict_paths 'photos/*.jpg', with quotes"
-        return f"{key}: belongs to no key\ndid you mean {hint}?"
+    if not command_line.is_given(key) and key in command_line.flags:
+        hint = "did you mean --config?" if key.endswith((".yaml", ".yml")) else "write a list as '[a, b]', with quotes"
+        return f"{key}: belongs to no key\n{hint}"
     known = set(keys)
     groups = {name.rpartition(".")[0] for name in known if "." in name}
     ends = sorted(name for name in known if name.endswith(f".{key}"))

@@ -2,12 +2,14 @@
 
 import json
 import math
+import os
 import sys
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import yaml
 from jsonargparse import Namespace
+from jsonargparse.typing import restricted_number_type
 from lightning.pytorch.cli import LightningArgumentParser
 
 from mnist_lit.class_paths import called_functions, walk
@@ -16,12 +18,17 @@ from mnist_lit.errors import UsageError
 from mnist_lit.parser_errors import explain
 from mnist_lit.training.checkpoints import Checkpoint
 
-__all__ = ["Parser", "parse"]
-
-ABOVE_ZERO = ("trainer.accumulate_grad_batches", "trainer.check_val_every_n_epoch", "trainer.val_check_interval")
+__all__ = ["Parser", "expand_home", "parse"]
 
 # Some defaults of Lightning are strings of a class of their own: Timer's interval, for one.
 yaml.SafeDumper.add_multi_representer(str, yaml.SafeDumper.represent_str)
+
+# Annotated Any, as mypy takes no type that a function makes; without a name jsonargparse makes one of the range.
+Threads: Any = restricted_number_type(None, int, [(">=", 1), ("<=", 1024)])
+Port: Any = restricted_number_type(None, int, [(">=", 1), ("<=", 65535)])
+AT_LEAST_ONE = ("trainer.accumulate_grad_batches", "trainer.check_val_every_n_epoch", "trainer.val_check_interval")
+
+PATHS = ("ckpt_path", "run_dir", "ensemble", "output", "data.data_dir", "data.predict_paths")
 
 
 class ParserError(Exception):
@@ -38,6 +45,28 @@ class Parser(LightningArgumentParser):
         """Raise the message for the caller to explain."""
         raise ParserError(message) from ex
 
+    def add_command_arguments(self, command: str) -> None:
+        """Add the arguments of a command beside trainer, model, data and callbacks."""
+        add = self.add_argument
+        add("--ckpt_path", type=str | None, help="Checkpoint: a run directory, a file or a URL.")
+        add("--run_dir", type=str | None, help="Folder of the run; default the next free logs/run_N.")
+        add("--test_after_fit", type=bool, default=False, help="Whether fit ends with a test of the best checkpoint.")
+        add("--csv", type=bool, default=False, help="Whether the scalars are also written to RUN/metrics.csv.")
+        add("--report", type=bool, default=True, help="Whether the run is also shown on a page, RUN/report.html.")
+        text = "Threads of torch on the CPU, 1 to 1024; default one for each core. The last bits depend on it."
+        add("--num_threads", type=Threads | None, help=text)
+        if command != "fit":
+            text = "More checkpoints (file, URL, run directory), whose probabilities are averaged with ckpt_path's."
+            add("--ensemble", type=list[str], default=[], help=text)
+        if command == "export":
+            text = "File to write, from uint8 images to probabilities: `.onnx` or `.pt2`."
+            add("--output", type=str, default="model.onnx", help=text)
+            add("--int8", type=bool, default=False, help="Whether an 8-bit variant is written, too (`.onnx` only).")
+        if command == "demo":
+            text = "Address to listen at; the default can be reached from this machine only."
+            add("--host", type=str, default="127.0.0.1", help=text)
+            add("--port", type=Port, default=7860, help="Port to listen at, 1 to 65535.")
+
 
 def parse(parser: Parser, command_line: CommandLine, checkpoint: Checkpoint | None) -> Namespace:
     """Merge all layers; print the merge and exit where `--print_config` asks for it.
@@ -51,7 +80,8 @@ def parse(parser: Parser, command_line: CommandLine, checkpoint: Checkpoint | No
     args = [flag for flag in layers if flag not in printing]
     contents = list(command_line.contents)
     if checkpoint is not None:
-        contents.insert(0, _checkpoint_layer(checkpoint, defaults))
+        known = _known(checkpoint.config, defaults.as_dict())
+        contents.insert(0, {**known, "ckpt_path": None, "run_dir": None})
         args.insert(0, f"--config={yaml.safe_dump(contents[0], default_flow_style=True, width=10**9)}")
     try:
         if unchecked := [flag for content in contents for flag in _unchecked(content, defaults)]:
@@ -62,7 +92,15 @@ def parse(parser: Parser, command_line: CommandLine, checkpoint: Checkpoint | No
             parser.parse_args([*args, *printing])
     except ParserError as error:
         raise UsageError(explain(str(error), list(defaults.keys()), command_line)) from error
+    for key in PATHS:
+        if value := config.get(key):
+            config[key] = [*map(expand_home, value)] if isinstance(value, list) else expand_home(value)
     return config
+
+
+def expand_home(path: str) -> str:
+    """Replace a leading `~` by the home directory."""
+    return os.path.expanduser(path)  # noqa: PTH111  # a Path would take a slash from https://
 
 
 def _unchecked(content: dict[str, Any], defaults: Namespace, prefix: str = "") -> Iterator[str]:
@@ -80,13 +118,12 @@ def _check(config: Namespace, command_line: CommandLine) -> None:
     """Check what torch or Lightning would fail at when the run has begun already."""
     for key, class_path in called_functions(config.as_dict()):
         raise UsageError(f"{command_line.origin(key)}: {class_path} is no class")
-    wrong = [(key, ">0") for key in ABOVE_ZERO if isinstance(config.get(key), (int, float)) and config[key] <= 0]
+    wrong = [(key, ">0") for key in AT_LEAST_ONE if isinstance(config.get(key), (int, float)) and config[key] <= 0]
     if not 0 <= (config.seed_everything or 0) < 2**32:
         wrong.append(("seed_everything", ">=0 and <2^32"))
     if config.run_dir == "":
         wrong.append(("run_dir", "a folder"))
-    numbers = (key for key, value in walk(config.as_dict()) if _is_unbounded(value))
-    wrong += [(key, "a finite number below 2^63") for key in numbers]
+    wrong += [(key, "a finite number below 2^63") for key, value in walk(config.as_dict()) if _is_unbounded(value)]
     # A key that another one fills in is given nowhere.
     for key, wanted in sorted(wrong, key=lambda found: not command_line.is_given(found[0]))[:1]:
         raise UsageError(f"{command_line.origin(key)}: must be {wanted}, got {config.get(key)}")
@@ -97,19 +134,15 @@ def _is_unbounded(value: Any) -> bool:
     return (isinstance(value, int) and abs(value) >= 2**63) or (isinstance(value, float) and not math.isfinite(value))
 
 
-def _checkpoint_layer(checkpoint: Checkpoint, defaults: Namespace) -> dict[str, Any]:
-    return {**_known(checkpoint.config, defaults.as_dict(), []), "ckpt_path": None, "run_dir": None}
-
-
-def _known(config: dict[str, Any], defaults: dict[str, Any], path: list[str]) -> dict[str, Any]:
+def _known(config: dict[str, Any], defaults: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Keep the part of a checkpoint's configuration that this version has; print what it leaves out."""
     known = {}
     for name, value in config.items():
         if name not in defaults:
-            key = ".".join([*path, str(name)])
+            key = f"{prefix}{name}"
             print(f"note: {key!a} of the checkpoint is no option any more and is left out", file=sys.stderr)
         elif isinstance(value, dict) and isinstance(defaults[name], dict):
-            known[name] = _known(value, defaults[name], [*path, name])
+            known[name] = _known(value, defaults[name], f"{prefix}{name}.")
         else:
             known[name] = value
     return known

@@ -17,29 +17,19 @@ RECEIVED: list[int] = []
 
 @contextlib.contextmanager
 def raise_on_signals() -> Iterator[None]:
-    """Raise `Stopped` at the first signal and ignore the ones after it.
+    """Raise `Stopped` at a signal, but not while another one is handled.
 
-    An exception in a destructor is dropped by Python: then the next signal counts. Where a library turns it into one of
-    its own, the block ends with `Stopped` nevertheless.
+    Where a library turns that exception into one of its own, the block ends with `Stopped` nevertheless.
     """
-    is_stopping = False
-    report = sys.unraisablehook
 
     def stop(signum: int, _frame: FrameType | None) -> None:
-        nonlocal is_stopping
         RECEIVED.append(signum)
-        if not is_stopping:
-            is_stopping = True
+        handled = sys.exception()
+        while handled is not None and not isinstance(handled, Stopped):
+            handled = handled.__context__
+        if handled is None:
             raise Stopped(RECEIVED[0])
 
-    def note(dropped: "sys.UnraisableHookArgs") -> None:
-        nonlocal is_stopping
-        if isinstance(dropped.exc_value, Stopped):
-            is_stopping = False
-        else:
-            report(dropped)
-
-    sys.unraisablehook = note
     try:
         with handle_signals(stop):
             yield
@@ -47,7 +37,6 @@ def raise_on_signals() -> Iterator[None]:
         raise_if_stopped()
         raise
     finally:
-        sys.unraisablehook = report
         RECEIVED.clear()
 
 

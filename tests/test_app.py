@@ -87,20 +87,27 @@ def test_debug_variable_shows_the_traceback_and_is_no_key(
 
 
 class Broken(Callback):
-    def setup(self, *args: Any, **kwargs: Any) -> None:
-        raise ArithmeticError("a\x1b\nb\nc\nd\ne\nf")
+    def on_train_batch_start(self, *args: Any, **kwargs: Any) -> None:
+        raise KeyError("a\x1b\nmissing")
 
 
-def test_unexpected_error_is_short_and_the_cause_of_the_exit(tmp_path: Path, capsys: Capsys) -> None:
+def test_mistake_in_own_code_shows_its_own_frames_and_stays_in_the_run(tmp_path: Path, capsys: Capsys) -> None:
     with pytest.raises(SystemExit) as stop:
-        main(["fit", *SMALL], callbacks=[Broken()])
+        main(["fit", *SMALL, "--run_dir=run"], callbacks=[Broken()])
 
-    error = capsys.readouterr().err
+    first, frame, *rest = capsys.readouterr().err.splitlines()
     assert stop.value.code == 1
-    assert stop.value.__cause__ is not None
-    assert len(error.splitlines()) <= 5
-    assert "\x1b" not in error
-    assert not (tmp_path / "logs").exists()
+    assert isinstance(stop.value.__cause__, KeyError)
+    assert first.startswith("error: KeyError: ")
+    assert "missing" in first
+    assert "\x1b" not in first
+    assert __file__ in frame
+    assert "on_train_batch_start" in frame
+    assert "MNIST_LIT_DEBUG" in rest[-1]
+    assert len(rest) <= 3
+    trace = (tmp_path / "run" / "error.txt").read_text()
+    assert "KeyError" in trace
+    assert "lightning" in trace
 
 
 def test_package_offers_its_public_names_and_nothing_else() -> None:

@@ -180,6 +180,19 @@ def test_mnist_lit_data_is_the_default_data_dir(printed: Printed, monkeypatch: p
     )
 
 
+def test_tilde_is_the_home_directory(fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "me"))
+    monkeypatch.setenv("MNIST_LIT_RUN_DIR", "~/run")
+
+    cli = fit(write_config("a.yaml", {"data.data_dir": "~/data"}), "--data.predict_paths=[~/1.png]")
+    again = main(["test", "--ckpt_path=~/run", "--report=false"])
+
+    config = cli.config
+    assert files(tmp_path / "me") > {tmp_path / "me" / "run"}
+    assert (config.data.data_dir, config.data.predict_paths) == (f"{tmp_path}/me/data", [f"{tmp_path}/me/1.png"])
+    assert again.run_dir == tmp_path / "me" / "run"
+
+
 # Help
 
 

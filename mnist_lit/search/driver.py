@@ -68,7 +68,8 @@ def search(args: Sequence[str], program: Callable[..., Any]) -> optuna.Study:
                 Driver(settings, study, space, base, program, workers, owner).run()
                 confirm(settings, study, base.config["seed_everything"], program, workers)
             except Stopped as stop:
-                raise Stopped(stop.signum, f"what was done is kept; go on with: {command}") from stop
+                stop.add_note(f"what was done is kept; go on with: {command}")
+                raise
     finally:
         kill_workers()
     from mnist_lit.search.report import write_report  # plotly

@@ -16,8 +16,7 @@ from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler, TPESampler
 
 from mnist_lit.class_paths import called_functions
-from mnist_lit.command_line import CommandLine, program_name
-from mnist_lit.config_files import find_config
+from mnist_lit.command_line import CommandLine, find_config, program_name
 from mnist_lit.errors import UsageError
 from mnist_lit.parser_errors import explain, explain_object
 
