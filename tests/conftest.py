@@ -8,6 +8,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+# The processes of the tests share the cores: each, and each that it starts, computes with one thread.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer

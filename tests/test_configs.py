@@ -104,30 +104,40 @@ def test_ddp_is_two_processes_and_one_run(tmp_path: Path, shell: Callable[..., A
 
 @pytest.mark.parametrize("name", ["fast", "quick", "accuracy"])
 def test_recipe_is_complete_in_itself(name: str, tmp_path: Path) -> None:
-    flags = ("--data.dataset=digits", "--data.val_size=200", "--trainer.max_epochs=1")
+    flags = (
+        "--data.dataset=digits",
+        "--data.val_size=200",
+        "--trainer.max_epochs=1",
+        "--trainer.limit_train_batches=4",
+    )
     cli = fit_config(tmp_path, name, flags=flags)
     assert cli.trainer.lr_scheduler_configs[0].scheduler.total_steps == cli.trainer.global_step
     assert "test/acc" in cli.trainer.callback_metrics
 
 
 @pytest.mark.parametrize(
-    ("names", "epochs", "seeds", "target"),
+    ("names", "batches", "seeds", "target"),
     [
-        (("base",), 1, (1,), 0.98),
-        slow(("base",), None, (1, 2, 3), 0.993),
-        slow(("base", "mlp"), None, (1, 2, 3), 0.98),
+        (("fast",), 200, (1,), 0.97),
+        slow(("base",), 1.0, (1, 2, 3), 0.993),
+        slow(("base", "mlp"), 1.0, (1, 2, 3), 0.98),
         slow(("fast",), None, (1, 2, 3), 0.99),
-        slow(("quick",), None, (1, 2, 3), 0.995),
+        slow(("quick",), 1.0, (1, 2, 3), 0.995),
     ],
 )
 def test_real_mnist_to_the_promised_accuracy(
-    names: tuple[str, ...], epochs: int | None, seeds: tuple[int, ...], target: float, tmp_path: Path, mnist_dir: Path
+    names: tuple[str, ...],
+    batches: float | None,
+    seeds: tuple[int, ...],
+    target: float,
+    tmp_path: Path,
+    mnist_dir: Path,
 ) -> None:
     accuracies = []
     for seed in seeds:
         flags = [f"--data.data_dir={mnist_dir}", f"--seed_everything={seed}"]
-        flags += [f"--trainer.max_epochs={epochs}"] * (epochs is not None)
-        cli = fit_config(tmp_path / str(seed), *names, flags=(*flags, "--num_threads=2"))
+        flags += [f"--trainer.limit_train_batches={batches}"] * (batches is not None)
+        cli = fit_config(tmp_path / str(seed), *names, flags=tuple(flags))
         accuracies.append(float(cli.trainer.callback_metrics["test/acc"]))
     assert len(cli.datamodule.splits["test"]) == 10_000
     assert sum(accuracies) / len(accuracies) >= target
