@@ -73,6 +73,8 @@ def main(
         # torch's imports abort or recurse endlessly when they are interrupted. Garbage collection takes a fifth of
         # their time and finds nothing.
         with defer_signals():
+            if not sys.stderr.isatty():
+                os.environ.setdefault("TQDM_DISABLE", "1")  # read at tqdm's import: no bars in a log file
             gc.disable()
             from mnist_lit.commands import run
 

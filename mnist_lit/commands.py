@@ -41,12 +41,15 @@ class Commands(CLI):
     def fit(self) -> None:
         """Train; then test the best checkpoint, where that is wanted."""
         self._run("fit")
-        metrics = dict(self.trainer.callback_metrics)
+        trainer, metrics = self.trainer, dict(self.trainer.callback_metrics)
+        # The test resets the counters where a callback searches for the batch size.
+        is_at_max_steps = 0 < trainer.max_steps <= trainer.global_step
+        done = ("max_steps", trainer.global_step) if is_at_max_steps else ("max_epochs", trainer.current_epoch)
         if self.config.test_after_fit:
-            best = getattr(self.trainer.checkpoint_callback, "best_model_path", None)
-            self.trainer.test(self.model, self.datamodule, ckpt_path=best or None, verbose=False)
-            self.trainer.callback_metrics.update(metrics)
-        self._report()
+            best = getattr(trainer.checkpoint_callback, "best_model_path", None)
+            trainer.test(self.model, self.datamodule, ckpt_path=best or None, verbose=False)
+            trainer.callback_metrics.update(metrics)
+        self._report(*done)
 
     def validate(self) -> None:
         """Evaluate on the validation split."""
@@ -132,10 +135,14 @@ class Commands(CLI):
             error.add_note(f"what was done is kept; go on with: {self.command_line.program} --ckpt_path {run_dir}")
 
     @rank_zero_only
-    def _report(self) -> None:
+    def _report(self, limit: str = "", num_done: int = 0) -> None:
+        if self.trainer.fast_dev_run:
+            self.claimed.remove()
+            print("fast_dev_run: nothing is kept")
+            return
         page = self._write_page()
         if self.command == "fit":
-            lines = fit_lines(self.run_dir, self.trainer, page, self.command_line.program)
+            lines = fit_lines(self.run_dir, limit, num_done, page, self.command_line.program)
         else:
             lines = metric_lines(self.trainer.callback_metrics)
         print(format_summary(lines))

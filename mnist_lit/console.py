@@ -7,12 +7,9 @@ import threading
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mnist_lit.formatting import METRICS, format_score
-
-if TYPE_CHECKING:
-    from lightning.pytorch import Trainer
 
 __all__ = ["configure_logging", "fit_lines", "format_summary", "metric_lines"]
 
@@ -57,13 +54,21 @@ def _ignore_os_errors(args: threading.ExceptHookArgs) -> None:
         threading.__excepthook__(args)
 
 
-def fit_lines(run_dir: Path, trainer: "Trainer", report: Path | None, program: str) -> dict[str, str]:
-    """Collect the results of a run and the commands that go on from it, by the names of their lines."""
+def fit_lines(run_dir: Path, limit: str, num_done: int, report: Path | None, program: str) -> dict[str, str]:
+    """Collect the results of a run and the commands that go on from it, by the names of their lines.
+
+    Args:
+        run_dir: The run directory.
+        limit: What ended the run: `max_epochs` or `max_steps`.
+        num_done: The epochs, or steps, that are done.
+        report: The run's page, if there is one.
+        program: The command as it is typed.
+    """
     file = run_dir / "metrics.json"
     metrics = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     lines = {}
     if "val/acc" in metrics and "epoch" in metrics:
-        lines["best epoch"] = f"{metrics['epoch'] + 1} of {trainer.current_epoch}"
+        lines["best epoch"] = f"{metrics['epoch'] + 1}" + (f" of {num_done}" if limit == "max_epochs" else "")
     lines |= {name: format_score(name, metrics[name]) for name in ("val/acc", "test/acc") if name in metrics}
     if "seconds" in metrics:
         lines["seconds"] = f"{metrics['seconds']:.1f}"
@@ -72,9 +77,7 @@ def fit_lines(run_dir: Path, trainer: "Trainer", report: Path | None, program: s
     if any(run_dir.glob("events.out.tfevents.*")):
         lines["look"] = f"tensorboard --logdir {shlex.quote(str(run_dir))}"
     if (run_dir / "checkpoints" / "last.ckpt").is_file():
-        is_at_max_steps = 0 < trainer.max_steps <= trainer.global_step
-        limit, done = ("max_steps", trainer.global_step) if is_at_max_steps else ("max_epochs", trainer.current_epoch)
-        lines["go on"] = f"{program} --ckpt_path {shlex.quote(str(run_dir))} --trainer.{limit} {2 * done}"
+        lines["go on"] = f"{program} --ckpt_path {shlex.quote(str(run_dir))} --trainer.{limit} {2 * num_done}"
     return lines
 
 

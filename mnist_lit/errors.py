@@ -4,6 +4,7 @@ import difflib
 import errno
 import re
 import signal
+import sys
 import sysconfig
 import traceback
 from collections.abc import Iterable
@@ -57,11 +58,13 @@ def did_you_mean(word: str, names: Iterable[str]) -> str:
 
 
 def describe_machine_error(error: BaseException) -> str:
-    """Describe an error of memory, disk or another process in two lines; empty for other errors."""
+    """Describe an error of memory, disk, locale or another process in two lines; empty for other errors."""
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error))):
         return "out of memory\nmake data.batch_size, data.eval_batch_size, data.image_size or the model smaller"
     if isinstance(error, RuntimeError) and PEER_FAILURE.search(str(error)):
         return f"another process of this run has failed or is gone: {str(error).splitlines()[0][:200]}"
+    if isinstance(error, UnicodeError) and sys.getfilesystemencoding() != "utf-8":
+        return f"{error}\nthis locale is not UTF-8: set PYTHONUTF8=1"
     if not isinstance(error, OSError) or error.strerror is None:
         return ""
     what = f"{error.filename}: {error.strerror}" if error.filename else error.strerror

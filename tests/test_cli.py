@@ -240,6 +240,13 @@ def test_runs_are_numbered_or_named_by_their_flag(fit: Fit, capsys: Capsys, tmp_
     assert all((tmp_path / run / "config.yaml").is_file() for run in last_lines)
 
 
+def test_fast_dev_run_leaves_nothing(fit: Fit, tmp_path: Path) -> None:
+    cli = fit("--trainer.fast_dev_run=true")
+
+    assert cli.trainer.global_step == 1
+    assert files(tmp_path) == set()
+
+
 # Checkpoints
 
 

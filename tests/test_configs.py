@@ -76,14 +76,16 @@ def test_profile_leaves_a_trace(tmp_path: Path) -> None:
     assert list((tmp_path / "run").glob("*.pt.trace.json"))
 
 
-def test_large_batch_finds_its_size_and_accumulates(tmp_path: Path) -> None:
-    flags = ("--trainer.max_epochs=3", "--test_after_fit=false")
+def test_large_batch_finds_its_size_and_accumulates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ("--trainer.max_epochs=3",)
     cli = fit_config(tmp_path, "base", "digits", "large_batch", flags=flags)
     found = cli.datamodule.batch_size
     assert found >= 1024
     batches_per_epoch = -(-len(cli.datamodule.splits["train"]) // found)
-    assert cli.trainer.global_step == 3 * -(-batches_per_epoch // 4)
-    assert cli.trainer.lr_scheduler_configs[0].scheduler.total_steps == cli.trainer.global_step
+    num_steps = 3 * -(-batches_per_epoch // 4)
+    assert cli.trainer.lr_scheduler_configs[0].scheduler.total_steps == num_steps
+    assert torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == num_steps
+    assert "--trainer.max_epochs 6\n" in capsys.readouterr().out
 
 
 def test_lr_finder_replaces_the_learning_rate(tmp_path: Path) -> None:
