@@ -1,8 +1,8 @@
 """Measure, and print tables.
 
-`fit` prints the README's table, `overhead` what Lightning costs beside a bare loop, `start` how long a command takes to
-begin, `search` what searching costs, `growth` how times grow with images and trials. What is compared is measured in
-turns, in processes of their own, as a user starts them.
+`fit` prints the README's table, `overhead` what Lightning costs beside a bare loop, `busy` what a second run at once
+costs, `start` how long a command takes to begin, `search` what searching costs, `growth` how times grow with images and
+trials. What is compared is measured in turns, in processes of their own, as a user starts them.
 """
 
 import contextlib
@@ -206,6 +206,46 @@ def _machine(versions: str = f"torch {torch.__version__}") -> str:
     return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores; {versions}"
 
 
+def busy(
+    settings: list[str] = ["", "GOMP_SPINCOUNT=300000", "OMP_WAIT_POLICY=PASSIVE", "OMP_NUM_THREADS=1"],
+    recipe: str = "fast",
+    repeats: PositiveInt = 3,
+    flags: list[str] = [],
+) -> None:
+    """Compare one run with two runs at once, under settings of OpenMP's waiting and threads.
+
+    Args:
+        settings: Environment variables, joined with spaces; empty for what `mnist_lit` sets by itself. Libgomp's own
+            default is `GOMP_SPINCOUNT=300000`.
+        recipe: Names of configs, joined with a plus sign.
+        repeats: Rounds, 1 or more; each measures all settings once.
+        flags: Flags for all runs, for example `["--data.data_dir=data"]`.
+    """
+    command = [sys.executable, "-m", "mnist_lit", "fit", *_configs(recipe), "--test_after_fit=false", *flags]
+    rounds = [{name: [_training(command, name, num) for num in (1, 2)] for name in settings} for _ in range(repeats)]
+    print("| seconds of training | alone | two at once | ratio |\n| --- | --- | --- | --- |")
+    for name in settings:
+        alone, both = ([each[name][place] for each in rounds] for place in (0, 1))
+        ratios = [two / one for one, two in zip(alone, both, strict=True)]
+        print(f"| {name or 'as it is'} | {_spread(alone)} | {_spread(both)} | {_spread(ratios)} |")
+    print(f"\n{_machine()}")
+
+
+def _training(command: list[str], setting: str, num_runs: int) -> float:
+    """Start runs at once; the most seconds that one of them has trained."""
+    variables = os.environ | dict(variable.split("=") for variable in setting.split())
+    with tempfile.TemporaryDirectory() as folder:
+        run_dirs = [Path(folder, str(number)) for number in range(num_runs)]
+        started = [
+            subprocess.Popen([*command, f"--run_dir={run_dir}"], env=variables, stdout=subprocess.DEVNULL)
+            for run_dir in run_dirs
+        ]
+        if any(process.wait() for process in started):
+            raise SystemExit(1)
+        seconds: list[float] = [json.loads((path / "metrics.json").read_text())["seconds"] for path in run_dirs]
+    return max(seconds)
+
+
 # Both end at once: what a process takes to end is no part of its start.
 IMPORTS = "import os, lightning.pytorch.cli, torchvision; os._exit(0)"
 BEGIN = """
@@ -405,4 +445,4 @@ def _measure_search(config: str, n_trials: int, workers: int, flags: list[str]) 
 
 
 if __name__ == "__main__":
-    auto_cli([fit, overhead, bare_loop, start, growth, search])
+    auto_cli([fit, overhead, bare_loop, busy, start, growth, search])
