@@ -65,6 +65,7 @@ def main(
     classes: dict[str, Any] = {"model_class": model_class, "datamodule_class": datamodule_class}
     with short_errors(), raise_on_signals() if is_first else ignore_sigint():
         _answer_without_torch(command, flags)
+        _set_import_variables()
         if command == "search":
             from mnist_lit.search.driver import search
 
@@ -73,8 +74,6 @@ def main(
         # torch's imports abort or recurse endlessly when they are interrupted. Garbage collection takes a fifth of
         # their time and finds nothing.
         with defer_signals():
-            if not sys.stderr.isatty():
-                os.environ.setdefault("TQDM_DISABLE", "1")  # read at tqdm's import: no bars in a log file
             gc.disable()
             from mnist_lit.commands import run
 
@@ -102,6 +101,16 @@ def _answer_without_torch(command: str, flags: Sequence[str]) -> None:
     else:
         return
     raise SystemExit(0)
+
+
+def _set_import_variables() -> None:
+    """Set the environment variables that libraries read when they are imported, where the user has not."""
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # no bars in a log file
+    # OpenMP's threads spin while they wait for each other. On a core that another process shares, that costs whole
+    # time slices: two runs at once then take many times as long as one (scripts/benchmark.py busy).
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 @contextmanager

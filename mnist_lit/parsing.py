@@ -53,7 +53,10 @@ class Parser(LightningArgumentParser):
         add("--test_after_fit", type=bool, default=False, help="Whether fit ends with a test of the best checkpoint.")
         add("--csv", type=bool, default=False, help="Whether the scalars are also written to RUN/metrics.csv.")
         add("--report", type=bool, default=True, help="Whether the run is also shown on a page, RUN/report.html.")
-        text = "Threads of torch on the CPU, 1 to 1024; default one for each core. The last bits depend on it."
+        text = (
+            "Threads of torch on the CPU, 1 to 1024; default one for each core. The last bits depend on it. They wait "
+            "for each other with GOMP_SPINCOUNT=1000 unless that variable or OMP_WAIT_POLICY is set."
+        )
         add("--num_threads", type=Threads | None, help=text)
         if command != "fit":
             text = "More checkpoints (file, URL, run directory), whose probabilities are averaged with ckpt_path's."

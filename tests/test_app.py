@@ -86,6 +86,24 @@ def test_debug_variable_shows_the_traceback_and_is_no_key(
     assert "max_epochs" in answer(capsys, ["fit", "--print_config"])
 
 
+@pytest.mark.parametrize(
+    ("typed", "spins"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "5"}, "5"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)],
+)
+def test_threads_spin_briefly_unless_the_user_says_otherwise(
+    typed: dict[str, str], spins: str | None, capsys: Capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    for name, value in typed.items():
+        monkeypatch.setenv(name, value)
+
+    answer(capsys, ["fit", "--print_config"])
+
+    assert os.environ.get("GOMP_SPINCOUNT") == spins
+
+
 class Broken(Callback):
     def on_train_batch_start(self, *args: Any, **kwargs: Any) -> None:
         raise KeyError("a\x1b\nmissing")
