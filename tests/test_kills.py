@@ -4,8 +4,6 @@ import csv
 import json
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,11 +18,8 @@ from runs import (
     CHANCE,
     CHILDREN,
     assert_as_whole,
-    assert_same,
     child,
     files,
-    learned,
-    metrics,
     read,
     resume,
     rows,
@@ -104,56 +99,6 @@ def test_run_that_is_killed_at_thirty_moments_ends_as_if_it_had_not_been(whole: 
     assert_as_whole(run_dir, whole)
     assert rows(run_dir) == rows(whole)
     assert files(run_dir) == files(whole)
-
-
-@pytest.mark.slow
-def test_run_that_is_killed_at_its_end_only_needs_its_end(tmp_path: Path) -> None:
-    run_dir = tmp_path / "run"
-    flags = ["--test_after_fit=true", "--report=true", "--pictures.enabled=true"]
-    main(["fit", *SMALL, f"--run_dir={run_dir}"])
-    before = learned(run_dir)
-    moments = random.Random(2)
-    for _ in range(8):
-        process = child("fit", f"--ckpt_path={run_dir}", *flags)
-        time.sleep(moments.uniform(0, 3))
-        process.kill()
-        process.join()
-        assert_sound(run_dir)
-
-    resume(run_dir, *flags)
-
-    assert_same(learned(run_dir), before)
-    assert 0 < metrics(run_dir)["test/acc"] <= 1
-    assert {"report.html", "pictures/test_confusion.png"} <= files(run_dir)
-    assert not [name for name in files(run_dir) if name.startswith("checkpoints/.")]
-
-
-@pytest.mark.slow
-def test_run_that_is_interrupted_at_fifteen_moments_ends_as_if_it_had_not_been(whole: Path, tmp_path: Path) -> None:
-    run_dir = tmp_path / "run"
-    moments = random.Random(3)
-    for number in range(NUM_INTERRUPTS):
-        goes_on = (run_dir / "config.yaml").exists()
-        args = [f"--ckpt_path={run_dir}"] if goes_on else [*LONG, f"--run_dir={run_dir}"]
-        command = [sys.executable, "-m", "mnist_lit", "fit", *args, "--num_threads=1"]
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
-            if number % 2:
-                wait_for_a_checkpoint(run_dir, process)
-                time.sleep(moments.uniform(0, 0.3))
-            else:
-                time.sleep(moments.uniform(0.5, 3))
-            process.send_signal(signal.SIGINT)
-            _, errors = process.communicate(timeout=120)
-        # Python itself ends by the signal when it came while a module was imported; a shell calls both 130.
-        assert process.returncode in (128 + signal.SIGINT, -signal.SIGINT), errors
-        assert "in main" not in errors  # no traceback, but for one of Python itself from the first tenth of a second
-        assert_sound(run_dir)
-    assert 0 < read(run_dir)["global_step"] < read(whole)["global_step"]
-
-    resume(run_dir, "--num_threads=1")
-
-    assert_as_whole(run_dir, whole)
-    assert rows(run_dir) == rows(whole)
 
 
 # Started together
