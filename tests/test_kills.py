@@ -14,17 +14,7 @@ import test_datasets
 import torch
 import yaml
 from conftest import SMALL
-from runs import (
-    CHANCE,
-    CHILDREN,
-    assert_as_whole,
-    child,
-    files,
-    read,
-    resume,
-    rows,
-    saved,
-)
+from runs import CHANCE, CHILDREN, assert_as_whole, child, files, read, resume, rows, saved
 from test_datasets import FILES, Mirror, mirror, zipped
 
 from mnist_lit import main
@@ -32,7 +22,6 @@ from mnist_lit import main
 __all__ = ["mirror", "zipped"]
 
 NUM_KILLS = 30
-NUM_INTERRUPTS = 15
 LONG = [*SMALL, *CHANCE, "--trainer.max_epochs=200"]
 TEMPORARY = "checkpoints/.*.part"
 
@@ -102,20 +91,6 @@ def test_run_that_is_killed_at_thirty_moments_ends_as_if_it_had_not_been(whole: 
 
 
 # Started together
-
-
-@pytest.mark.slow
-def test_runs_that_are_started_together_have_directories_of_their_own(tmp_path: Path) -> None:
-    processes = [child("fit", *SMALL) for _ in range(8)]
-    for process in processes:
-        process.join(300)
-
-    assert [process.exitcode for process in processes] == [0] * 8
-    run_dirs = sorted((tmp_path / "logs").iterdir())
-    assert [run_dir.name for run_dir in run_dirs] == [f"run_{number}" for number in range(1, 9)]
-    for run_dir in run_dirs:
-        assert files(run_dir) == files(run_dirs[0])
-        assert read(run_dir)["global_step"] == 20
 
 
 def test_of_runs_that_want_the_same_directory_one_gets_it(tmp_path: Path) -> None:

@@ -482,29 +482,6 @@ def test_stopped_search_says_how_to_go_on(kind: str, code: int) -> None:
     assert "its search was stopped" in {trial.user_attrs.get("error") for trial in ended.trials}
 
 
-@pytest.mark.slow
-def test_search_that_is_interrupted_twice_ends_in_order() -> None:
-    process = child(n_trials=500, workers=2)
-    wait_for(4, process)
-    assert process.pid is not None
-    start = time.monotonic()
-    for _ in range(3):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGINT)
-        time.sleep(0.02)
-    process.join(20)
-
-    assert time.monotonic() - start < 10
-    assert process.exitcode == 130
-    assert "Traceback" not in Path("output").read_text()
-    assert TrialState.RUNNING not in {trial.state for trial in trials()}
-    kept = {trial.number: trial.value for trial in trials() if trial.state == TrialState.COMPLETE}
-    num_trials = len(kept) + 2
-    ended = search(n_trials=num_trials)
-    assert len(ended.rows) == num_trials
-    assert {number: ended.scores[number] for number in kept} == kept
-
-
 def test_killed_search_loses_nothing() -> None:
     """Kill a search's process at random moments, look at what is left each time, and let it end at last."""
     settings: dict[str, Any] = {"n_trials": 8, "workers": 2}

@@ -34,7 +34,6 @@ __all__ = ["search"]
 # Keys in which two starts of a search may differ while its trials stay comparable.
 COMPARABLE = ("run_dir", "ckpt_path", "test_after_fit", "num_threads", "csv", "report", "pictures")
 COMPARABLE_DATA = ("data_dir", "download", "mirrors", "timeout", "num_workers", "pin_memory")
-REPORT = "mnist_lit.search.report"
 NUM_FAILURES = 3  # the search is aborted if so many trials fail at first and none succeeds
 NUM_RETRIES = 20  # of a step in the middle of which a database goes away
 DIED, DIED_EARLY = "its worker died", "its worker died before it began"
@@ -67,7 +66,7 @@ def search(args: Sequence[str], program: Callable[..., Any]) -> optuna.Study:
             write_text(settings.folder / "search.yaml", yaml_text)
             workers = new_workers(settings.workers, base.num_gpus, settings.folder / "workers.log")
             # The imports of the report take seconds, in which this process has nothing else to do.
-            threading.Thread(target=import_module, args=[REPORT]).start()
+            threading.Thread(target=import_module, args=["mnist_lit.search.report"]).start()
             try:
                 Driver(settings, study, space, base, program, workers).run()
                 confirm(settings, study, base.config["seed_everything"], program, workers)
@@ -75,7 +74,9 @@ def search(args: Sequence[str], program: Callable[..., Any]) -> optuna.Study:
                 raise Stopped(stop.signum, f"what was done is kept; go on with: {command}") from stop
     finally:
         kill_workers()
-    page = import_module(REPORT).write_report(study, settings)
+    from mnist_lit.search.report import write_report
+
+    page = write_report(study, settings)
     if not (best := ranked(study)):
         raise MNISTLitError(f"no trial has ended with a score\nsee {page}")
     print(format_results(study, settings))

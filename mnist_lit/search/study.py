@@ -61,7 +61,7 @@ def ranked(study: optuna.Study) -> list[FrozenTrial]:
 
 
 def fail_and_retry(study: Study, number: int, reason: str, *, max_retries: int | None = None) -> None:
-    """Fail a trial whose process is gone, and enqueue its parameters again."""
+    """Fail a trial whose process is gone, and enqueue its parameters again, for the same reason `max_retries` times."""
     trials = study.get_trials(deepcopy=False)
     is_counted = any(trial.number == number for trial in counted(study))
     earlier = [trials[retried].user_attrs.get("error") for retried in Retry.retry_history(trials[number])]
