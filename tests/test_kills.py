@@ -4,8 +4,6 @@ import csv
 import json
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,20 +14,7 @@ import test_datasets
 import torch
 import yaml
 from conftest import SMALL
-from runs import (
-    CHANCE,
-    CHILDREN,
-    assert_as_whole,
-    assert_same,
-    child,
-    files,
-    learned,
-    metrics,
-    read,
-    resume,
-    rows,
-    saved,
-)
+from runs import CHANCE, CHILDREN, assert_as_whole, child, files, read, resume, rows, saved
 from test_datasets import FILES, Mirror, mirror, zipped
 
 from mnist_lit import main
@@ -37,7 +22,6 @@ from mnist_lit import main
 __all__ = ["mirror", "zipped"]
 
 NUM_KILLS = 30
-NUM_INTERRUPTS = 15
 LONG = [*SMALL, *CHANCE, "--trainer.max_epochs=200"]
 TEMPORARY = "checkpoints/.*.part"
 
@@ -106,71 +90,7 @@ def test_run_that_is_killed_at_thirty_moments_ends_as_if_it_had_not_been(whole: 
     assert files(run_dir) == files(whole)
 
 
-@pytest.mark.slow
-def test_run_that_is_killed_at_its_end_only_needs_its_end(tmp_path: Path) -> None:
-    run_dir = tmp_path / "run"
-    flags = ["--test_after_fit=true", "--report=true", "--pictures.enabled=true"]
-    main(["fit", *SMALL, f"--run_dir={run_dir}"])
-    before = learned(run_dir)
-    moments = random.Random(2)
-    for _ in range(8):
-        process = child("fit", f"--ckpt_path={run_dir}", *flags)
-        time.sleep(moments.uniform(0, 3))
-        process.kill()
-        process.join()
-        assert_sound(run_dir)
-
-    resume(run_dir, *flags)
-
-    assert_same(learned(run_dir), before)
-    assert 0 < metrics(run_dir)["test/acc"] <= 1
-    assert {"report.html", "pictures/test_confusion.png"} <= files(run_dir)
-    assert not [name for name in files(run_dir) if name.startswith("checkpoints/.")]
-
-
-@pytest.mark.slow
-def test_run_that_is_interrupted_at_fifteen_moments_ends_as_if_it_had_not_been(whole: Path, tmp_path: Path) -> None:
-    run_dir = tmp_path / "run"
-    moments = random.Random(3)
-    for number in range(NUM_INTERRUPTS):
-        goes_on = (run_dir / "config.yaml").exists()
-        args = [f"--ckpt_path={run_dir}"] if goes_on else [*LONG, f"--run_dir={run_dir}"]
-        command = [sys.executable, "-m", "mnist_lit", "fit", *args, "--num_threads=1"]
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
-            if number % 2:
-                wait_for_a_checkpoint(run_dir, process)
-                time.sleep(moments.uniform(0, 0.3))
-            else:
-                time.sleep(moments.uniform(0.5, 3))
-            process.send_signal(signal.SIGINT)
-            _, errors = process.communicate(timeout=120)
-        # Python itself ends by the signal when it came while a module was imported; a shell calls both 130.
-        assert process.returncode in (128 + signal.SIGINT, -signal.SIGINT), errors
-        assert "in main" not in errors  # no traceback, but for one of Python itself from the first tenth of a second
-        assert_sound(run_dir)
-    assert 0 < read(run_dir)["global_step"] < read(whole)["global_step"]
-
-    resume(run_dir, "--num_threads=1")
-
-    assert_as_whole(run_dir, whole)
-    assert rows(run_dir) == rows(whole)
-
-
 # Started together
-
-
-@pytest.mark.slow
-def test_runs_that_are_started_together_have_directories_of_their_own(tmp_path: Path) -> None:
-    processes = [child("fit", *SMALL) for _ in range(8)]
-    for process in processes:
-        process.join(300)
-
-    assert [process.exitcode for process in processes] == [0] * 8
-    run_dirs = sorted((tmp_path / "logs").iterdir())
-    assert [run_dir.name for run_dir in run_dirs] == [f"run_{number}" for number in range(1, 9)]
-    for run_dir in run_dirs:
-        assert files(run_dir) == files(run_dirs[0])
-        assert read(run_dir)["global_step"] == 20
 
 
 def test_of_runs_that_want_the_same_directory_one_gets_it(tmp_path: Path) -> None:

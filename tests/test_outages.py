@@ -19,6 +19,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 from postgresql import Server, serving
 from sqlalchemy import NullPool
+from test_search import workers
 from test_storages import SCRIPT, config, numbers
 
 FOLDER = Path("logs/search/tiny")
@@ -57,16 +58,6 @@ def search(processes: list["subprocess.Popen[Any]"]) -> Callable[..., "subproces
     return start
 
 
-def workers() -> list[int]:
-    """List the processes that print to the log of the workers."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            if (folder / "fd" / "1").resolve() == (FOLDER / "workers.log").resolve():
-                found.append(int(folder.name))
-    return found
-
-
 def kill_workers(search: "subprocess.Popen[bytes]", moments: random.Random) -> int:
     """Kill workers at random moments until the search ends; how many."""
     deadline = time.monotonic() + 900
@@ -74,7 +65,7 @@ def kill_workers(search: "subprocess.Popen[bytes]", moments: random.Random) -> i
     while search.poll() is None:
         assert time.monotonic() < deadline, Path("log").read_text()
         time.sleep(moments.uniform(0, 6))
-        if (FOLDER / "overlays").exists() and (alive := workers()):
+        if (FOLDER / "overlays").exists() and (alive := workers(FOLDER)):
             with suppress(ProcessLookupError):
                 os.kill(moments.choice(alive), signal.SIGKILL)
                 num_killed += 1

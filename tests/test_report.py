@@ -197,10 +197,3 @@ def test_whatever_stands_in_a_study_is_only_text() -> None:
 
     assert EVIL not in page.source
     assert (page.column("note")[-1], page.column("pooling")[0]) == (EVIL, EVIL)
-
-
-def test_thousand_trials_are_not_slow_to_show() -> None:
-    page = report(*(trial(number, 0.9 + number / 20_000) for number in range(1001)))
-
-    assert len(page.column("trial")) == 1000
-    assert len(page.source) < 7_000_000

@@ -14,20 +14,14 @@ from mnist_lit.search.space import Params, Space, flat, nested
 from mnist_lit.search.worker import Worker
 from mnist_lit.training.run_dir import write_text
 
-__all__ = ["Base", "check", "trial_args", "write_overlay"]
+__all__ = ["Base", "check", "trial_args"]
 
 # Keys that the search sets for all its trials.
 RESERVED = ("config", "run_dir", "ckpt_path", "test_after_fit", "num_threads")
 
 
 class Base(NamedTuple):
-    """Holds what the trials of a search start from.
-
-    Args:
-        config: The complete configuration of `fit`.
-        num_threads: Threads of torch in a process of its own.
-        num_gpus: GPUs of this machine.
-    """
+    """Holds what the trials of a search start from."""
 
     config: dict[str, Any]
     num_threads: int
@@ -35,62 +29,41 @@ class Base(NamedTuple):
 
 
 def check(settings: Settings, program: Callable[..., Any]) -> tuple[Base, Space]:
-    """Build each bound of the space with the real program, in a process of its own.
-
-    Returns:
-        What the trials start from, and the space that they vary.
-
-    Raises:
-        UsageError: If a key does not exist, or a value is refused.
-    """
-    overrides = flat(settings.overrides)
+    """Build each bound of the space with the real program, in a process of its own."""
     _check_keys("space", settings.space)
-    _check_keys("overrides", overrides)
-    if twice := next((key for key in overrides if key in settings.space), None):
-        raise UsageError(f"overrides.{twice}: the space varies it\nleave it out in one of the two")
+    _check_keys("overrides", flat(settings.overrides))
+    if twice := settings.space.keys() & flat(settings.overrides).keys():
+        raise UsageError(f"overrides.{twice.pop()}: the space varies it\nleave it out in one of the two")
     with tempfile.TemporaryDirectory() as folder:
         worker, overlay = Worker(Path(folder, "log")), Path(folder, "overlay.yaml")
 
         def build(params: Params) -> Base:
-            overlay.write_text(yaml.safe_dump(nested({**settings.overrides, **params})), encoding="utf-8")
+            args = trial_args(settings, overlay, {**settings.overrides, **params})
             try:
-                return worker.submit(_dry_run, program, trial_args(settings, overlay), fetch=not params).result()
+                base = worker.submit(_dry_run, program, args, fetch=not params).result()
             except UsageError as error:
                 # Users do not know the file, which is deleted.
                 where = "space" if params else "overrides"
                 raise UsageError(re.sub(rf"^{re.escape(str(overlay))}, line \d+: ", f"{where}.", str(error))) from error
+            _check_comparable(base.config)
+            return base
 
         base = build({})
-        _check_comparable(base.config)
-        space = Space(settings.space, base.config)
         known = flat(base.config)
-        for params in space.corners():
-            config = build(params).config
-            _check_comparable(config)
+        for params in Space(settings.space, known).corners():
             # Some keys exist in some trials only, for example the momentum of one of several optimizers.
-            known = {key: value for key, value in flat(config).items() if key in settings.space} | known
-    return base, Space(settings.space, nested(known))
+            known = {key: value for key, value in flat(build(params).config).items() if key in settings.space} | known
+    return base, Space(settings.space, known)
 
 
-def trial_args(settings: Settings, overlay: Path) -> list[str]:
-    """Return the command line of a trial without its directory.
-
-    Args:
-        settings: The settings of the search.
-        overlay: The config of the trial's own.
-    """
+def trial_args(settings: Settings, overlay: Path, overrides: Params) -> list[str]:
+    """Write the config of a trial's own, and return the trial's command line."""
+    overlay.parent.mkdir(exist_ok=True)
+    write_text(overlay, yaml.safe_dump(nested(overrides), sort_keys=False))
     switches = {"pictures": "--pictures.enabled=false", "report": "--report=false"}
     wanted = {key.partition(".")[0] for key in settings.overrides}
     flags = [flag for key, flag in switches.items() if key not in wanted]
     return ["fit", *(f"--config={config}" for config in [*settings.configs, overlay]), "--test_after_fit=false", *flags]
-
-
-def write_overlay(settings: Settings, name: str, overrides: Params) -> Path:
-    """Write the config of a trial's own into the directory `overlays` of the study."""
-    file = settings.folder / "overlays" / f"{name}.yaml"
-    file.parent.mkdir(exist_ok=True)
-    write_text(file, yaml.safe_dump(nested(overrides), sort_keys=False))
-    return file
 
 
 def _dry_run(program: Callable[..., Any], args: list[str], *, fetch: bool) -> Base:
@@ -107,10 +80,8 @@ def _dry_run(program: Callable[..., Any], args: list[str], *, fetch: bool) -> Ba
     return Base(cli.plain_config, num_threads, torch.cuda.device_count())
 
 
-def _check_keys(where: str, keys: Iterable[Any]) -> None:
+def _check_keys(where: str, keys: Iterable[str]) -> None:
     for key in keys:
-        if not isinstance(key, str) or not all(key.split(".")):
-            raise UsageError(f"{where}: {key!r} is no key")
         if key.split(".")[0] in RESERVED:
             raise UsageError(f"{where}.{key}: the search sets it itself")
 

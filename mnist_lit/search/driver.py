@@ -1,15 +1,15 @@
 """Drive a search: ask Optuna for trials, hand them to workers, and record how they end."""
 
 import contextlib
-import itertools
-import os
 import pickle
+import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
+from importlib import import_module
 from typing import Any
 
 import optuna
@@ -17,10 +17,9 @@ from filelock import FileLock, Timeout
 from optuna.exceptions import ExperimentalWarning, StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import RDBStorage, fail_stale_trials
 from optuna.trial import TrialState
-from tqdm import tqdm
 
 from mnist_lit.errors import MNISTLitError, Stopped, UsageError
-from mnist_lit.search.check import Base, check, trial_args, write_overlay
+from mnist_lit.search.check import Base, check, trial_args
 from mnist_lit.search.results import confirm, fit_command, format_results, format_scores, write_results
 from mnist_lit.search.settings import Settings, UnknownMetricError, parse
 from mnist_lit.search.space import Params, Space
@@ -37,6 +36,8 @@ COMPARABLE = ("run_dir", "ckpt_path", "test_after_fit", "num_threads", "csv", "r
 COMPARABLE_DATA = ("data_dir", "download", "mirrors", "timeout", "num_workers", "pin_memory")
 NUM_FAILURES = 3  # the search is aborted if so many trials fail at first and none succeeds
 NUM_RETRIES = 20  # of a step in the middle of which a database goes away
+DIED, DIED_EARLY = "its worker died", "its worker died before it began"
+MAX_RETRIES = {DIED: 1, DIED_EARLY: 10}  # the parameters may be the cause of a death, hardly of an early one
 
 
 def search(args: Sequence[str], program: Callable[..., Any]) -> optuna.Study:
@@ -60,19 +61,21 @@ def search(args: Sequence[str], program: Callable[..., Any]) -> optuna.Study:
     settings, is_fresh, yaml_text, command = parse(args)
     try:
         base, space = check(settings, program)
-        with _lock(settings, is_fresh=is_fresh) as owner:
+        with _lock(settings):
             study = open_study(settings, space, _about(settings, base.config), fresh=is_fresh)
             write_text(settings.folder / "search.yaml", yaml_text)
             workers = new_workers(settings.workers, base.num_gpus, settings.folder / "workers.log")
+            # The imports of the report take seconds, in which this process has nothing else to do.
+            threading.Thread(target=import_module, args=["mnist_lit.search.report"]).start()
             try:
-                Driver(settings, study, space, base, program, workers, owner).run()
+                Driver(settings, study, space, base, program, workers).run()
                 confirm(settings, study, base.config["seed_everything"], program, workers)
             except Stopped as stop:
                 stop.add_note(f"what was done is kept; go on with: {command}")
                 raise
     finally:
         kill_workers()
-    from mnist_lit.search.report import write_report  # plotly
+    from mnist_lit.search.report import write_report
 
     page = write_report(study, settings)
     if not (best := ranked(study)):
@@ -90,83 +93,48 @@ def _about(settings: Settings, config: Mapping[str, Any]) -> dict[str, Any]:
     return {"space": settings.space, "objective": [asdict(one) for one in settings.objectives], "base": base}
 
 
-@contextlib.contextmanager
-def _lock(settings: Settings, *, is_fresh: bool) -> Iterator[str]:
-    """Lock the directory of a study: of a journal for one driver, of a database for one of several.
-
-    Yields:
-        The name of the driver: trials that are RUNNING under it when it starts have died.
-    """
+def _lock(settings: Settings) -> contextlib.AbstractContextManager[Any]:
+    """Lock the directory of a study that is a journal; a database takes several drivers."""
     folder = settings.folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    for number in itertools.count():
-        lock = FileLock(folder.with_name(f".{folder.name}.{number}.lock"))
-        try:
-            lock.acquire(timeout=0)
-            break
-        except Timeout:
-            if settings.storage is None or is_fresh:
-                raise UsageError(f"a search of {folder} is running\nfor more trials at a time use --workers") from None
+    if settings.storage is not None:
+        return contextlib.nullcontext()
     try:
-        yield f"{os.uname().nodename}:{os.path.abspath(lock.lock_file)}"  # noqa: PTH100
-    finally:
-        lock.release()
+        return FileLock(folder.with_name(f".{folder.name}.lock")).acquire(timeout=0)
+    except Timeout:
+        raise UsageError(f"a search of {folder} is running\nfor more trials at a time use --workers") from None
 
 
+@dataclass
 class Driver:
-    """Runs trials until the study has enough of them.
+    """Runs trials until the study has enough of them."""
 
-    Args:
-        settings: The settings of the search.
-        study: The study.
-        space: What the trials vary.
-        base: What they start from.
-        program: The `main` that the workers run.
-        workers: The workers.
-        owner: The name of this driver.
-    """
-
-    def __init__(
-        self,
-        settings: Settings,
-        study: Study,
-        space: Space,
-        base: Base,
-        program: Callable[..., Any],
-        workers: Sequence[Worker],
-        owner: str,
-    ) -> None:
-        self.settings = settings
-        self.study = study
-        self.space = space
-        self.program = program
-        self.owner = owner
-        self.idle = list(workers)
-        self.num_threads = max(1, base.num_threads // len(workers))
-        self.deadline = time.monotonic() + (settings.timeout or float("inf"))
-        self.running: dict[Future[Result], tuple[optuna.Trial, Worker]] = {}
-        self.foreign: set[int] = set()
-        self.last_heartbeat = 0.0
+    settings: Settings
+    study: Study
+    space: Space
+    base: Base
+    program: Callable[..., Any]
+    idle: list[Worker]
+    running: dict[Future[Result], tuple[optuna.Trial, Worker]] = field(default_factory=dict)
+    own: set[int] = field(default_factory=set)
+    foreign: set[int] = field(default_factory=set)
+    last_heartbeat: float = 0.0
 
     def run(self) -> None:
-        """Run trials until there are enough, or time is up; whatever ends it, none is left RUNNING.
-
-        Raises:
-            MNISTLitError: If no trial can succeed.
-        """
+        """Run trials until there are enough, or time is up; whatever ends it, none is left RUNNING."""
+        self.deadline = time.monotonic() + (self.settings.timeout or float("inf"))
         with defer_signals():
-            self._retry_own("its search was killed")
-        with tqdm(total=self.settings.n_trials, unit="trial", disable=None, dynamic_ncols=True) as self.bar:
-            try:
-                self._run_all()
-            except DatabaseGoneError:
-                raise  # and is not waited for once more
-            except BaseException:
-                with defer_signals(), contextlib.suppress(StorageInternalError, Stopped):
-                    kill_workers()  # or they would write into directories that are deleted
-                    self._retry_own("its search was stopped")
-                    write_results(self.study, self.settings)
-                raise
+            self._retry_running("its search was killed")
+        try:
+            self._run_all()
+        except DatabaseGoneError:
+            raise  # and is not waited for once more
+        except BaseException:
+            with defer_signals(), contextlib.suppress(StorageInternalError, Stopped):
+                kill_workers()  # or they would write into directories that are deleted
+                self._retry_running("its search was stopped")
+                write_results(self.study, self.settings)
+            raise
         write_results(self.study, self.settings)
 
     def _run_all(self) -> None:
@@ -178,7 +146,9 @@ class Driver:
                     if self._is_over():
                         return
                     while self.idle and time.monotonic() < self.deadline and self._has_more():
-                        self._start(self.study.ask())
+                        trial = self.study.ask()
+                        self.own.add(trial.number)
+                        self._start(trial)
                 if not self.running:
                     time.sleep(1)  # until trials of other machines end
                 wait(self.running, timeout=1, return_when=FIRST_COMPLETED)
@@ -204,21 +174,20 @@ class Driver:
 
     def _start(self, trial: optuna.Trial) -> None:
         """Train a trial, or give it the values of a complete one with the same parameters."""
-        trial.set_user_attr("owner", self.owner)
         params = self._suggest(trial)
         for other in self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
             if other.params == trial.params:
                 trial.set_user_attr("duplicate_of", other.number)
                 trial.set_user_attr("run_dir", other.user_attrs["run_dir"])
                 self._tell(trial, Result(TrialState.COMPLETE, other.values, 0.0))
-                self._print(trial.number, f"the parameters of trial {other.number}, and its result")
+                print(f"trial {trial.number}: the parameters of trial {other.number}, and its result", flush=True)
                 return
-        run_dir = self.settings.run_dir(trial.number)
-        overrides = {**self.settings.overrides, **params, "num_threads": self.num_threads}
+        run_dir, num_threads = self.settings.run_dir(trial.number), self.base.num_threads // self.settings.workers
+        overrides = {**self.settings.overrides, **params, "num_threads": max(1, num_threads)}
         trial.set_user_attr("overrides", overrides)
         trial.set_user_attr("run_dir", str(run_dir))
-        overlay = write_overlay(self.settings, run_dir.name, overrides)
-        args = [*trial_args(self.settings, overlay), f"--run_dir={run_dir}"]
+        overlay = self.settings.folder / "overlays" / f"{run_dir.name}.yaml"
+        args = [*trial_args(self.settings, overlay, overrides), f"--run_dir={run_dir}"]
         worker = self.idle.pop(0)
         # Pickled here, as the executor would do it in a thread while the study changes.
         future = worker.submit(train, self.program, args, self.settings.objectives, pickle.dumps(trial))
@@ -239,17 +208,21 @@ class Driver:
         try:
             result = future.result()
         except BrokenProcessPool:
-            result = Result(TrialState.WAITING, error="its worker died")
+            has_begun = self.settings.run_dir(trial.number).exists()
+            result = Result(TrialState.WAITING, error=DIED if has_begun else DIED_EARLY)
         except UnknownMetricError as error:
             self._tell(trial, Result(TrialState.FAIL, error=str(error).splitlines()[0]))
             raise
         if result.state == TrialState.WAITING:
-            fail_and_retry(self.study, trial.number, result.error, once=result.error == "its worker died")
+            fail_and_retry(self.study, trial.number, result.error, max_retries=MAX_RETRIES.get(result.error))
         else:
             self._tell(trial, result)
         del self.running[future]
         self.idle.append(worker)
-        self._show(trial.number, result)
+        seconds = "" if result.seconds is None else f", {result.seconds:.1f} s"
+        outcome = "pruned" if result.state == TrialState.PRUNED else f"failed: {result.error}"
+        outcome = format_scores(self.settings, result.values) if result.values else outcome
+        print(f"trial {trial.number}: {outcome}{seconds}", flush=True)
         self._stop_if_all_failed()
         write_results(self.study, self.settings)
 
@@ -271,31 +244,17 @@ class Driver:
         """Show other machines that this driver is alive, then fail the trials of those that are not."""
         if not isinstance(self.study.storage, RDBStorage) or time.monotonic() - self.last_heartbeat < HEARTBEAT:
             return
-        own = {trial.number for trial, _ in self.running.values()}
+        alive = {trial.number for trial, _ in self.running.values()}
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             # A trial whose driver died before its first heartbeat would never be stale: it gets one from here.
-            if trial.number in own or trial.number not in self.foreign:
+            if trial.number in alive or trial.number not in self.foreign:
                 self.study.storage.record_heartbeat(self.study.trial_id(trial.number))
                 self.foreign.add(trial.number)
         fail_stale_trials(self.study)
         self.last_heartbeat = time.monotonic()
 
-    def _retry_own(self, reason: str) -> None:
-        """Enqueue again what a driver of this name was training."""
+    def _retry_running(self, reason: str) -> None:
+        """Enqueue again what this driver was training; on a journal, also what an earlier one was."""
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if self.settings.storage is None or trial.user_attrs.get("owner") == self.owner:
+            if self.settings.storage is None or trial.number in self.own:
                 fail_and_retry(self.study, trial.number, reason)
-
-    def _show(self, number: int, result: Result) -> None:
-        if result.state == TrialState.COMPLETE:
-            text = format_scores(self.settings, result.values or [])
-        else:
-            text = "pruned" if result.state == TrialState.PRUNED else f"failed: {result.error}"
-        self._print(number, text if result.seconds is None else f"{text}, {result.seconds:.1f} s")
-        self.bar.n = sum(trial.state.is_finished() for trial in counted(self.study))
-        for best in ranked(self.study)[:1]:
-            self.bar.set_postfix_str(f"best {format_scores(self.settings, best.values)} (trial {best.number})")
-
-    def _print(self, number: int, text: str) -> None:
-        if self.bar.disable:  # there is no terminal
-            print(f"trial {number}: {text}", flush=True)

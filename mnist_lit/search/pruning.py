@@ -18,12 +18,7 @@ RUN_METRICS = ("parameters", "seconds", "images_per_second")
 
 
 class Pruning(Callback):
-    """Report metrics at each validation, and stop pruned trials.
-
-    Args:
-        objectives: The objectives; a trial is pruned by the first one, where it is the only one.
-        trial: The trial to report to; None to report nothing.
-    """
+    """Report metrics at each validation, and stop pruned trials."""
 
     def __init__(self, objectives: Sequence[Objective], trial: optuna.Trial | None) -> None:
         self.objectives = objectives
@@ -44,14 +39,7 @@ class Pruning(Callback):
             self.is_pruned = trainer.should_stop = True
 
     def scores(self, metrics: dict[str, Any]) -> list[float]:
-        """Return the score for each objective.
-
-        Args:
-            metrics: The content of the run's metrics.json.
-
-        Raises:
-            UnknownMetricError: If there was no validation.
-        """
+        """Return the score for each objective."""
         return [self._score(objective, metrics) for objective in self.objectives]
 
     def _report(self) -> bool:

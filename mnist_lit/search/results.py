@@ -8,21 +8,21 @@ import shlex
 import shutil
 import statistics
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 import optuna
 import yaml
 from optuna.trial import FrozenTrial, TrialState
-from tqdm import tqdm
 
 from mnist_lit.command_line import program_name
 from mnist_lit.formatting import escape_unprintable, format_score, format_value, short_names
-from mnist_lit.search.check import trial_args, write_overlay
+from mnist_lit.search.check import trial_args
 from mnist_lit.search.settings import Settings
 from mnist_lit.search.space import nested
 from mnist_lit.search.study import counted, ranked
-from mnist_lit.search.worker import Worker, train
+from mnist_lit.search.worker import Result, Worker, train
 from mnist_lit.training.run_dir import write_text
 
 __all__ = ["confirm", "confirmed_scores", "fit_command", "format_results", "format_scores", "write_results"]
@@ -45,18 +45,6 @@ def write_results(study: optuna.Study, settings: Settings) -> None:
             shutil.rmtree(folder / "checkpoints" if trial.number in numbers else folder, ignore_errors=True)
 
 
-def format_results(study: optuna.Study, settings: Settings) -> str:
-    """Format the ten best trials, and those that were trained again, for the console."""
-    lines = [_format_trials(ranked(study)[:NUM_SHOWN], settings), *_confirmation_lines(study, settings)]
-    return "\n".join(lines)
-
-
-def format_scores(settings: Settings, scores: Sequence[float]) -> str:
-    """Format the score for each objective with its name."""
-    pairs = zip(settings.metrics, scores, strict=True)
-    return ", ".join(f"{metric} {format_score(metric, score)}" for metric, score in pairs)
-
-
 def confirm(
     settings: Settings, study: optuna.Study, seed: int, program: Callable[..., Any], workers: Sequence[Worker]
 ) -> None:
@@ -64,21 +52,24 @@ def confirm(
     if settings.confirm is None:
         return
     seeds = range(seed + 1, seed + 1 + settings.confirm.seeds)
-    pairs = [(trial, seed) for trial in ranked(study)[: settings.confirm.top] for seed in seeds]
-    futures: dict[Any, str] = {}
-    for trial, seed in pairs:
-        name = f"confirmed/{trial.number}/{seed}"
-        if name not in study.user_attrs:
+    futures: dict[str, Future[Result]] = {}
+    for trial in ranked(study)[: settings.confirm.top]:
+        for seed in seeds:
+            name = f"confirmed/{trial.number}/{seed}"
+            if name in study.user_attrs:
+                continue
             run_dir = settings.folder / "confirm" / f"{trial.number:04d}_seed_{seed}"
             shutil.rmtree(run_dir, ignore_errors=True)  # of a start that was stopped
-            overlay = write_overlay(settings, run_dir.name, {**trial.user_attrs["overrides"], "seed_everything": seed})
-            args = [*trial_args(settings, overlay), f"--run_dir={run_dir}"]
+            overlay = settings.folder / "overlays" / f"{run_dir.name}.yaml"
+            args = trial_args(settings, overlay, {**trial.user_attrs["overrides"], "seed_everything": seed})
             worker = workers[len(futures) % len(workers)]
-            futures[worker.submit(train, program, args, settings.objectives, pickle.dumps(None))] = name
-    for future, name in tqdm(futures.items(), unit="confirmation", disable=None if futures else True):
+            args.append(f"--run_dir={run_dir}")
+            futures[name] = worker.submit(train, program, args, settings.objectives, pickle.dumps(None))
+    for name, future in futures.items():
         try:
             if values := future.result().values:
                 study.set_user_attr(name, values[0])
+                print(f"{name.replace('/', ' ')}: {format_scores(settings, values)}", flush=True)
         except BrokenProcessPool:
             continue  # the lines of the result count the trainings that there are
 
@@ -92,27 +83,29 @@ def confirmed_scores(study: optuna.Study) -> dict[int, list[float]]:
     return confirmed
 
 
-def _confirmation_lines(study: optuna.Study, settings: Settings) -> list[str]:
-    """Format mean and deviation of the trials that were trained again with other seeds."""
-    metric, lines = settings.metrics[0], []
-    for number, values in confirmed_scores(study).items():
-        first, mean = study.trials[number].values[0], statistics.mean(values)
-        deviation = f" ± {format_score(metric, statistics.stdev(values))}" if len(values) > 1 else ""
-        scores = f"{format_score(metric, first)} in the search, {format_score(metric, mean)}{deviation}"
-        lines.append(f"trial {number}: {metric} {scores} with {len(values)} other seeds")
-    return lines
-
-
-def _format_trials(trials: Sequence[FrozenTrial], settings: Settings) -> str:
+def format_results(study: optuna.Study, settings: Settings) -> str:
+    """Format the ten best trials, and those that were trained again, for the console."""
     keys, names = list(settings.space), short_names([*settings.metrics, *settings.space])
     rows = [["trial", *settings.metrics, *(names[key] for key in keys), "seconds"]]
-    for trial in trials:
+    for trial in ranked(study)[:NUM_SHOWN]:
         scores = [format_score(metric, score) for metric, score in zip(settings.metrics, trial.values, strict=True)]
         params = trial.user_attrs["params"]
         values = [escape_unprintable(format_value(params[key])) if key in params else "" for key in keys]
         rows.append([str(trial.number), *scores, *values, f"{trial.user_attrs.get('seconds', 0):.1f}"])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    metric = settings.metrics[0]
+    for number, new in confirmed_scores(study).items():
+        deviation = f" ± {format_score(metric, statistics.stdev(new))}" if len(new) > 1 else ""
+        first, mean = (format_score(metric, score) for score in (study.trials[number].values[0], statistics.mean(new)))
+        lines.append(f"trial {number}: {metric} {first} in the search, {mean}{deviation} with {len(new)} other seeds")
+    return "\n".join(lines)
+
+
+def format_scores(settings: Settings, scores: Sequence[float]) -> str:
+    """Format the score for each objective with its name."""
+    pairs = zip(settings.metrics, scores, strict=True)
+    return ", ".join(f"{metric} {format_score(metric, score)}" for metric, score in pairs)
 
 
 def _csv(trials: list[FrozenTrial], settings: Settings) -> str:
@@ -132,11 +125,9 @@ def _csv(trials: list[FrozenTrial], settings: Settings) -> str:
 
 def _best_overlay(trial: FrozenTrial, num_trials: int, settings: Settings) -> str:
     scores = ", ".join(f"{metric} {score!r}" for metric, score in zip(settings.metrics, trial.values, strict=True))
-    lines = [
-        f"# Trial {trial.number}, the best of {num_trials} trials of the study {settings.study_name}: {scores}",
-        f"# Train it again: {fit_command(settings)}",
-    ]
-    return "\n".join([*lines, yaml.safe_dump(nested(trial.user_attrs["overrides"]), sort_keys=False)])
+    comment = f"Trial {trial.number}, the best of {num_trials} trials of the study {settings.study_name}: {scores}"
+    overlay = yaml.safe_dump(nested(trial.user_attrs["overrides"]), sort_keys=False)
+    return f"# {comment}\n# Train it again: {fit_command(settings)}\n{overlay}"
 
 
 def fit_command(settings: Settings) -> str:

@@ -7,7 +7,7 @@ from argparse import ArgumentError
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, get_args
+from typing import Any, Literal, NamedTuple, Protocol
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace
@@ -20,18 +20,10 @@ from mnist_lit.command_line import CommandLine, find_config, program_name
 from mnist_lit.errors import UsageError
 from mnist_lit.parser_errors import explain, explain_object
 
-__all__ = [
-    "Confirm",
-    "Objective",
-    "SamplerFactory",
-    "SearchArgs",
-    "Settings",
-    "UnknownMetricError",
-    "hide_password",
-    "parse",
-]
+__all__ = ["Objective", "SearchArgs", "Settings", "UnknownMetricError", "hide_password", "parse"]
 
 DEFAULT_CONFIG = "configs/search.yaml"
+MAPPINGS = ("space", "overrides")
 StudyName = restricted_string_type("StudyName", r"^[A-Za-z0-9][\w.-]{0,99}$", docstring="The name of a folder.")
 
 
@@ -51,8 +43,7 @@ class Objective:
     """An objective of a search.
 
     Args:
-        metric: A metric that is logged at each validation (`val/acc`, `val/loss`, `val/f1`, …), or a number of the
-            run's metrics.json (`parameters`, `seconds`).
+        metric: A metric that is logged at each validation, or a number of metrics.json (`parameters`, `seconds`).
         direction: Whether more or less of it is better.
         value: Whether the best or the last epoch of a trial counts.
     """
@@ -80,27 +71,23 @@ class Settings:
     """Search for the best configuration of `fit`.
 
     Args:
-        space: The keys of `fit` that vary. `{low: 0.1, high: 1.0}` is an interval (`log: true` for a logarithmic
-            scale; whole ends make whole numbers, unless the key takes fractions), with `step: 0.1` a range,
-            `{choices: [1, 2]}` a choice of any values, and
-            `{length: {low: 1, high: 3}, items: {choices: [16, 32]}}` a list (without `length`, `items` is a list with
-            the values of each position). With `when: {other.key: value}` a key varies only where another key has that
-            value, or one of a list of values.
-        study_name: Name of the study, of up to 100 letters, digits, dots, dashes and underscores; its directory is
-            logs/search/STUDY_NAME.
+        space: The keys of `fit` that vary: `{low, high}`, with `step` or `log: true`; `{choices: [1, 2]}`; or, for a
+            list, `{length: {low: 1, high: 3}, items: {choices: [16, 32]}}`. With `when: {other.key: value}` a key
+            varies only where another key has that value, or one of a list of values.
+        study_name: Name of the study and of its directory, logs/search/STUDY_NAME.
         objective: The metric and its direction; or a list of them.
-        n_trials: Trials in all, 1 or more, also after the search has been stopped and started again.
-        timeout: Seconds, above 0, after which no further trial begins.
-        workers: Processes that train trials, 1 or more; they share the threads, and each has a GPU of its own.
+        n_trials: Trials in all, also after the search has been stopped and started again.
+        timeout: Seconds after which no further trial begins.
+        workers: Processes that train trials; they share the threads, and each has a GPU of its own.
         configs: The configs that the trials start from, in order of precedence: relative to the search config, to the
             working directory, or shipped ones.
         overrides: Keys of `fit` that all trials have on top of that; single ones as `--overrides.model.lr 0.1`.
         sampler: Any class of `optuna.samplers`. A grid sampler is given the space.
-        pruner: Any class of `optuna.pruners`, which stops trials early; default MedianPruner, which leaves the first
-            validation alone; null stops none.
-        storage: URL of a database, for example postgresql://user@host/database; default a journal file in the
-            study's directory. Several machines search together by the same command on the same database.
-        keep_checkpoints: Number of the best trials, 0 or more, whose checkpoints are kept.
+        pruner: Any class of `optuna.pruners`; default MedianPruner, which leaves the first validation alone; null stops
+            no trial early.
+        storage: URL of a database, for example postgresql://user@host/database, on which several machines search
+            together by the same command; default a journal file in the study's directory.
+        keep_checkpoints: Number of the best trials whose checkpoints are kept.
         confirm: Which trials are trained again with other seeds when the search is done, if any.
     """
 
@@ -135,13 +122,8 @@ class Settings:
         return self.folder / "trials" / f"{number:04d}"
 
 
-KEYS = [
-    *(part.name for part in fields(Settings)),
-    *(f"objective.{part.name}" for part in fields(Objective)),
-    *(f"confirm.{part.name}" for part in fields(Confirm)),
-]
-MAPPINGS = ("space", "overrides")
-NULLABLE = [part.name for part in fields(Settings) if type(None) in get_args(part.type)]
+PARTS = {"": Settings, "objective.": Objective, "confirm.": Confirm}
+KEYS = ["fresh", *(f"{group}{part.name}" for group, kind in PARTS.items() for part in fields(kind))]
 
 
 class SearchArgs(NamedTuple):
@@ -154,25 +136,15 @@ class SearchArgs(NamedTuple):
 
 
 def parse(args: Sequence[str]) -> SearchArgs:
-    """Parse a command line.
-
-    Args:
-        args: What follows `search`; without `--config` it is configs/search.yaml.
-
-    Raises:
-        UsageError: If there is no such key or value.
-        SystemExit: After `--help` and `--print_config`.
-    """
+    """Parse a command line."""
     typed = CommandLine(f"{program_name()} search", args)
     if not typed.configs:
         typed = CommandLine(typed.program, [f"--config={DEFAULT_CONFIG}", *args])
     mappings, flags = _take_mappings(typed)
     parser = _parser(typed)
-    prints = any(flag.startswith("--print_config") for flag in flags)
     config = _parse(parser, typed, [flag for flag in flags if not flag.startswith("--print_config")])
-    config.configs = _find_configs(config.configs, typed)
     dump = _dump(parser, config, mappings)
-    if prints:
+    if any(flag.startswith("--print_config") for flag in flags):
         print(dump, end="")
         raise SystemExit(0)
     try:
@@ -182,10 +154,8 @@ def parse(args: Sequence[str]) -> SearchArgs:
     settings = Settings(**{part.name: objects[part.name] for part in fields(Settings)} | mappings)
     if not settings.objectives:
         raise UsageError("objective: needs a metric")
-    if settings.timeout == float("inf"):
-        raise UsageError("timeout: must be finite; null is no limit")
-    rest = [hide_password(arg) for arg in args if arg != "--fresh"]
-    return SearchArgs(settings, config.fresh, dump, shlex.join([*typed.program.split(), *rest]))
+    command = [*typed.program.split(), *(hide_password(arg) for arg in args if arg != "--fresh")]
+    return SearchArgs(settings, config.fresh, dump, shlex.join(command))
 
 
 def hide_password(text: str) -> str:
@@ -208,15 +178,14 @@ def _parser(typed: CommandLine) -> ArgumentParser:
 
 def _parse(parser: ArgumentParser, typed: CommandLine, flags: Sequence[str]) -> Namespace:
     files = [{key: value for key, value in content.items() if key not in MAPPINGS} for content in typed.contents]
-    for key, value in ((key, value) for file in files for key, value in file.items()):
-        if value is None and key not in NULLABLE:  # the parser would take the default
-            raise UsageError(f"{typed.origin(key)}: must not be null")
     try:
         config = parser.parse_args([*(f"--config={json.dumps(file, default=str)}" for file in files if file), *flags])
     except (ArgumentError, TypeError, ValueError) as error:
-        raise UsageError(explain(str(error), [*KEYS, "fresh"], typed)) from error
+        raise UsageError(explain(str(error), KEYS, typed)) from error
     for key, class_path in called_functions(config.as_dict()):
         raise UsageError(f"{typed.origin(key)}: {class_path} is no class")
+    file = typed.origin("configs").partition(", line ")
+    config.configs = [str(find_config(name, Path(file[0]).parent if file[1] else None)) for name in config.configs]
     return config
 
 
@@ -227,7 +196,7 @@ def _take_mappings(typed: CommandLine) -> tuple[dict[str, dict[str, Any]], list[
     """
     mappings: dict[str, Any] = {name: {} for name in MAPPINGS}
     for content in typed.contents:
-        mappings |= {name: content[name] for name in mappings if name in content}
+        mappings |= {name: content[name] for name in MAPPINGS if name in content}
     others: list[str] = []
     flags = iter(typed.flags)
     for flag in flags:
@@ -241,18 +210,12 @@ def _take_mappings(typed: CommandLine) -> tuple[dict[str, dict[str, Any]], list[
         except yaml.YAMLError as error:
             raise UsageError(f"{name}: is no valid YAML") from error
         mappings[group] = {**mappings[group], key: value} if key else value
-    if wrong := next((name for name, mapping in mappings.items() if not isinstance(mapping, dict)), None):
-        raise UsageError(f"{typed.origin(wrong)}: must be of type dict, got {mappings[wrong]}")
+    for name, mapping in mappings.items():
+        if not isinstance(mapping, dict):
+            raise UsageError(f"{typed.origin(name)}: must be of type dict, got {mapping}")
     if not mappings["space"]:
         raise UsageError("space: there is nothing to search\nadd for example  model.dropout: {low: 0.0, high: 0.5}")
-    return mappings, others
-
-
-def _find_configs(configs: Sequence[str], typed: CommandLine) -> list[str]:
-    """Find the configs of the trials, first beside the search config that names them."""
-    origin = typed.origin("configs").partition(", line ")
-    folder = Path(origin[0]).parent if origin[1] else None
-    return [str(find_config(config, folder)) for config in configs]
+    return {name: {str(key): mapping[key] for key in mapping} for name, mapping in mappings.items()}, others
 
 
 def _dump(parser: ArgumentParser, config: Namespace, mappings: dict[str, Any]) -> str:

@@ -5,8 +5,9 @@ import itertools
 import json
 import math
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from random import Random
 from typing import Any
 
 from optuna import Trial
@@ -17,23 +18,41 @@ from mnist_lit.errors import UsageError, did_you_mean
 __all__ = ["Params", "Space", "flat", "nested"]
 
 Params = dict[str, Any]
-MISSING = object()
+MAX_REPEATS = 200  # corners in a row that show no new bound, which may stand below rare conditions
 SCALARS = (bool, int, float, str, type(None))
+
+
+class Corner:
+    """Suggests bounds in place of a trial, those first that no corner has had."""
+
+    def __init__(self, seen: set[tuple[str, Any]], wanted: Mapping[str, list[Any]], random: Random) -> None:
+        self.seen = seen
+        self.wanted = wanted
+        self.random = random
+        self.is_new = False
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        unseen = [choice for choice in choices if (name, choice) not in self.seen]
+        value = unseen[0] if unseen else self.random.choice(choices)
+        self.seen.add((name, value))
+        self.is_new |= bool(unseen)
+        return value
+
+    def suggest_float(self, name: str, low: float, high: float, **_: Any) -> Any:
+        wanted = [value for value in self.wanted.get(name, []) if isinstance(value, int | float)]
+        return self.suggest_categorical(name, [low, high, *(value for value in wanted if low < value < high)])
+
+    suggest_int = suggest_float
 
 
 @dataclass(frozen=True)
 class Scalar:
-    """A number or a choice.
-
-    Args:
-        distribution: The distribution of its values.
-        choices: The values that the categories stand for; empty for numbers.
-    """
+    """A number, or one of the choices that the categories of its distribution stand for."""
 
     distribution: CategoricalDistribution | FloatDistribution | IntDistribution
     choices: tuple[Any, ...] = ()
 
-    def suggest(self, trial: Trial, name: str) -> Any:
+    def suggest(self, trial: Trial | Corner, name: str) -> Any:
         match self.distribution:
             case CategoricalDistribution(choices=names):
                 return self.choices[names.index(trial.suggest_categorical(name, names))]
@@ -41,11 +60,6 @@ class Scalar:
                 return trial.suggest_float(name, low, high, log=log, step=step)
             case IntDistribution(low=low, high=high, log=log, step=step):
                 return trial.suggest_int(name, low, high, log=log, step=step)
-
-    def bounds(self) -> list[Any]:
-        if isinstance(self.distribution, CategoricalDistribution):
-            return list(self.choices)
-        return [self.distribution.low, self.distribution.high]
 
     def grid(self, name: str) -> dict[str, list[Any]]:
         match self.distribution:
@@ -60,27 +74,14 @@ class Scalar:
 
 @dataclass(frozen=True)
 class ScalarList:
-    """A list of scalars.
-
-    Args:
-        items: The scalar of each position.
-        length: How many of them are used; None for all.
-    """
+    """A list of scalars, of which `length` says how many are used; None for all."""
 
     items: list[Scalar]
     length: Scalar | None = None
 
-    def suggest(self, trial: Trial, name: str) -> list[Any]:
+    def suggest(self, trial: Trial | Corner, name: str) -> list[Any]:
         length = self.length.suggest(trial, f"{name}.length") if self.length else len(self.items)
         return [item.suggest(trial, f"{name}.{position}") for position, item in enumerate(self.items[:length])]
-
-    def bounds(self) -> list[Any]:
-        """List the shortest and the longest lists with all bounds of the items."""
-        lengths = self.length.bounds() if self.length else [len(self.items)]
-        columns = [item.bounds() for item in self.items]
-        num_rows = max(map(len, columns), default=1)
-        rows = [[column[number % len(column)] for column in columns] for number in range(num_rows)]
-        return [row[:length] for length in lengths for row in rows]
 
     def grid(self, name: str) -> dict[str, list[Any]]:
         parts = {f"{name}.{position}": item for position, item in enumerate(self.items)}
@@ -89,15 +90,7 @@ class ScalarList:
 
 
 class Space:
-    """The keys of `fit` that a search varies.
-
-    Args:
-        declared: The `space` of a search config.
-        base: The configuration that the trials start from; a key that holds a fraction there takes fractions.
-
-    Raises:
-        UsageError: If an entry is no distribution, or a condition can never be met.
-    """
+    """The keys of `fit` that a search varies."""
 
     def __init__(self, declared: Mapping[str, Any], base: Mapping[str, Any]) -> None:
         self.base = base
@@ -114,9 +107,9 @@ class Space:
             for other, values in self.conditions[key].items():
                 self._check_condition(f"{where}.when.{other}", other, values, is_later=other in declared)
             rest = {name: value for name, value in entry.items() if name != "when"}
-            self.dimensions[key] = _parse(where, rest, _lookup(base, key))
+            self.dimensions[key] = _parse(where, rest, base.get(key))
 
-    def suggest(self, trial: Trial) -> Params:
+    def suggest(self, trial: Trial | Corner) -> Params:
         """Suggest a value for each key whose condition is met."""
         params: Params = {}
         for key, dimension in self.dimensions.items():
@@ -126,46 +119,28 @@ class Space:
 
     def corners(self) -> Iterator[Params]:
         """List points in which every bound of every key occurs: if these are valid, those between them are."""
-        bounds = {key: dimension.bounds() for key, dimension in self.dimensions.items()}
-        for number in range(max(map(len, bounds.values()))):
-            yield self._point({key: values[number % len(values)] for key, values in bounds.items()})
-        first = {key: values[0] for key, values in bounds.items()}
-        for key in self.dimensions:
-            for required in self._requirements(key):
-                for value in bounds[key]:
-                    yield self._point({**first, **required, key: value})
+        wanted: dict[str, list[Any]] = {}
+        for other, values in itertools.chain.from_iterable(map(dict.items, self.conditions.values())):
+            wanted.setdefault(other, []).extend(values)
+        seen: set[tuple[str, Any]] = set()
+        random, num_repeats = Random(0), 0
+        while num_repeats < MAX_REPEATS:
+            corner = Corner(seen, wanted, random)
+            point = self.suggest(corner)
+            num_repeats = 0 if corner.is_new else num_repeats + 1
+            if corner.is_new:
+                yield point
 
     def grid(self) -> dict[str, list[Any]]:
-        """List all values of each of Optuna's parameters.
-
-        Raises:
-            UsageError: If there are infinitely many.
-        """
+        """List all values of each of Optuna's parameters."""
         return {name: values for key, part in self.dimensions.items() for name, values in part.grid(key).items()}
 
-    def _requirements(self, key: str) -> Iterator[Params]:
-        """List the values of other keys that meet the conditions of a key, and the conditions of those, too."""
-        varied = {other: values for other, values in self.conditions[key].items() if other in self.dimensions}
-        for values in itertools.product(*varied.values()) if varied else ():
-            required: Params = dict(zip(varied, values, strict=True))
-            for other in varied:
-                required = {**next(self._requirements(other), {}), **required}
-            yield required
-
-    def _point(self, params: Params) -> Params:
-        point: Params = {}
-        for key in self.dimensions:
-            if self._is_met(key, point):
-                point[key] = params[key]
-        return point
-
     def _is_met(self, key: str, params: Params) -> bool:
-        return all(
-            params[other] in values
-            if other in params
-            else other not in self.dimensions and _lookup(self.base, other) in values
-            for other, values in self.conditions[key].items()
-        )
+        for other, values in self.conditions[key].items():
+            known = params if other in self.dimensions else self.base
+            if other not in known or known[other] not in values:
+                return False
+        return True
 
     def _check_condition(self, where: str, other: str, values: list[Any], *, is_later: bool) -> None:
         if other in self.dimensions:
@@ -174,10 +149,8 @@ class Space:
                 raise UsageError(f"{where}: space.{other} is never {wrong[0]}")
         elif is_later:
             raise UsageError(f"{where}: {other} has to stand above it in the space")
-        elif (value := _lookup(self.base, other)) is MISSING:
-            raise UsageError(f"{where}: there is no such key\n{did_you_mean(other, flat(self.base))}")
-        elif value not in values:
-            raise UsageError(f"{where}: is {value} in all trials, never {values}")
+        elif other not in self.base:
+            raise UsageError(f"{where}: there is no such key\n{did_you_mean(other, self.base)}")
 
 
 def _parse(where: str, entry: Mapping[str, Any], default: Any) -> Scalar | ScalarList:
@@ -185,7 +158,8 @@ def _parse(where: str, entry: Mapping[str, Any], default: Any) -> Scalar | Scala
         return _parse_scalar(where, entry, default)
     items = entry.get("items")
     if isinstance(items, list) and items and len(entry) == 1:
-        return ScalarList([_parse_scalar(f"{where}.items.{number}", item, None) for number, item in enumerate(items)])
+        scalars = [_parse_scalar(f"{where}.items.{number}", item, None) for number, item in enumerate(items)]
+        return ScalarList(scalars)
     _check_names(where, entry, ["length", "items"])
     length = _parse_scalar(f"{where}.length", entry.get("length"), None)
     if not isinstance(length.distribution, IntDistribution) or length.distribution.low < 0:
@@ -233,16 +207,6 @@ def _check_names(where: str, entry: Any, names: Collection[str]) -> None:
     if unknown := next((str(name) for name in entry if name not in names), None):
         hint = did_you_mean(unknown, names) or f"there are {', '.join(names)}"
         raise UsageError(f"{where}: there is no {unknown}\n{hint}")
-
-
-def _lookup(config: Mapping[str, Any], key: str) -> Any:
-    """Return the value of a key with dots, or MISSING."""
-    value: Any = config
-    for name in key.split("."):
-        if not isinstance(value, Mapping) or name not in value:
-            return MISSING
-        value = value[name]
-    return value
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> Params:

@@ -12,7 +12,6 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartb
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from sqlalchemy import NullPool, create_engine, make_url
 from sqlalchemy.exc import ArgumentError, IntegrityError, NoSuchModuleError, ProgrammingError, SQLAlchemyError
-from tqdm import tqdm
 
 from mnist_lit.errors import MNISTLitError, UsageError
 from mnist_lit.search.settings import Settings, hide_password
@@ -40,43 +39,28 @@ class JournalLock(JournalFileOpenLock):
     """Lock a journal for writing until the end of the process at the latest.
 
     Optuna's lock would keep others waiting where its holder was killed.
-
-    Args:
-        journal: The file.
     """
 
     def __init__(self, journal: Path) -> None:
         self.journal = journal
-        self.lock = FileLock(journal.with_name(".journal.lock"))
-
-    def __reduce__(self) -> tuple[type["JournalLock"], tuple[Path]]:
-        return JournalLock, (self.journal,)
 
     def acquire(self) -> bool:
+        self.lock = FileLock(self.journal.with_name(".journal.lock"))
         self.lock.acquire()
-        self._drop_partial_line()
+        with self.journal.open("r+b") as file:
+            file.seek(-min(1, file.seek(0, os.SEEK_END)), os.SEEK_END)
+            if file.read() not in (b"", b"\n"):  # cut off by a full disk or a kill: the next line would be joined to it
+                file.seek(0)
+                file.truncate(file.read().rfind(b"\n") + 1)
         return True
 
     def release(self) -> None:
         self.lock.release()
-
-    def _drop_partial_line(self) -> None:
-        """Drop a last line that was cut off by a full disk or a kill: the next one would be joined to it."""
-        with self.journal.open("r+b") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - 1))
-            if file.read() not in (b"", b"\n"):
-                file.seek(0)
-                file.truncate(file.read().rfind(b"\n") + 1)
+        del self.lock  # which cannot be pickled
 
 
 def open_storage(settings: Settings) -> BaseStorage:
-    """Open the journal or the database of a study, and make what is not there.
-
-    Raises:
-        UsageError: If that is no URL, or its driver is not installed.
-        MNISTLitError: If the database cannot be used.
-    """
+    """Open the journal or the database of a study, and make what is not there."""
     if settings.storage is None:
         journal = settings.folder / "study.journal"
         return JournalStorage(JournalFileBackend(str(journal), lock_obj=JournalLock(journal)))
@@ -86,7 +70,7 @@ def open_storage(settings: Settings) -> BaseStorage:
     except (ArgumentError, NoSuchModuleError) as error:
         raise UsageError(f"storage: {url} is no URL of a database: {error}") from error
     except ImportError as error:
-        hint = "pip install 'mnist_lit[postgresql]'" if url.startswith("postgresql") else str(error)
+        hint = "pip install 'mnist_lit[postgresql]'"
         raise UsageError(f"storage: {url} needs a driver that is not installed\n{hint}") from error
     except SQLAlchemyError as error:
         raise MNISTLitError(f"storage: {url} cannot be used: {_reason(error)}") from error
@@ -95,25 +79,23 @@ def open_storage(settings: Settings) -> BaseStorage:
 def open_database(url: str) -> RDBStorage:
     """Open a database, and make Optuna's tables where there are none."""
     create_engine(url, poolclass=NullPool).connect().close()  # a database that is away now is not waited for
-    kwargs: dict[str, Any] = {"pool_pre_ping": True}
-    if make_url(url).get_backend_name() == "sqlite":
-        kwargs["connect_args"] = {"timeout": 60}
-    else:
-        kwargs["creator"] = functools.partial(_connect, url)
-    for attempt in range(5):
+    kwargs: dict[str, Any] = {"creator": functools.partial(_connect, url), "pool_pre_ping": True}
+    if url.startswith("sqlite"):
+        kwargs = {"connect_args": {"timeout": 60}}
+    open_rdb = functools.partial(
+        RDBStorage,
+        url,
+        engine_kwargs=kwargs,
+        heartbeat_interval=HEARTBEAT,
+        grace_period=GRACE_PERIOD,
+        heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
+    )
+    for _ in range(4):
         try:
-            return RDBStorage(
-                url,
-                engine_kwargs=kwargs,
-                heartbeat_interval=HEARTBEAT,
-                grace_period=GRACE_PERIOD,
-                heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
-            )
+            return open_rdb()
         except (IntegrityError, ProgrammingError):
-            if attempt == 4:
-                raise
             time.sleep(1)  # another driver has made the tables in the same moment
-    raise AssertionError
+    return open_rdb()
 
 
 def _connect(url: str) -> Any:
@@ -124,24 +106,22 @@ def _connect(url: str) -> Any:
     args, kwargs = dialect.create_connect_args(parts)
     if parts.get_backend_name() == "postgresql":
         kwargs = {**POSTGRESQL, **kwargs}
-    start, has_printed = time.monotonic(), False
+    start, is_waiting = time.monotonic(), False
     while True:
         try:
             connection = driver.connect(*args, **kwargs)
         except driver.OperationalError as error:
             if time.monotonic() - start > PATIENCE:
-                hint = "what was done is kept; the same command goes on"
-                raise DatabaseGoneError(
-                    f"storage: the database does not come back: {_reason(error)}\n{hint}"
-                ) from error
-            if not has_printed:
-                tqdm.write(f"waiting for the database: {_reason(error)}", file=sys.stderr)
-            has_printed = True
+                reason = f"storage: the database does not come back: {_reason(error)}"
+                raise DatabaseGoneError(f"{reason}\nwhat was done is kept; the same command goes on") from error
+            if not is_waiting:
+                print(f"waiting for the database: {_reason(error)}", file=sys.stderr, flush=True)
+            is_waiting = True
             raise_if_stopped()
             time.sleep(1)
         else:
-            if has_printed:
-                tqdm.write("the database is back", file=sys.stderr)
+            if is_waiting:
+                print("the database is back", file=sys.stderr, flush=True)
             return connection
 
 

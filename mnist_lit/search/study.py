@@ -9,10 +9,11 @@ from typing import Any
 
 import optuna
 from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
-from optuna.pruners import BasePruner, NopPruner
+from optuna.pruners import NopPruner
 from optuna.samplers import BaseSampler, BruteForceSampler, CmaEsSampler
 from optuna.storages import BaseStorage
 from optuna.storages import RetryHeartbeatStaleTrialCallback as Retry
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from mnist_lit.class_paths import accepted_parameters, instantiate
@@ -25,18 +26,9 @@ __all__ = ["Study", "counted", "fail_and_retry", "open_study", "ranked"]
 
 
 class Study(optuna.Study):
-    """Runs trials by ask and tell.
+    """Runs trials by ask and tell."""
 
-    Args:
-        name: The name of the study.
-        storage: Where it is.
-        sampler: Proposes parameters.
-        pruner: Stops trials early.
-    """
-
-    def __init__(self, name: str, storage: BaseStorage, sampler: BaseSampler, pruner: BasePruner) -> None:
-        super().__init__(name, storage, sampler, pruner)
-        self.storage = storage
+    storage: BaseStorage
 
     @property
     def is_exhausted(self) -> bool:
@@ -62,26 +54,19 @@ def counted(study: optuna.Study) -> list[FrozenTrial]:
 def ranked(study: optuna.Study) -> list[FrozenTrial]:
     """List the complete trials without duplicates: the Pareto front first, then by the first objective."""
     front = {trial.number for trial in study.best_trials} if len(study.directions) > 1 else set()
-    sign = -1 if study.directions[0] == optuna.study.StudyDirection.MAXIMIZE else 1
+    sign = -1 if study.directions[0] == StudyDirection.MAXIMIZE else 1
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     originals = [trial for trial in complete if "duplicate_of" not in trial.user_attrs]
     return sorted(originals, key=lambda trial: (trial.number not in front, sign * trial.values[0], trial.number))
 
 
-def fail_and_retry(study: Study, number: int, reason: str, *, once: bool = False) -> None:
-    """Fail a trial whose process is gone, and enqueue its parameters again.
-
-    Args:
-        study: The study.
-        number: The trial.
-        reason: Why it has failed.
-        once: Whether the parameters may be the cause, so that they run again only once.
-    """
+def fail_and_retry(study: Study, number: int, reason: str, *, max_retries: int | None = None) -> None:
+    """Fail a trial whose process is gone, and enqueue its parameters again, for the same reason `max_retries` times."""
     trials = study.get_trials(deepcopy=False)
     is_counted = any(trial.number == number for trial in counted(study))
-    happened = any(trials[earlier].user_attrs.get("error") == reason for earlier in Retry.retry_history(trials[number]))
+    earlier = [trials[retried].user_attrs.get("error") for retried in Retry.retry_history(trials[number])]
     # First the retry: should this process die in between, nothing is lost, and `counted` sees the retry.
-    if is_counted and not (once and happened):
+    if is_counted and (max_retries is None or earlier.count(reason) < max_retries):
         Retry()(study, trials[number])
     with contextlib.suppress(UpdateFinishedTrialError):  # another driver was quicker
         study.storage.set_trial_user_attr(study.trial_id(number), "error", reason)
@@ -89,29 +74,19 @@ def fail_and_retry(study: Study, number: int, reason: str, *, once: bool = False
 
 
 def open_study(settings: Settings, space: Space, about: Mapping[str, Any], *, fresh: bool) -> Study:
-    """Make a study, or load it to go on.
-
-    Args:
-        settings: The settings of the search.
-        space: The space, for samplers that need a grid.
-        about: What makes trials comparable: space, objectives, and the configuration that they start from.
-        fresh: Whether an earlier study of that name is renamed.
-
-    Raises:
-        UsageError: If its trials are about something else, or the sampler or the storage cannot be made.
-        MNISTLitError: If the storage cannot be used.
-    """
+    """Make a study, or load it to go on."""
     sampler, about = _sampler(settings, space), json.loads(json.dumps(about))
     name, directions = str(settings.study_name), [objective.direction for objective in settings.objectives]
     if fresh:
         _archive(settings)
     settings.folder.mkdir(parents=True, exist_ok=True)
-    storage, is_new = open_storage(settings), True
+    storage = open_storage(settings)
     try:
         optuna.create_study(study_name=name, storage=storage, directions=directions)
     except DuplicatedStudyError:
-        is_new = False
+        sampler.reseed_rng()  # or it would propose its first points again
     study = Study(name, storage, sampler, settings.pruner or NopPruner())
+    study.storage = storage
     earlier = study.user_attrs.get("about", about)
     if earlier != about:
         if any(trial.state not in (TrialState.FAIL, TrialState.WAITING) for trial in study.trials):
@@ -119,8 +94,6 @@ def open_study(settings: Settings, space: Space, about: Mapping[str, Any], *, fr
         return open_study(settings, space, about, fresh=True)  # a first attempt that had a mistake
     study.set_user_attr("about", about)
     study.set_metric_names(settings.metrics)
-    if not is_new:
-        sampler.reseed_rng()  # or it would propose its first points again
     return study
 
 
@@ -141,7 +114,7 @@ def _archive(settings: Settings) -> None:
 def _difference(earlier: Mapping[str, Any], about: Mapping[str, Any]) -> str:
     old, new = flat(earlier), flat(about)
     key = next(key for key in {**old, **new} if old.get(key) != new.get(key))
-    old_value, new_value = (json.dumps(values[key]) if key in values else "absent" for values in (old, new))
+    old_value, new_value = (json.dumps(values.get(key, "absent")) for values in (old, new))
     return f"{key} was {old_value}, is {new_value}\nbegin anew with --fresh, or give another --study_name"
 
 
@@ -149,11 +122,11 @@ def _sampler(settings: Settings, space: Space) -> BaseSampler:
     classes = getattr(settings.sampler, "args", ())  # the parser makes a partial function of a class path
     if CmaEsSampler in classes and not find_spec("cmaes"):  # Optuna would miss it in the second trial
         raise UsageError("sampler: CmaEsSampler needs the package cmaes\npip install 'mnist_lit[samplers]'")
-    filled_in = {}
-    if BruteForceSampler in classes or "search_space" in accepted_parameters(settings.sampler):
-        filled_in["search_space"] = space.grid()  # refuses an infinite space, also for a sampler that takes no grid
+    # Without its grid, a brute-force sampler would find out in the middle of a search that a space is infinite.
+    needs_grid = BruteForceSampler in classes or "search_space" in accepted_parameters(settings.sampler)
+    grid = {"search_space": space.grid()} if needs_grid else {}
     try:
-        sampler: BaseSampler = instantiate(settings.sampler, **filled_in)
+        sampler: BaseSampler = instantiate(settings.sampler, **grid)
     except (ImportError, TypeError, ValueError) as error:
         raise UsageError(f"sampler: {error}") from error
     return sampler

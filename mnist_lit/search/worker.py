@@ -43,14 +43,7 @@ class WorkerContext(ForkServerContext):
 
 
 class Result(NamedTuple):
-    """Holds how a training has ended.
-
-    Args:
-        state: COMPLETE, PRUNED, FAIL, or WAITING where it was stopped and has to run again.
-        values: The score for each objective.
-        seconds: Seconds of training.
-        error: Why it failed, in one line.
-    """
+    """Holds how a training has ended: WAITING where it was stopped and has to run again."""
 
     state: TrialState
     values: list[float] | None = None
@@ -59,12 +52,7 @@ class Result(NamedTuple):
 
 
 class Worker:
-    """Runs functions in a process of its own; where that has died, the next call starts another.
-
-    Args:
-        log: The file that takes what it prints.
-        gpu: The one GPU that it sees; None for all.
-    """
+    """Runs functions in a process of its own; where that has died, the next call starts another."""
 
     def __init__(self, log: Path, gpu: str | None = None) -> None:
         self.arguments = (log, gpu)
@@ -99,18 +87,7 @@ def kill_workers() -> None:
 
 
 def train(program: Callable[..., Any], args: list[str], objectives: Sequence[Objective], trial: bytes) -> Result:
-    """Train one configuration; what goes wrong with it is part of the result.
-
-    Args:
-        program: The `main` of the program.
-        args: The command line.
-        objectives: What is scored.
-        trial: The trial to report to, or None, pickled.
-
-    Raises:
-        UnknownMetricError: If no run logs the metric of an objective.
-        OSError: If the disk is full.
-    """
+    """Train one configuration; what goes wrong with it is part of the result."""
     from mnist_lit.search.pruning import Pruning  # torch
 
     try:
