@@ -1,7 +1,6 @@
 """The data module: splits, statistics, batches, augmentation, and the same of all this in several processes."""
 
 import json
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -239,12 +238,6 @@ def test_a_single_image_left_over_does_not_break_batch_normalisation(fit: Fit, l
     cli = fit("--data.batch_size=103", *layers, "--trainer.max_epochs=1")  # 1,237 = 12 * 103 + 1
     assert cli.trainer.global_step == 12
     assert torch.isfinite(cli.trainer.callback_metrics["train/loss"])
-
-
-def test_a_checkpoint_is_opened_as_plain_data_only(tmp_path: Path) -> None:
-    torch.save({"datamodule_hyper_parameters": tmp_path}, tmp_path / "bad.ckpt")
-    with pytest.raises(pickle.UnpicklingError):
-        MNISTDataModule.load_from_checkpoint(tmp_path / "bad.ckpt", weights_only=False)
 
 
 # Augmentation and seeds

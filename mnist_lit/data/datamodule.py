@@ -1,23 +1,23 @@
 """The data module: whole data sets as tensors in memory, batches by index, augmentation on the training device."""
 
 import functools
+import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from mnist_lit.command_line import DATA_DIR_VARIABLE
 from mnist_lit.data.augment import Augment
-from mnist_lit.data.datasets import DATASETS, Split, load, stratified_split
-from mnist_lit.data.loaders import Batch, DistributedEvalBatchSampler, EpochSampler, ImageDataset, LazyLoader
+from mnist_lit.data.datasets import DATASETS, load, stratified_split
 from mnist_lit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 else:
     DatasetName = Literal[tuple(DATASETS)]  # the parser checks the key against the registry
 
-__all__ = ["MNISTDataModule", "preprocess"]
+__all__ = ["ImageDataset", "MNISTDataModule", "preprocess"]
+
+Batch = tuple[Tensor, Tensor]
 
 
 class MNISTDataModule(LightningDataModule):
@@ -89,23 +91,12 @@ class MNISTDataModule(LightningDataModule):
         self.mirrors = mirrors
         self.timeout = timeout
         self.predict_paths = [predict_paths] if isinstance(predict_paths, str) else predict_paths
+        self.class_names = DATASETS[dataset].class_names
+        self.num_classes = len(self.class_names)
         self.image_files: list[ImageFile] = []
         self.seed = torch.initial_seed() % 2**31
         self.statistics: tuple[float, float] | None = None
         self.splits: dict[str, ImageDataset] = {}
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        return DATASETS[self.dataset].class_names
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.class_names)
-
-    @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:
-        """Load like Lightning, but plain data only: unpickling can run any code."""
-        return super().load_from_checkpoint(checkpoint_path, *args, **{**kwargs, "weights_only": True})
 
     def prepare_data(self) -> None:
         if self.trainer is not None and self.trainer.state.fn is not None:
@@ -118,43 +109,38 @@ class MNISTDataModule(LightningDataModule):
 
             find_files(self.predict_paths)
             stages = tuple(stage for stage in stages if stage != "predict")
-        splits: set[Split] = {"train" if stage in ("fit", "validate") else "test" for stage in stages}
+        splits: set[Any] = {"train" if stage in ("fit", "validate") else "test" for stage in stages}
         DATASETS[self.dataset].prepare(self.data_dir, splits, self.mirrors, self.download, self.timeout)
         if "train" in splits:
-            self._training_data()
+            _load_training_data(self.dataset, self.data_dir.resolve(), self.val_size)
 
     def setup(self, stage: str) -> None:
         if stage in ("fit", "validate") and "train" not in self.splits:
-            self.splits["train"], self.splits["val"], self.statistics = self._training_data()
+            self.splits["train"], self.splits["val"], self.statistics = _load_training_data(
+                self.dataset, self.data_dir.resolve(), self.val_size
+            )
             if self.trainer is not None:
                 # All processes of a run must shuffle alike, also if none was given a seed.
                 self.seed = self.trainer.strategy.broadcast(self.seed)
         if stage == "predict" and self.predict_paths is not None:
-            self.splits["image_files"] = self._load_image_files(self.predict_paths)
+            from mnist_lit.data.image_files import find_files, load_image_files
+
+            self.image_files = load_image_files(find_files(self.predict_paths))
+            digits = [torch.from_numpy(file.digit) for file in self.image_files if file.digit is not None]
+            images = torch.stack(digits) if digits else torch.empty(0, 28, 28, dtype=torch.uint8)
+            self.splits["image_files"] = ImageDataset(images, labels=torch.full((len(images),), -1))
         elif stage in ("test", "predict") and "test" not in self.splits:
             self.splits["test"] = ImageDataset(*load(self.dataset, self.data_dir, "test"))
         if self.resident and self.trainer is not None:
             device = self.trainer.strategy.root_device
             self.splits = {name: split.to(device) for name, split in self.splits.items()}
 
-    def _training_data(self) -> tuple[ImageDataset, ImageDataset, tuple[float, float]]:
-        return _load_training_data(self.dataset, self.data_dir.resolve(), self.val_size)
-
-    def _load_image_files(self, paths: Sequence[str]) -> ImageDataset:
-        from mnist_lit.data.image_files import find_files, load_image_files
-
-        self.image_files = load_image_files(find_files(paths))
-        digits = [torch.from_numpy(file.digit) for file in self.image_files if file.digit is not None]
-        images = torch.stack(digits) if digits else torch.empty(0, 28, 28, dtype=torch.uint8)
-        return ImageDataset(images, labels=torch.full((len(images),), -1))
-
     def train_dataloader(self) -> DataLoader[Batch]:
         assert self.trainer is not None
-        dataset = self.splits["train"]
-        sampler = EpochSampler(dataset, self.batch_size, self.seed, self.trainer)
+        sampler = EpochSampler(self.splits["train"], self.batch_size, self.seed, self.trainer)
         # Batch normalisation fails on a single image, should just one be left over.
         drop_last = len(sampler) % self.batch_size == 1
-        return self._loader(dataset, sampler=sampler, batch_size=self.batch_size, drop_last=drop_last)
+        return self._loader("train", sampler=sampler, batch_size=self.batch_size, drop_last=drop_last)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
         return self._eval_loader("val") if self.val_size else []
@@ -163,19 +149,21 @@ class MNISTDataModule(LightningDataModule):
         return self._eval_loader("test")
 
     def predict_dataloader(self) -> DataLoader[Batch]:
-        # In one process: Lightning tracks the indices of predictions, which it cannot do with a batch sampler of ours.
-        dataset = self.splits["image_files" if self.predict_paths else "test"]
-        return self._loader(dataset, batch_size=self.eval_batch_size)
+        # In one process: Lightning tracks the indices of predictions, which it cannot do with batches of ours.
+        return self._loader("image_files" if self.predict_paths else "test", batch_size=self.eval_batch_size)
 
     def _eval_loader(self, split: str) -> DataLoader[Batch]:
+        """Share a split among processes so that each image is evaluated once, in equally many batches everywhere."""
         assert self.trainer is not None
-        dataset, processes = self.splits[split], (self.trainer.world_size, self.trainer.global_rank)
-        batches = DistributedEvalBatchSampler(len(dataset), self.eval_batch_size, *processes)
-        return self._loader(dataset, batch_sampler=batches)
+        num_images, world_size, size = len(self.splits[split]), self.trainer.world_size, self.eval_batch_size
+        share = range(self.trainer.global_rank, num_images, world_size)
+        # Each process waits for the others: the last batch of some may be empty.
+        starts = range(0, -(-num_images // world_size), size)
+        return self._loader(split, batch_sampler=[list(share[start : start + size]) for start in starts])
 
-    def _loader(self, dataset: ImageDataset, **kwargs: Any) -> DataLoader[Batch]:
+    def _loader(self, split: str, **kwargs: Any) -> DataLoader[Batch]:
         return LazyLoader(
-            dataset,
+            self.splits[split],
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=self.pin_memory and torch.cuda.is_available(),
@@ -206,6 +194,58 @@ def preprocess(images: Tensor, image_size: int) -> Tensor:
     if images.shape[-1] == image_size:
         return images
     return F.interpolate(images, (image_size, image_size), mode="bilinear", antialias=True)
+
+
+class ImageDataset(Dataset[Batch]):
+    """Hold uint8 images, of shape (n, h, w) or (n, c, h, w), with labels, and gather whole batches by index."""
+
+    def __init__(self, images: Tensor, labels: Tensor, indices: Tensor | None = None) -> None:
+        self.images = images
+        self.labels = labels
+        self.indices = torch.arange(len(labels)) if indices is None else indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        """Gather images of shape (n, c, h, w) and their labels; the data loader calls this once per batch."""
+        chosen = self.indices[torch.tensor(indices, dtype=torch.long, device=self.indices.device)]
+        images = self.images[chosen]
+        return images if images.ndim == 4 else images.unsqueeze(1), self.labels[chosen]
+
+    def to(self, device: torch.device) -> "ImageDataset":
+        return ImageDataset(self.images.to(device), self.labels.to(device), self.indices.to(device))
+
+
+class EpochSampler(DistributedSampler[Batch]):
+    """Draw the order of an epoch from seed and epoch, and begin after the batches that were trained on.
+
+    Lightning counts epochs and batches, and has both in its checkpoints: a resumed run needs no other state.
+    """
+
+    def __init__(self, dataset: ImageDataset, batch_size: int, seed: int, trainer: Trainer) -> None:
+        super().__init__(dataset, trainer.world_size, trainer.global_rank, seed=seed, drop_last=True)
+        self.batch_size = batch_size
+        self.trainer = trainer
+
+    def __iter__(self) -> Iterator[Any]:
+        # After a fit the counter still has the batches of the last epoch.
+        num_batches = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready if self.trainer.training else 0
+        return itertools.islice(super().__iter__(), num_batches * self.batch_size, None)
+
+
+class LazyLoader(DataLoader[Batch]):
+    """Load batches from the first request on: Lightning asks for the iterator before it has set the epoch."""
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        yield from super().__iter__()
+
+    # With these two methods Lightning takes the loader for resumable.
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        pass
 
 
 @functools.lru_cache(maxsize=1)  # a search trains many times on the same data
