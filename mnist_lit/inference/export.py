@@ -10,7 +10,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
@@ -31,7 +30,7 @@ DYNAMIC_SHAPES = {"images": {0: Dim("n", min=1)}}
 
 
 class ExportModule(nn.Module):
-    """Compute probabilities from uint8 images: preprocessing, a copy of the model and softmax."""
+    """Compute probabilities (n, num_classes) of uint8 images (n, c, h, w): preprocessing, the model and softmax."""
 
     def __init__(self, model: Classifier, image_size: int) -> None:
         super().__init__()
@@ -40,7 +39,6 @@ class ExportModule(nn.Module):
         self.image_size = image_size
 
     def forward(self, images: Tensor) -> Tensor:
-        """Compute probabilities of shape (n, num_classes) of uint8 images of shape (n, 1, 28, 28)."""
         logits: Tensor = self.model(preprocess(images, self.image_size))
         return logits.softmax(dim=1)
 
@@ -78,41 +76,37 @@ def export_model(
     """
     images, labels = datamodule.splits["test"].__getitems__(range(len(probabilities)))
     metadata = {
-        "images": "uint8 of shape (n, 1, 28, 28) for any n: digits bright on black (0), as in MNIST",
-        "probabilities": f"float32 of shape (n, {probabilities.shape[1]}): column i is the probability of label i",
+        "images": f"uint8 of shape (n, {', '.join(map(str, images.shape[1:]))}) for any n, as in the data set",
+        "probabilities": f"float32 of shape (n, {probabilities.shape[1]}): column i is the probability of class i",
+        "classes": json.dumps(datamodule.class_names),
         "dataset": datamodule.dataset,
         "mnist_lit": version("mnist_lit"),
     }
     # Beside the output, as only a rename on the same disk is atomic.
     with TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
-        file = Path(folder) / output.name
-        _write(ExportModule(model, datamodule.image_size).eval(), file, metadata)
-        rows = [_compare(file, images, labels, probabilities)]
+        files = [Path(folder, output.name)]
+        _write(ExportModule(model, datamodule.image_size).eval(), images[:2], files[0], metadata)
+        rows = [_compare(files[0], images, labels, probabilities, TOLERANCE)]
         if int8:
             # Calibrated without the test images, which it is judged by.
-            training_images, _ = load(datamodule.dataset, datamodule.data_dir, "train")
-            int8_file = _write_int8(file, training_images[:NUM_CALIBRATION].unsqueeze(1))
-            rows.append(_compare(int8_file, images, labels, probabilities, tolerance=1))
+            calibration, _ = load(datamodule.dataset, datamodule.data_dir, "train")
+            files.append(_write_int8(files[0], calibration[:NUM_CALIBRATION].view(-1, *images.shape[1:])))
+            rows.append(_compare(files[1], images, labels, probabilities, tolerance=1))
         raise_if_stopped()
-        for written in [int8_file, file] if int8 else [file]:
-            written.replace(output.with_name(written.name))
+        for file in reversed(files):
+            file.replace(output.with_name(file.name))
     print("file                   kB  test/acc  largest difference  same predictions", *rows, output, sep="\n")
 
 
-def _write(module: ExportModule, file: Path, metadata: dict[str, str]) -> None:
-    example = torch.zeros(2, 1, 28, 28, dtype=torch.uint8)
+def _write(module: ExportModule, example: Tensor, file: Path, metadata: dict[str, str]) -> None:
     program = torch.export.export(module, (example,), dynamic_shapes=DYNAMIC_SHAPES, strict=False)
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # it names folders of this machine
-    if file.suffix == ".onnx":
-        _write_onnx(program, file, metadata)
-    else:
+    if file.suffix == ".pt2":
         content = io.BytesIO()  # when the disk is full, torch's own writing ends the process
         torch.export.save(program, content, extra_files={"description.json": json.dumps(metadata)})
         file.write_bytes(content.getvalue())
-
-
-def _write_onnx(program: torch.export.ExportedProgram, file: Path, metadata: dict[str, str]) -> None:
+        return
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
     onnx_program = torch.onnx.export(
@@ -147,10 +141,9 @@ def _write_int8(file: Path, images: Tensor) -> Path:
     return int8_file
 
 
-def _compare(file: Path, images: Tensor, labels: Tensor, expected: Tensor, tolerance: float = TOLERANCE) -> str:
+def _compare(file: Path, images: Tensor, labels: Tensor, expected: Tensor, tolerance: float) -> str:
     """Format a comparison of a file's predictions with the model's; raise MNISTLitError if they differ."""
-    run = _run_onnx if file.suffix == ".onnx" else _run_pt2
-    probabilities = run(file, torch.split(images, BATCH_SIZE))
+    probabilities = _run(file, torch.split(images, BATCH_SIZE))
     predictions = probabilities.argmax(dim=1)
     accuracy = float((predictions == labels).double().mean())
     same = f"{int((predictions == expected.argmax(dim=1)).sum()):,} of {len(images):,}"
@@ -164,17 +157,15 @@ def _compare(file: Path, images: Tensor, labels: Tensor, expected: Tensor, toler
     return f"{file.name:16} {file.stat().st_size / 1000:8,.1f}  {accuracy:8.2%}  {difference:18.1e}  {same}"
 
 
-def _run_onnx(file: Path, batches: tuple[Tensor, ...]) -> Tensor:
+def _run(file: Path, batches: tuple[Tensor, ...]) -> Tensor:
+    if file.suffix == ".pt2":
+        module = torch.export.load(file).module()
+        with torch.inference_mode():
+            return torch.cat([module(batch) for batch in batches])
     from onnxruntime import InferenceSession, SessionOptions
 
     options = SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = InferenceSession(file, options, providers=["CPUExecutionProvider"])
     outputs = [session.run(["probabilities"], {"images": batch.numpy()})[0] for batch in batches]
-    return torch.from_numpy(np.concatenate(outputs))
-
-
-def _run_pt2(file: Path, batches: tuple[Tensor, ...]) -> Tensor:
-    module = torch.export.load(file).module()
-    with torch.inference_mode():
-        return torch.cat([module(batch) for batch in batches])
+    return torch.cat(list(map(torch.from_numpy, outputs)))
