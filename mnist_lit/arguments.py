@@ -36,7 +36,6 @@ COMMAND_ARGUMENTS: dict[str, dict[str, tuple[Any, Any, str]]] = {
             "model.onnx",
             "File to write, from uint8 images to probabilities: `.onnx` or `.pt2`.",
         ),
-        "int8": (bool, False, "Whether a variant of eight bits is written, too (`.onnx` only)."),
     },
     "demo": {
         "ensemble": ENSEMBLE,

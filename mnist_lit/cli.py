@@ -159,7 +159,7 @@ class CLI(LightningCLI):
         if self.command == "export":
             from mnist_lit.inference.export import check_output
 
-            check_output(Path(config.output), int8=config.int8)
+            check_output(Path(config.output))
         if config.trainer.precision is None:
             config.trainer.precision = native_precision(config.trainer.accelerator)
         if self.goes_on:

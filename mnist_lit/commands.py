@@ -79,10 +79,7 @@ class Commands(CLI):
         """Write the model for other programs, and check it against this one on the test set."""
         from mnist_lit.inference.export import export_model
 
-        config = self.config
-        if config.int8:
-            self.datamodule.fetch("fit")  # it is calibrated on training images, never on those it is checked with
-        export_model(self.model, self.datamodule, self._probabilities(), Path(config.output), int8=config.int8)
+        export_model(self.model, self.datamodule, self._probabilities(), Path(self.config.output))
 
     def demo(self) -> None:
         """Serve a page on which digits can be drawn or photographs dropped."""

@@ -8,14 +8,12 @@ import os
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
 from mnist_lit.data.datamodule import MNISTDataModule, preprocess
-from mnist_lit.data.datasets import load
 from mnist_lit.errors import MNISTLitError, UsageError
 from mnist_lit.model.classifier import Classifier
 from mnist_lit.signals import raise_if_stopped
@@ -23,8 +21,6 @@ from mnist_lit.signals import raise_if_stopped
 __all__ = ["check_output", "export_model"]
 
 TOLERANCE = 1e-4  # of a probability
-BATCH_SIZE = 500
-NUM_CALIBRATION = 500
 PACKAGES = {".onnx": ("onnx", "onnxscript", "onnxruntime"), ".pt2": ()}
 DYNAMIC_SHAPES = {"images": {0: Dim("n", min=1)}}
 
@@ -43,12 +39,11 @@ class ExportModule(nn.Module):
         return logits.softmax(dim=1)
 
 
-def check_output(output: Path, *, int8: bool) -> None:
-    """Make sure that a model can be exported to a file, with an 8-bit variant beside it if `int8`."""
-    suffixes = (".onnx",) if int8 else (".onnx", ".pt2")
-    if output.suffix not in suffixes or output.is_dir():
+def check_output(output: Path) -> None:
+    """Make sure that a model can be exported to a file."""
+    if output.suffix not in PACKAGES or output.is_dir():
         raise UsageError(
-            f"output: {output} must be a file that ends in {' or '.join(suffixes)}\nfor example: --output model.onnx"
+            f"output: {output} must be a file that ends in {' or '.join(PACKAGES)}\nfor example: --output model.onnx"
         )
     if not (output.parent.is_dir() and os.access(output.parent, os.W_OK)):
         raise UsageError(f"output: {output.parent} is no folder to write to\nmake it first, or give another --output")
@@ -59,17 +54,14 @@ def check_output(output: Path, *, int8: bool) -> None:
             raise UsageError(f"export to ONNX needs the package {package}\npip install 'mnist_lit[export]'") from error
 
 
-def export_model(
-    model: Classifier, datamodule: MNISTDataModule, probabilities: Tensor, output: Path, *, int8: bool
-) -> None:
+def export_model(model: Classifier, datamodule: MNISTDataModule, probabilities: Tensor, output: Path) -> None:
     """Export a model, check the file on the test images and print a table of the check.
 
     Args:
         model: The model.
-        datamodule: The data, with its test split in memory and, for `int8`, its training split on disk.
+        datamodule: The data, with its test split in memory.
         probabilities: The model's for the test images, in full precision, of shape (n, num_classes).
         output: The file, `.onnx` or `.pt2`; it is replaced after the check.
-        int8: Whether an 8-bit variant is written beside it (`.onnx` only).
 
     Raises:
         MNISTLitError: If the predictions of the file differ from the model's.
@@ -84,18 +76,24 @@ def export_model(
     }
     # Beside the output, as only a rename on the same disk is atomic.
     with TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
-        files = [Path(folder, output.name)]
-        _write(ExportModule(model, datamodule.image_size).eval(), images[:2], files[0], metadata)
-        rows = [_compare(files[0], images, labels, probabilities, TOLERANCE)]
-        if int8:
-            # Calibrated without the test images, which it is judged by.
-            calibration, _ = load(datamodule.dataset, datamodule.data_dir, "train")
-            files.append(_write_int8(files[0], calibration[:NUM_CALIBRATION].view(-1, *images.shape[1:])))
-            rows.append(_compare(files[1], images, labels, probabilities, tolerance=1))
+        file = Path(folder, output.name)
+        _write(ExportModule(model, datamodule.image_size).eval(), images[:2], file, metadata)
+        outputs = _run(file, torch.split(images, datamodule.eval_batch_size))
+        predictions = outputs.argmax(dim=1)
+        same = f"{int((predictions == probabilities.argmax(dim=1)).sum()):,} of {len(images):,}"
+        difference = float((outputs - probabilities).abs().max())
+        if difference > TOLERANCE:
+            raise MNISTLitError(
+                f"{output.name}: only {same} predictions for test images are the model's\n"
+                f"probabilities differ by up to {difference:.1e}; the file is not kept\n"
+                f"try the other format, or another release of torch than {torch.__version__}"
+            )
         raise_if_stopped()
-        for file in reversed(files):
-            file.replace(output.with_name(file.name))
-    print("file                   kB  test/acc  largest difference  same predictions", *rows, output, sep="\n")
+        file.replace(output)
+    accuracy = float((predictions == labels).double().mean())
+    print("file                   kB  test/acc  largest difference  same predictions")
+    print(f"{output.name:16} {output.stat().st_size / 1000:8,.1f}  {accuracy:8.2%}  {difference:18.1e}  {same}")
+    print(output)
 
 
 def _write(module: ExportModule, example: Tensor, file: Path, metadata: dict[str, str]) -> None:
@@ -116,45 +114,6 @@ def _write(module: ExportModule, example: Tensor, file: Path, metadata: dict[str
     ClearMetadataAndDocStringPass()(onnx_program.model)  # the source of each node takes as much space as the weights
     onnx_program.model.metadata_props.update(metadata)
     onnx_program.save(file)
-
-
-def _write_int8(file: Path, images: Tensor) -> Path:
-    """Write an 8-bit variant, with the ranges that its activations have for some images."""
-    from onnxruntime.quantization import QuantType, quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    prepared, int8_file = file.with_suffix(".prepared.onnx"), file.with_suffix(".int8.onnx")
-    batches = ({"images": batch.numpy()} for batch in torch.split(images, 100))
-    # Optimization would copy the weights for every shift of test-time augmentation.
-    quant_pre_process(file, prepared, skip_optimization=True, skip_symbolic_shape=True)
-    quantize_static(
-        prepared,
-        int8_file,
-        SimpleNamespace(get_next=lambda: next(batches, None)),
-        op_types_to_quantize=["Conv", "Gemm", "MatMul"],
-        per_channel=True,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-        reduce_range=True,  # without VNNI, x86 processors overflow where weights use all eight bits
-        extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]},  # logits are not rounded
-    )
-    return int8_file
-
-
-def _compare(file: Path, images: Tensor, labels: Tensor, expected: Tensor, tolerance: float) -> str:
-    """Format a comparison of a file's predictions with the model's; raise MNISTLitError if they differ."""
-    probabilities = _run(file, torch.split(images, BATCH_SIZE))
-    predictions = probabilities.argmax(dim=1)
-    accuracy = float((predictions == labels).double().mean())
-    same = f"{int((predictions == expected.argmax(dim=1)).sum()):,} of {len(images):,}"
-    difference = float((probabilities - expected).abs().max())
-    if difference > tolerance:
-        raise MNISTLitError(
-            f"{file.name}: only {same} predictions for test images are the model's\n"
-            f"probabilities differ by up to {difference:.1e}; the file is not kept\n"
-            f"try the other format, or another release of torch than {torch.__version__}"
-        )
-    return f"{file.name:16} {file.stat().st_size / 1000:8,.1f}  {accuracy:8.2%}  {difference:18.1e}  {same}"
 
 
 def _run(file: Path, batches: tuple[Tensor, ...]) -> Tensor:
