@@ -97,10 +97,10 @@ class ImageFolder:
     def _find(self, data_dir: Path, split: Split) -> list[tuple[str, int]]:
         """List path and label of each image of a split."""
         folder = data_dir / split
-        if split == "test" and not folder.is_dir() and not self.test_size:
-            raise UsageError(f"there is no {folder}\nmake it, or hold out images of `train`: --data.test_size NUMBER")
-        if folder.is_dir() and (split == "test" or not self.test_size or (data_dir / "test").is_dir()):
+        if (data_dir / "test").is_dir() or (split == "train" and not self.test_size):
             return self._list(folder)
+        if not self.test_size:
+            raise UsageError(f"there is no {folder}\nmake it, or hold out images of train: --data.test_size NUMBER")
         files = self._list(data_dir / "train")
         if self.test_size >= len(files):
             raise UsageError(f"data.test_size {self.test_size} leaves none of {len(files)} images\nuse less")

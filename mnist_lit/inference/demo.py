@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 
 from mnist_lit.data.datamodule import MNISTDataModule, preprocess
-from mnist_lit.data.digits import extract_digit
 from mnist_lit.errors import Stopped, UsageError
 from mnist_lit.model.classifier import Classifier
 
@@ -25,14 +24,14 @@ except ModuleNotFoundError as error:
 
 __all__ = ["serve"]
 
-TITLE = "Which digit is it?"
-EXPLANATION = "Draw a digit, or drop a photograph of one anywhere on this page: the network predicts its class at once."
+TITLE = "Which class is it?"
+EXPLANATION = "Draw, or drop a photograph anywhere on this page: the network predicts the class at once."
 NO_DIGIT = "no digit"
 PREFIX = "data:image/png;base64,"
 # Gradio's own sketchpad needs WebGL, and a choice of the tool after each clearing; its image component answers a file
 # that is no image with a traceback.
 SKETCHPAD = """
-<canvas role="img" aria-label="paper to draw a digit on"></canvas>
+<canvas role="img" aria-label="paper to draw on"></canvas>
 <output></output>
 <div><button class="photograph">Photograph …</button> <button class="clear">Clear</button></div>
 <input type="file" accept="image/*" hidden>
@@ -45,7 +44,7 @@ button { font-size: var(--text-md); padding: var(--spacing-md) var(--spacing-xxl
     color: var(--button-secondary-text-color); background: var(--button-secondary-background-fill); }
 output:empty { display: none; }
 """
-INPUT = '${value ? `<img src="${value}" alt="28 by 28 pixels">` : ""}'
+INPUT = '${value ? `<img src="${value}" alt="pixels">` : ""}'
 INPUT_STYLE = "img { width: 14rem; margin: var(--size-5) auto 0; image-rendering: pixelated; }"
 
 
@@ -92,15 +91,17 @@ def _build_page(predict: Callable[[str], object]) -> gradio.Blocks:
 def _predict(model: Classifier, datamodule: MNISTDataModule, url: str) -> tuple[str | dict[str, float], str]:
     """Compute the prediction for an image, and the network's input as a data URL."""
     try:
-        digit = extract_digit(Image.open(io.BytesIO(base64.b64decode(str(url).removeprefix(PREFIX)))))
+        pixels = datamodule.convert(Image.open(io.BytesIO(base64.b64decode(str(url).removeprefix(PREFIX)))))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise gradio.Error("this is no image", print_exception=False) from error
-    if digit is None:
+    if pixels is None:
         return NO_DIGIT, ""
-    images = preprocess(torch.from_numpy(digit)[None, None], datamodule.image_size)
+    images = preprocess(
+        torch.from_numpy(pixels).view(1, datamodule.in_channels, *pixels.shape[-2:]), datamodule.image_size
+    )
     with torch.inference_mode():
         probabilities = model(images).float().softmax(dim=1)[0].tolist()
     png = io.BytesIO()
-    Image.fromarray(digit).save(png, "PNG")
+    Image.fromarray(pixels if pixels.ndim == 2 else pixels.transpose(1, 2, 0)).save(png, "PNG")
     labels = dict(zip(datamodule.class_names, probabilities, strict=True))
     return labels, PREFIX + base64.b64encode(png.getvalue()).decode()

@@ -108,5 +108,6 @@ def _tile(file: "ImageFile") -> Tensor:
     tile = Image.new("RGB", (SIDE, 2 * SIDE), "white")
     tile.paste(thumbnail(file.file, SIDE))
     if file.digit is not None:
-        tile.paste(Image.fromarray(255 - file.digit).resize((SIDE, SIDE), Image.Resampling.NEAREST), (0, SIDE))
+        pixels = 255 - file.digit if file.digit.ndim == 2 else file.digit.transpose(1, 2, 0)
+        tile.paste(Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.NEAREST), (0, SIDE))
     return torch.from_numpy(np.asarray(tile) / 255).permute(2, 0, 1)
