@@ -3,7 +3,7 @@
 import functools
 import itertools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, DistributedSampler
 
 from mnist_lit.command_line import DATA_DIR_VARIABLE
 from mnist_lit.data.augment import Augment
-from mnist_lit.data.datasets import DATASETS, DatasetInfo, stratified_split
+from mnist_lit.data.datasets import DATASETS, Batch, DatasetInfo, ImageDataset, stratified_split
 from mnist_lit.data.folder import ImageFolder, find_classes
 from mnist_lit.errors import UsageError
 
@@ -30,9 +30,7 @@ if TYPE_CHECKING:
 else:
     DatasetName = Literal[(*DATASETS, "folder")]  # the parser checks the key against the registry
 
-__all__ = ["ImageDataset", "MNISTDataModule", "preprocess"]
-
-Batch = tuple[Tensor, Tensor]
+__all__ = ["MNISTDataModule", "preprocess"]
 
 
 class MNISTDataModule(LightningDataModule):
@@ -221,27 +219,6 @@ def preprocess(images: Tensor, image_size: int) -> Tensor:
     return F.interpolate(images, (image_size, image_size), mode="bilinear", antialias=True)
 
 
-class ImageDataset(Dataset[Batch]):
-    """Hold uint8 images, of shape (n, h, w) or (n, c, h, w), with labels, and gather whole batches by index."""
-
-    def __init__(self, images: Tensor, labels: Tensor, indices: Tensor | None = None) -> None:
-        self.images = images
-        self.labels = labels
-        self.indices = torch.arange(len(labels)) if indices is None else indices
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitems__(self, indices: Sequence[int]) -> Batch:
-        """Gather images of shape (n, c, h, w) and their labels; the data loader calls this once per batch."""
-        chosen = self.indices[torch.tensor(indices, dtype=torch.long, device=self.indices.device)]
-        images = self.images[chosen]
-        return images if images.ndim == 4 else images.unsqueeze(1), self.labels[chosen]
-
-    def to(self, device: torch.device) -> "ImageDataset":
-        return ImageDataset(self.images.to(device), self.labels.to(device), self.indices.to(device))
-
-
 class EpochSampler(DistributedSampler[Batch]):
     """Draw the order of an epoch from seed and epoch, and begin after the batches that were trained on.
 
@@ -289,7 +266,7 @@ def _load_training_data(
         raise UsageError(f"data.in_channels {in_channels}: the images have {pixels.shape[1]}\nuse that number")
     train, val = (ImageDataset(images, labels, indices) for indices in stratified_split(labels, val_size))
     counts = torch.zeros(in_channels, 256, dtype=torch.double)
-    for indices in train.indices.split(1000):  # a copy of all would need as much memory again
+    for indices in torch.split(train.indices, 1000):  # a copy of all would need as much memory again
         counts += torch.stack([part.flatten().bincount(minlength=256) for part in pixels[indices].unbind(dim=1)])
     shares, values = counts / counts.sum(dim=1, keepdim=True), torch.arange(256, dtype=torch.double) / 255
     mean = (shares * values).sum(dim=1, keepdim=True)

@@ -80,7 +80,8 @@ class ImageFolder:
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith(("I", "F")):  # more than eight bits, of which an unknown part is used
             values = np.nan_to_num(np.asarray(image, dtype=np.float32))
-            image = Image.fromarray(np.uint8(255 * (values - values.min()) / max(float(np.ptp(values)), 1e-6)))
+            values = 255 * (values - values.min()) / max(float(np.ptp(values)), 1e-6)
+            image = Image.fromarray(values.astype(np.uint8))
         if image.has_transparency_data:
             paper = Image.new("RGBA", image.size, "white")
             image = Image.alpha_composite(paper, image.convert("RGBA"))

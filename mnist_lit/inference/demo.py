@@ -7,6 +7,7 @@ import io
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -69,22 +70,25 @@ def serve(model: Classifier, datamodule: MNISTDataModule, host: str, port: int) 
 
 def _build_page(predict: Callable[[str], object]) -> gradio.Blocks:
     script = Path(__file__).with_name("sketchpad.js").read_text(encoding="utf-8")
-    with gradio.Blocks(title=TITLE, analytics_enabled=False) as blocks:
+    blocks = gradio.Blocks(title=TITLE, analytics_enabled=False)
+    with blocks:
         gradio.Markdown(f"# {TITLE}\n{EXPLANATION}")
         with gradio.Row():
             with gradio.Column():
                 sketchpad = gradio.HTML(html_template=SKETCHPAD, css_template=SKETCHPAD_STYLE, js_on_load=script)
             with gradio.Column():
                 label = gradio.Label(NO_DIGIT, label="Prediction", elem_id="prediction")
-                box = {
-                    "label": "Input of the network",
-                    "show_label": True,
-                    "container": True,
-                    "elem_id": "network-input",
-                }
-                network_input = gradio.HTML(html_template=INPUT, css_template=INPUT_STYLE, **box)
-        outputs, quiet = [label, network_input], {"queue": False, "show_progress": "hidden"}
-        sketchpad.input(predict, sketchpad, outputs, api_name="predict", trigger_mode="always_last", **quiet)
+                network_input = gradio.HTML(
+                    html_template=INPUT,
+                    css_template=INPUT_STYLE,
+                    label="Input of the network",
+                    show_label=True,
+                    container=True,
+                    elem_id="network-input",
+                )
+        outputs: list[Any] = [label, network_input]
+        quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden", "trigger_mode": "always_last"}
+        sketchpad.input(predict, sketchpad, outputs, api_name="predict", **quiet)
     return blocks
 
 
