@@ -65,7 +65,7 @@ def report_predictions(run_dir: Path, datamodule: MNISTDataModule, probabilities
     _write_csv(run_dir / "predictions.csv", predictions, names)
     if files:
         for prediction in predictions[:MAX_ROWS]:
-            print(f"{escape_unprintable(prediction.path)}  {prediction.summary}")
+            print(escape_unprintable(f"{prediction.path}  {prediction.summary}"))
         if len(predictions) > MAX_ROWS:
             print(f"… and {len(predictions) - MAX_ROWS:,} more")
         _draw(picture, files, predictions)
@@ -91,8 +91,8 @@ def _draw(picture: Path, files: Sequence["ImageFile"], predictions: Sequence[Pre
     texts = []
     for file, prediction in zip(files[:MAX_IMAGES], predictions, strict=False):
         # The font lacks most other characters, and formulas stand between dollar signs.
-        name = escape_unprintable(file.file.name).encode("ascii", "replace").decode()
-        texts.append(f"{prediction.summary}\n{shorten(name, 22)}".replace("$", r"\$"))
+        text = f"{escape_unprintable(prediction.summary)}\n{escape_unprintable(shorten(file.file.name, 22))}"
+        texts.append(text.encode("ascii", "replace").decode().replace("$", r"\$"))
     tiles = torch.stack([_tile(file) for file in files[: len(texts)]])
     caption = "each image above the network's input"
     figure = plot_images(f"Predictions: {len(texts)} of {len(predictions):,} images", caption, tiles, texts)
