@@ -17,6 +17,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 
 from mnist_lit.command_line import CommandLine
 from mnist_lit.data.datamodule import MNISTDataModule
+from mnist_lit.data.folder import find_classes
 from mnist_lit.errors import UsageError
 from mnist_lit.model.classifier import Classifier
 from mnist_lit.model.convnet import ConvNet
@@ -130,6 +131,8 @@ class CLI(LightningCLI):
         accepted = inspect.signature(self._model_class).parameters
         if "image_size" in accepted:
             parser.link_arguments("data.image_size", "model.image_size")
+        if "in_channels" in accepted:
+            parser.link_arguments("data.in_channels", "model.in_channels")
         if "num_classes" in accepted:
             parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
 
@@ -158,7 +161,10 @@ class CLI(LightningCLI):
         if self.command == "export":
             from mnist_lit.inference.export import check_output
 
-            check_output(Path(config.output), int8=config.int8)
+            check_output(Path(config.output))
+        if config.data.get("dataset") == "folder" and not config.data.class_names:
+            # Recorded, as a later command may have a checkpoint and no images.
+            config.data.class_names = list(find_classes(Path(config.data.data_dir or "data")))
         if config.trainer.precision is None:
             config.trainer.precision = native_precision(config.trainer.accelerator)
         if self.goes_on:
@@ -167,7 +173,11 @@ class CLI(LightningCLI):
         config.run_dir = None  # config.yaml repeats the run in a directory of its own
         # Lightning looks for `config_dump`, too, and would make one of its own.
         self.config_dump = self._plain(config)
-        model = {name: value for name, value in self.config_dump["model"].items() if name != "image_size"}
+        model = {
+            name: value
+            for name, value in self.config_dump["model"].items()
+            if name not in ("image_size", "in_channels")
+        }
         self.plain_config = {**self.config_dump, "model": model}
 
     def _plain(self, config: Namespace) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from mnist_lit.cli import CLI
 from mnist_lit.command_line import CommandLine
 from mnist_lit.console import configure_logging, fit_lines, format_summary, metric_lines
 from mnist_lit.errors import MNISTLitError, Stopped, UsageError, is_code_error
-from mnist_lit.inference.predict import predictions_for_test_set, report_predictions, write_predictions
+from mnist_lit.inference.predict import report_predictions
 from mnist_lit.training.checkpoints import LAST, read_checkpoint
 from mnist_lit.training.hardware import configure_cpu
 from mnist_lit.training.run_dir import is_global_zero, write_text
@@ -64,14 +64,7 @@ class Commands(CLI):
     def predict(self) -> None:
         """Write predictions.csv; of image files also a picture."""
         probabilities = self._probabilities()
-        # It would show other images than the table.
-        (self.run_dir / "pictures" / "predictions.png").unlink(missing_ok=True)
-        num_skipped = 0
-        if self.datamodule.predict_paths:
-            num_skipped = report_predictions(self.run_dir, self.datamodule.image_files, probabilities)
-        else:
-            predictions = predictions_for_test_set(self.datamodule.dataset, probabilities)
-            write_predictions(self.run_dir / "predictions.csv", predictions, probabilities.shape[1])
+        num_skipped = report_predictions(self.run_dir, self.datamodule, probabilities)
         print(self.run_dir)
         if num_skipped:
             self.claimed.is_new = False  # it is kept: predictions.csv is complete but for these files
@@ -83,10 +76,7 @@ class Commands(CLI):
         """Write the model for other programs, and check it against this one on the test set."""
         from mnist_lit.inference.export import export_model
 
-        config = self.config
-        if config.int8:
-            self.datamodule.fetch("fit")  # it is calibrated on training images, never on those it is checked with
-        export_model(self.model, self.datamodule, self._probabilities(), Path(config.output), int8=config.int8)
+        export_model(self.model, self.datamodule, self._probabilities(), Path(self.config.output))
 
     def demo(self) -> None:
         """Serve a page on which digits can be drawn or photographs dropped."""
@@ -94,7 +84,7 @@ class Commands(CLI):
 
         if self.checkpoint is not None and self.checkpoint.file is not None and not self.ensemble:
             self.model.load_state_dict(read_checkpoint(self.checkpoint.file)["state_dict"])
-        serve(self.model, host=self.config.host, port=self.config.port)
+        serve(self.model, self.datamodule, host=self.config.host, port=self.config.port)
 
     def _probabilities(self) -> Tensor:
         return torch.cat([torch.empty(0, self.model.num_classes), *(self._run("predict") or [])])

@@ -64,7 +64,6 @@ class Parser(LightningArgumentParser):
         if command == "export":
             text = "File to write, from uint8 images to probabilities: `.onnx` or `.pt2`."
             add("--output", type=str, default="model.onnx", help=text)
-            add("--int8", type=bool, default=False, help="Whether an 8-bit variant is written, too (`.onnx` only).")
         if command == "demo":
             text = "Address to listen at; the default can be reached from this machine only."
             add("--host", type=str, default="127.0.0.1", help=text)

@@ -35,8 +35,7 @@ from optuna.trial import FrozenTrial
 from torch.nn import functional as F
 
 from mnist_lit import main
-from mnist_lit.data.datasets import load, stratified_split
-from mnist_lit.data.loaders import ImageDataset
+from mnist_lit.data.datasets import ImageDataset, load, stratified_split
 
 PROJECT = Path(__file__).parents[1]
 CONFIGS = PROJECT / "configs"

@@ -159,30 +159,12 @@ def test_erasing_removes_one_rectangle_of_up_to_half_the_sides() -> None:
         assert interval.any(dim=0).all()
 
 
-@pytest.mark.parametrize("probability", [0.3, 1.0])
-def test_erasing_happens_with_its_probability(probability: float) -> None:
-    erased = Augment(erasing=probability)(torch.ones(4000, 1, 8, 8), seeded()) == 0
-    assert erased.any(dim=(1, 2, 3)).float().mean().item() == pytest.approx(probability, abs=0.03)
+def test_erasing_happens_with_its_probability() -> None:
+    erased = Augment(erasing=0.3)(torch.ones(4000, 1, 8, 8), seeded()) == 0
+    assert erased.any(dim=(1, 2, 3)).float().mean().item() == pytest.approx(0.3, abs=0.03)
 
 
 # Configuration
-
-
-class Owner:
-    def __init__(self, augment: Augment = Augment()) -> None:
-        self.augment = augment
-
-
-def parser() -> ArgumentParser:
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(Owner, "data")
-    return parser
-
-
-def test_strengths_come_from_a_config_and_are_off_by_default() -> None:
-    for strengths in ({}, STRENGTHS):
-        config = parser().parse_object({"data": {"augment": strengths}})
-        assert parser().instantiate(config).data.augment == Augment(**strengths)
 
 
 @pytest.mark.parametrize(
@@ -193,5 +175,8 @@ def test_strengths_come_from_a_config_and_are_off_by_default() -> None:
     ],
 )  # fmt: skip
 def test_strengths_out_of_range_are_refused_by_name(name: str, value: str) -> None:
-    with pytest.raises(ArgumentError, match=rf'"data.augment.{name}"(?s:.*){value}'):
-        parser().parse_args([f"--data.augment.{name}={value}"])
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Augment, "augment")
+    assert parser.instantiate(parser.parse_object({"augment": STRENGTHS})).augment == Augment(**STRENGTHS)
+    with pytest.raises(ArgumentError, match=rf'"augment.{name}"(?s:.*){value}'):
+        parser.parse_args([f"--augment.{name}={value}"])

@@ -1,7 +1,6 @@
 """The data module: splits, statistics, batches, augmentation, and the same of all this in several processes."""
 
 import json
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -126,9 +125,8 @@ def mnist_flags(data_dir: Path) -> list[str]:
 # Splits
 
 
-@pytest.mark.parametrize("val_size", [1, 333])
-def test_the_validation_split_has_its_size_and_is_the_same_for_every_seed(val_size: int) -> None:
-    chosen = []
+def test_the_validation_split_has_its_size_and_is_the_same_for_every_seed() -> None:
+    val_size, chosen = 333, []
     for seed in (1, 2):
         seed_everything(seed)
         splits = ready(digits(val_size=val_size)).splits
@@ -146,8 +144,9 @@ def test_mnist_is_split_with_its_own_shares_of_each_class_and_has_the_known_stat
     shares = torch.tensor([5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]) / 12
     assert float((val.labels[val.indices].bincount() - shares).abs().max()) <= 1
     pixels = train.images[train.indices].numpy()
-    assert datamodule.statistics == pytest.approx((np.mean(pixels) / 255, np.std(pixels) / 255))
-    assert datamodule.statistics == pytest.approx((0.1307, 0.3081), abs=1e-3)
+    mean, std = datamodule.statistics or ([], [])
+    assert [*mean, *std] == pytest.approx([np.mean(pixels) / 255, np.std(pixels) / 255])
+    assert [*mean, *std] == pytest.approx([0.1307, 0.3081], abs=1e-3)
 
 
 def test_without_validation_all_images_are_trained_on(fit: Fit) -> None:
@@ -215,9 +214,7 @@ def test_images_and_model_have_the_size_that_is_wanted(fit: Fit, size: int) -> N
         assert float((torch.cat(batches.val) - whole).abs().mean()) < 0.02
 
 
-@pytest.mark.parametrize(
-    "flags", [{"num_workers": 2}, {"num_workers": 1, "pin_memory": True}, {"resident": True}], ids=str
-)
+@pytest.mark.parametrize("flags", [{"num_workers": 2, "pin_memory": True}, {"resident": True}], ids=str)
 def test_where_batches_are_gathered_does_not_change_them(flags: dict[str, Any]) -> None:
     plain, other = seen(epochs=2, augment=STRONG), seen(epochs=2, augment=STRONG, **flags)
     assert equal(plain.train, other.train)
@@ -234,17 +231,11 @@ def test_test_and_prediction_see_the_unchanged_test_images_in_their_order() -> N
     assert torch.equal(torch.cat(batches.test), expected)
 
 
-@pytest.mark.parametrize("layers", [["--model.channels=[2]"], ["--model.channels=[]", "--model.hidden=[8]"]], ids=str)
-def test_a_single_image_left_over_does_not_break_batch_normalisation(fit: Fit, layers: list[str]) -> None:
+def test_a_single_image_left_over_does_not_break_batch_normalisation(fit: Fit) -> None:
+    layers = ["--model.channels=[]", "--model.hidden=[8]"]
     cli = fit("--data.batch_size=103", *layers, "--trainer.max_epochs=1")  # 1,237 = 12 * 103 + 1
     assert cli.trainer.global_step == 12
     assert torch.isfinite(cli.trainer.callback_metrics["train/loss"])
-
-
-def test_a_checkpoint_is_opened_as_plain_data_only(tmp_path: Path) -> None:
-    torch.save({"datamodule_hyper_parameters": tmp_path}, tmp_path / "bad.ckpt")
-    with pytest.raises(pickle.UnpicklingError):
-        MNISTDataModule.load_from_checkpoint(tmp_path / "bad.ckpt", weights_only=False)
 
 
 # Augmentation and seeds
@@ -273,26 +264,17 @@ def test_an_epoch_has_each_image_once_in_an_order_and_with_changes_that_seed_and
 # Going on
 
 
-@pytest.mark.parametrize("flags", [{}, {"num_workers": 1}], ids=str)
-@pytest.mark.parametrize("steps", [3, 5, 7])
+@pytest.mark.parametrize(("steps", "flags"), [(3, {}), (5, {}), (7, {}), (7, {"num_workers": 1})], ids=str)
 def test_a_resumed_run_gets_the_batches_that_are_left(steps: int, flags: dict[str, Any]) -> None:
     whole = seen(epochs=2, augment=STRONG, **flags).train
     seed_everything(1)
     datamodule, rest = digits(batch_size=300, augment=STRONG, **flags), Batches()
     stopped = trainer(StopAfter(steps), max_epochs=2)
     stopped.fit(ConvNet(channels=[2]), datamodule)
-    checkpoint = torch.load("stopped.ckpt", weights_only=True)
-    # As earlier versions have written them.
-    old = {"epoch": 0, "num_seen": steps}
-    checkpoint["MNISTDataModule"] = old
-    checkpoint["loops"]["fit_loop"]["state_dict"]["combined_loader"] = [old]
-    torch.save(checkpoint, "old.ckpt")
-    for file in ("stopped.ckpt", "old.ckpt"):
-        rest.train.clear()
-        seed_everything(1)
-        again = digits(batch_size=300, augment=STRONG, **flags)
-        trainer(rest, max_epochs=2).fit(ConvNet(channels=[2]), again, ckpt_path=file)
-        assert equal(whole[steps:], rest.train)
+    seed_everything(1)
+    again = digits(batch_size=300, augment=STRONG, **flags)
+    trainer(rest, max_epochs=2).fit(ConvNet(channels=[2]), again, ckpt_path="stopped.ckpt")
+    assert equal(whole[steps:], rest.train)
 
 
 @pytest.mark.parametrize("steps", [4, 10], ids=["within an epoch", "at its end"])
@@ -307,7 +289,7 @@ def test_after_max_steps_a_run_goes_on_as_if_it_had_not_stopped(fit: Fit, steps:
 # Several processes
 
 
-@pytest.mark.parametrize("num", [1, 2, 3])
+@pytest.mark.parametrize("num", [1, 3])
 def test_processes_share_an_epoch(processes: Callable[..., list[MNISTDataModule]], num: int) -> None:
     shares = [images(datamodule.train_dataloader()) for datamodule in processes(num)]
     assert [len(share) for share in shares] == [1_237 // num] * num
@@ -317,7 +299,7 @@ def test_processes_share_an_epoch(processes: Callable[..., list[MNISTDataModule]
 # Shares that differ by an image or do not, whole batches, and fewer images than processes.
 @pytest.mark.parametrize(
     ("num", "val_size", "batch_size"),
-    [(2, 200, 50), (2, 201, 50), (2, 3, 1_000), (3, 199, 66), (3, 1, 50), (4, 2, 1)],
+    [(2, 200, 50), (2, 201, 50), (3, 199, 66), (4, 2, 1)],
 )
 def test_processes_validate_each_image_once_in_as_many_batches(
     processes: Callable[..., list[MNISTDataModule]], num: int, val_size: int, batch_size: int

@@ -60,10 +60,10 @@ def png(pixels: "np.ndarray[Any, Any]") -> bytes:
 
 @pytest.fixture(scope="module")
 def run_dir(mnist_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of configs/fast.yaml."""
+    """A short run that recognises simple drawings."""
     folder = tmp_path_factory.mktemp("fast") / "run"
-    flags = [f"--data.data_dir={mnist_dir}", "--test_after_fit=false", f"--run_dir={folder}"]
-    main(["fit", f"--config={CONFIGS / 'fast.yaml'}", *flags])
+    flags = [f"--data.data_dir={mnist_dir}", "--test_after_fit=false", "--report=false", "--pictures.enabled=false"]
+    main(["fit", f"--config={CONFIGS / 'fast.yaml'}", *flags, "--trainer.max_epochs=2", f"--run_dir={folder}"])
     return folder
 
 
@@ -213,15 +213,13 @@ def test_a_file_that_is_no_image_is_named(visit: Visit, tmp_path: Path) -> None:
     visit.waiting.until(lambda _: "notes.png is no image" in visit.find("output").text)
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_it_without_a_word(signum: int, fit: Callable[..., Any], tmp_path: Path) -> None:
-    fit("--run_dir=run")
+def test_a_signal_ends_it_without_a_word(run_dir: Path, tmp_path: Path) -> None:
     before = sorted(tmp_path.rglob("*"))
 
-    with served("--ckpt_path=run", cwd=tmp_path) as (url, process):
+    with served(f"--ckpt_path={run_dir}", cwd=tmp_path) as (url, process):
         with urllib.request.urlopen(url, timeout=PATIENCE) as page:
             assert page.status == 200
-        assert ended(process, signum) == (0, "")
+        assert ended(process, signal.SIGTERM) == (0, "")
 
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -240,18 +238,15 @@ def test_the_page_works_on_a_telephone(visit: Visit) -> None:
         visit.browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
-def test_an_address_that_is_not_available_is_named(run_dir: Path, shell: Callable[..., Any]) -> None:
+def test_an_address_that_is_not_available_is_named(run_dir: Path, fails: Callable[..., str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        in_use = shell("demo", f"--ckpt_path={run_dir}", f"--port={port}")
-    elsewhere = shell("demo", f"--ckpt_path={run_dir}", "--host=192.0.2.1")
+        in_use = fails("demo", f"--ckpt_path={run_dir}", f"--port={port}")
+    elsewhere = fails("demo", f"--ckpt_path={run_dir}", "--host=192.0.2.1")
 
-    for done, named, key in ((in_use, str(port), "--port"), (elsewhere, "192.0.2.1", "--host")):
-        reason, advice = done.stderr.splitlines()
-        assert done.returncode == 2
-        assert named in reason
-        assert key in advice
-        assert done.stdout == ""
+    assert str(port) in in_use
+    assert "192.0.2.1" in elsewhere
+    assert "--host or --port" in elsewhere
 
 
 def test_a_missing_package_is_named(run_dir: Path, fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:

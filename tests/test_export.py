@@ -15,7 +15,7 @@ from zipfile import ZipFile
 import onnx
 import pytest
 import torch
-from conftest import CONFIGS, SMALL
+from conftest import SMALL
 from lightning.pytorch import Callback, LightningModule, Trainer
 from onnxruntime import InferenceSession
 from torch import Tensor
@@ -26,11 +26,10 @@ from mnist_lit.data.datamodule import preprocess
 Predict = Callable[[Tensor], Tensor]
 NAMES = ["model.onnx", "model.pt2"]
 NETWORKS = {
-    "residual": ["--model.channels=[4,4]", "--model.convs_per_stage=3", "--model.residual=true"],
-    "mlp": ["--model.channels=[]", "--model.hidden=[16,16]", "--model.dropout=0.2"],
-    "layer, gelu, even kernel": ["--model.norm=layer", "--model.activation=gelu", "--model.kernel_size=4"],
-    "smaller images": ["--data.image_size=20", "--model.pooling=none", "--model.global_pool=max"],
-    "test-time augmentation": ["--model.tta_shift=1", "--model.tta_distort=true"],
+    "residual, gelu": ["--model.convs_per_stage=3", "--model.residual=true", "--model.activation=gelu"],
+    "mlp, smaller images": ["--model.channels=[]", "--model.hidden=[16]", "--data.image_size=20"],
+    "layer, even kernel": ["--model.norm=layer", "--model.kernel_size=4", "--model.global_pool=max"],
+    "test-time augmentation": ["--model.tta_distort=true"],
     "half precision": ["--trainer.precision=bf16-true"],
 }
 
@@ -66,7 +65,7 @@ def exported(run_dir: Path) -> Any:
     folder = run_dir.parent / "exported"
     folder.mkdir()
     cli = main(["export", f"--ckpt_path={run_dir}", f"--output={folder / 'model.pt2'}"])
-    command = [sys.executable, "-m", "mnist_lit", "export", f"--ckpt_path={run_dir}", "--int8=true"]
+    command = [sys.executable, "-m", "mnist_lit", "export", f"--ckpt_path={run_dir}"]
     ended = subprocess.run(
         [*command, "--trainer.enable_progress_bar=false"],
         cwd=folder, capture_output=True, text=True, timeout=120, check=False,
@@ -75,15 +74,14 @@ def exported(run_dir: Path) -> Any:
     return folder, cli, ended
 
 
-@pytest.mark.parametrize("num_images", [1, 7, 500])
 @pytest.mark.parametrize("name", NAMES)
-def test_any_number_of_images_is_predicted_as_by_the_model(name: str, num_images: int, exported: Any) -> None:
+def test_any_number_of_images_is_predicted_as_by_the_model(name: str, exported: Any) -> None:
     folder, cli, _ = exported
-    images = images_of(cli).repeat(2, 1, 1, 1)[-num_images:]
+    predict = load(folder / name)
 
-    probabilities = load(folder / name)(images)
-
-    torch.testing.assert_close(probabilities, expected(cli, images), atol=1e-5, rtol=0)
+    for num_images in (1, 7, 500):
+        images = images_of(cli).repeat(2, 1, 1, 1)[-num_images:]
+        torch.testing.assert_close(predict(images), expected(cli, images), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("network", NETWORKS)
@@ -91,10 +89,10 @@ def test_every_network_becomes_onnx(network: str, fit: Callable[..., Any], capsy
     fit(*NETWORKS[network], "--trainer.max_epochs=1", "--run_dir=run")
     capsys.readouterr()
 
-    main(["export", "--ckpt_path=run", "--int8=true"])
+    main(["export", "--ckpt_path=run"])
 
     output, errors = capsys.readouterr()
-    assert len(output.splitlines()) == 4
+    assert len(output.splitlines()) == 3
     assert output.splitlines()[1].endswith("360 of 360")
     assert errors == ""
 
@@ -126,7 +124,7 @@ def test_files_describe_their_input_and_output(exported: Any) -> None:
         {entry.key: entry.value for entry in model.metadata_props},
         json.loads(extra_files["description.json"]),
     ):
-        assert metadata.keys() == {"images", "probabilities", "dataset", "mnist_lit"}
+        assert metadata.keys() == {"images", "probabilities", "classes", "dataset", "mnist_lit"}
         assert metadata["dataset"] == "digits"
 
 
@@ -142,11 +140,11 @@ def test_no_folder_of_this_machine_is_in_a_file(exported: Any) -> None:
 
 def test_console_has_a_table_and_the_file_and_nothing_else(exported: Any) -> None:
     folder, cli, ended = exported
-    assert {file.name for file in folder.iterdir()} == {*NAMES, "model.int8.onnx"}
+    assert {file.name for file in folder.iterdir()} == set(NAMES)
     images, labels = images_of(cli), cli.datamodule.splits["test"].labels
     accuracy = float((expected(cli, images).argmax(dim=1) == labels).double().mean())
 
-    heading, plain, int8, path = ended.stdout.splitlines()
+    heading, plain, path = ended.stdout.splitlines()
 
     assert ended.stderr == ""
     assert path == "model.onnx"
@@ -155,32 +153,6 @@ def test_console_has_a_table_and_the_file_and_nothing_else(exported: Any) -> Non
     assert (name, test_acc, same) == ("model.onnx", f"{accuracy:.2%}", ["360", "of", "360"])
     assert float(kilobytes) == pytest.approx((folder / name).stat().st_size / 1000, abs=0.06)
     assert 0 < float(difference) < 1e-5
-    assert int8.split()[0] == "model.int8.onnx"
-
-
-@pytest.mark.slow
-def test_int8_variant_is_smaller_and_nearly_as_good_on_real_mnist(
-    mnist_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    main(["fit", f"--config={CONFIGS / 'fast.yaml'}", f"--data.data_dir={mnist_dir}", "--run_dir=run"])
-    capsys.readouterr()
-
-    main(["export", "--ckpt_path=run", "--int8=true"])
-
-    _, plain, int8, _ = (line.split() for line in capsys.readouterr().out.splitlines())
-    assert plain[4:] == ["10,000", "of", "10,000"]
-    assert float(plain[2].rstrip("%")) > 98.5
-    assert float(int8[2].rstrip("%")) > float(plain[2].rstrip("%")) - 0.3
-    assert float(int8[1]) < 0.5 * float(plain[1])
-    assert {file.name for file in tmp_path.iterdir()} == {"run", "model.onnx", "model.int8.onnx"}
-
-
-def test_int8_variant_is_made_without_test_images(run_dir: Path, tmp_path: Path) -> None:
-    def written(*flags: str) -> bytes:
-        main(["export", f"--ckpt_path={run_dir}", "--int8=true", *flags])
-        return (tmp_path / "model.int8.onnx").read_bytes()
-
-    assert written() == written("--trainer.limit_predict_batches=1", "--data.eval_batch_size=10")
 
 
 class WeightChange(Callback):
@@ -209,18 +181,17 @@ def test_a_file_with_other_predictions_is_refused_and_the_earlier_one_stays(
     assert (tmp_path / name).read_text() == "of yesterday"
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_export_leaves_nothing(signum: int, run_dir: Path, tmp_path: Path) -> None:
+def test_a_stopped_export_leaves_nothing(run_dir: Path, tmp_path: Path) -> None:
     def stop_when_begun() -> None:
         while not any(file.stat().st_size for file in tmp_path.glob(".model.onnx.*/*")):
             time.sleep(0.001)
-        os.kill(os.getpid(), signum)
+        os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=stop_when_begun, daemon=True).start()
     with pytest.raises(SystemExit) as stop:
         main(["export", f"--ckpt_path={run_dir}"])
 
-    assert stop.value.code == 128 + signum
+    assert stop.value.code == 128 + signal.SIGTERM
     assert list(tmp_path.iterdir()) == []
 
 
@@ -230,7 +201,6 @@ def test_a_stopped_export_leaves_nothing(signum: int, run_dir: Path, tmp_path: P
         (["--output=model.h5"], "output: model.h5"),
         (["--output=nowhere/model.onnx"], "output: nowhere"),
         (["--output=taken.onnx"], "output: taken.onnx"),
-        (["--output=model.pt2", "--int8=true"], "output: model.pt2"),
     ],
 )
 def test_an_output_that_cannot_be_is_refused_at_once(
@@ -245,14 +215,13 @@ def test_an_output_that_cannot_be_is_refused_at_once(
     assert list(tmp_path.iterdir()) == [tmp_path / "taken.onnx"]
 
 
-@pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
 def test_a_package_that_is_not_installed_is_named(
-    package: str, run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: Callable[..., str]
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: Callable[..., str]
 ) -> None:
-    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
 
     error = fails("export", f"--ckpt_path={run_dir}")
 
-    assert package in error.splitlines()[0]
+    assert "onnxscript" in error.splitlines()[0]
     assert "mnist_lit[export]" in error.splitlines()[1]
     assert list(tmp_path.iterdir()) == []

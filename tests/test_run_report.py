@@ -172,7 +172,6 @@ def test_table_shows_metrics_and_what_differs(folder: Path, capsys: Capsys) -> N
         (["logs/adam", "logs/sgd/../adam/"], "two different runs"),
         (["logs/adam", "logs/nowhere"], "logs/nowhere"),
         (["logs/adam", "logs"], "logs is no run directory"),
-        (["logs/adam", "--ouput=x"], "--ouput=x"),
         (["logs/adam", "logs/sgd"], "logs/sgd/config.yaml"),
     ],
 )

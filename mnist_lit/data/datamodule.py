@@ -1,23 +1,26 @@
 """The data module: whole data sets as tensors in memory, batches by index, augmentation on the training device."""
 
 import functools
+import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, DistributedSampler
 
 from mnist_lit.command_line import DATA_DIR_VARIABLE
 from mnist_lit.data.augment import Augment
-from mnist_lit.data.datasets import DATASETS, Split, load, stratified_split
-from mnist_lit.data.loaders import Batch, DistributedEvalBatchSampler, EpochSampler, ImageDataset, LazyLoader
+from mnist_lit.data.datasets import DATASETS, Batch, DatasetInfo, ImageDataset, stratified_split
+from mnist_lit.data.folder import ImageFolder, find_classes
 from mnist_lit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
 
     DatasetName = str
 else:
-    DatasetName = Literal[tuple(DATASETS)]  # the parser checks the key against the registry
+    DatasetName = Literal[(*DATASETS, "folder")]  # the parser checks the key against the registry
 
 __all__ = ["MNISTDataModule", "preprocess"]
 
@@ -35,12 +38,16 @@ class MNISTDataModule(LightningDataModule):
 
     Args:
         data_dir: Folder of the data sets, laid out like torchvision's; default `$MNIST_LIT_DATA`, else `data`.
-        dataset: Name of the data set; `digits` is bundled with scikit-learn and needs no download.
+        dataset: Name of the data set; `digits` is bundled with scikit-learn and needs no download, `folder` stands for
+            images in `train/CLASS` and `test/CLASS` below `data_dir`, in two classes or more.
         batch_size: Images in a training batch, 1 or more (on each device).
         eval_batch_size: Images in a validation, test or prediction batch, 1 or more (on each device).
         val_size: Images of the training set, 0 or more, that are held out for validation: a stratified choice that
             is the same for every seed. 0 trains on all of them.
-        image_size: Side, in pixels, to which the 28x28 images are resized.
+        test_size: Images of the training set, 0 or more, that `folder` holds out as the test set where it has none.
+        image_size: Side, in pixels, to which the images are resized.
+        in_channels: Channels of the images: 1 for grey levels, 3 for colours.
+        class_names: Names of the classes of `folder`, in the order of the labels; default its folders.
         augment: Random changes of the training images.
         num_workers: Processes that gather batches, 0 or more. The data is in memory: 0 is the fastest.
         pin_memory: Whether batches are gathered in memory from which a GPU copies faster.
@@ -62,7 +69,10 @@ class MNISTDataModule(LightningDataModule):
         batch_size: PositiveInt = 128,
         eval_batch_size: PositiveInt = 500,
         val_size: NonNegativeInt = 5000,
+        test_size: NonNegativeInt = 0,
         image_size: PositiveInt = 28,
+        in_channels: Literal[1, 3] = 1,
+        class_names: list[str] | None = None,
         augment: Augment = Augment(),
         num_workers: NonNegativeInt = 0,
         pin_memory: bool = False,
@@ -89,23 +99,19 @@ class MNISTDataModule(LightningDataModule):
         self.mirrors = mirrors
         self.timeout = timeout
         self.predict_paths = [predict_paths] if isinstance(predict_paths, str) else predict_paths
+        self.in_channels = in_channels
+        self.source: DatasetInfo | ImageFolder
+        if dataset == "folder":
+            names = tuple(class_names or find_classes(self.data_dir))
+            self.source = ImageFolder(names, int(image_size), in_channels, int(test_size))
+        else:
+            self.source = DATASETS[dataset]
+        self.class_names = self.source.class_names
+        self.num_classes = len(self.class_names)
         self.image_files: list[ImageFile] = []
         self.seed = torch.initial_seed() % 2**31
-        self.statistics: tuple[float, float] | None = None
+        self.statistics: tuple[list[float], list[float]] | None = None  # mean and deviation of each channel
         self.splits: dict[str, ImageDataset] = {}
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        return DATASETS[self.dataset].class_names
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.class_names)
-
-    @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:
-        """Load like Lightning, but plain data only: unpickling can run any code."""
-        return super().load_from_checkpoint(checkpoint_path, *args, **{**kwargs, "weights_only": True})
 
     def prepare_data(self) -> None:
         if self.trainer is not None and self.trainer.state.fn is not None:
@@ -118,43 +124,46 @@ class MNISTDataModule(LightningDataModule):
 
             find_files(self.predict_paths)
             stages = tuple(stage for stage in stages if stage != "predict")
-        splits: set[Split] = {"train" if stage in ("fit", "validate") else "test" for stage in stages}
-        DATASETS[self.dataset].prepare(self.data_dir, splits, self.mirrors, self.download, self.timeout)
+        splits: set[Any] = {"train" if stage in ("fit", "validate") else "test" for stage in stages}
+        self.source.prepare(self.data_dir, splits, self.mirrors, self.download, self.timeout)
         if "train" in splits:
-            self._training_data()
+            _load_training_data(self.source, self.data_dir.resolve(), self.val_size, self.in_channels)
 
     def setup(self, stage: str) -> None:
         if stage in ("fit", "validate") and "train" not in self.splits:
-            self.splits["train"], self.splits["val"], self.statistics = self._training_data()
+            data = _load_training_data(self.source, self.data_dir.resolve(), self.val_size, self.in_channels)
+            self.splits["train"], self.splits["val"], self.statistics = data
             if self.trainer is not None:
                 # All processes of a run must shuffle alike, also if none was given a seed.
                 self.seed = self.trainer.strategy.broadcast(self.seed)
         if stage == "predict" and self.predict_paths is not None:
-            self.splits["image_files"] = self._load_image_files(self.predict_paths)
+            from mnist_lit.data.image_files import find_files, load_image_files
+
+            self.image_files = load_image_files(find_files(self.predict_paths), self.convert)
+            digits = [torch.from_numpy(file.digit) for file in self.image_files if file.digit is not None]
+            shape = (0, self.in_channels, self.image_size, self.image_size)
+            images = torch.stack(digits) if digits else torch.empty(shape, dtype=torch.uint8)
+            self.splits["image_files"] = ImageDataset(images, labels=torch.full((len(images),), -1))
         elif stage in ("test", "predict") and "test" not in self.splits:
-            self.splits["test"] = ImageDataset(*load(self.dataset, self.data_dir, "test"))
+            self.splits["test"] = ImageDataset(*self.source.load(self.data_dir, "test"))
         if self.resident and self.trainer is not None:
             device = self.trainer.strategy.root_device
             self.splits = {name: split.to(device) for name, split in self.splits.items()}
 
-    def _training_data(self) -> tuple[ImageDataset, ImageDataset, tuple[float, float]]:
-        return _load_training_data(self.dataset, self.data_dir.resolve(), self.val_size)
+    def convert(self, image: Image.Image) -> NDArray[np.uint8] | None:
+        """Convert any picture to an image of the data set; None if there is no digit in it."""
+        if isinstance(self.source, ImageFolder):
+            return self.source.convert(image)
+        from mnist_lit.data.digits import extract_digit  # here, as image libraries take a second
 
-    def _load_image_files(self, paths: Sequence[str]) -> ImageDataset:
-        from mnist_lit.data.image_files import find_files, load_image_files
-
-        self.image_files = load_image_files(find_files(paths))
-        digits = [torch.from_numpy(file.digit) for file in self.image_files if file.digit is not None]
-        images = torch.stack(digits) if digits else torch.empty(0, 28, 28, dtype=torch.uint8)
-        return ImageDataset(images, labels=torch.full((len(images),), -1))
+        return extract_digit(image)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         assert self.trainer is not None
-        dataset = self.splits["train"]
-        sampler = EpochSampler(dataset, self.batch_size, self.seed, self.trainer)
+        sampler = EpochSampler(self.splits["train"], self.batch_size, self.seed, self.trainer)
         # Batch normalisation fails on a single image, should just one be left over.
         drop_last = len(sampler) % self.batch_size == 1
-        return self._loader(dataset, sampler=sampler, batch_size=self.batch_size, drop_last=drop_last)
+        return self._loader("train", sampler=sampler, batch_size=self.batch_size, drop_last=drop_last)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
         return self._eval_loader("val") if self.val_size else []
@@ -163,19 +172,21 @@ class MNISTDataModule(LightningDataModule):
         return self._eval_loader("test")
 
     def predict_dataloader(self) -> DataLoader[Batch]:
-        # In one process: Lightning tracks the indices of predictions, which it cannot do with a batch sampler of ours.
-        dataset = self.splits["image_files" if self.predict_paths else "test"]
-        return self._loader(dataset, batch_size=self.eval_batch_size)
+        # In one process: Lightning tracks the indices of predictions, which it cannot do with batches of ours.
+        return self._loader("image_files" if self.predict_paths else "test", batch_size=self.eval_batch_size)
 
     def _eval_loader(self, split: str) -> DataLoader[Batch]:
+        """Share a split among processes so that each image is evaluated once, in equally many batches everywhere."""
         assert self.trainer is not None
-        dataset, processes = self.splits[split], (self.trainer.world_size, self.trainer.global_rank)
-        batches = DistributedEvalBatchSampler(len(dataset), self.eval_batch_size, *processes)
-        return self._loader(dataset, batch_sampler=batches)
+        num_images, world_size, size = len(self.splits[split]), self.trainer.world_size, self.eval_batch_size
+        share = range(self.trainer.global_rank, num_images, world_size)
+        # Each process waits for the others: the last batch of some may be empty.
+        starts = range(0, -(-num_images // world_size), size)
+        return self._loader(split, batch_sampler=[list(share[start : start + size]) for start in starts])
 
-    def _loader(self, dataset: ImageDataset, **kwargs: Any) -> DataLoader[Batch]:
+    def _loader(self, split: str, **kwargs: Any) -> DataLoader[Batch]:
         return LazyLoader(
-            dataset,
+            self.splits[split],
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=self.pin_memory and torch.cuda.is_available(),
@@ -208,19 +219,56 @@ def preprocess(images: Tensor, image_size: int) -> Tensor:
     return F.interpolate(images, (image_size, image_size), mode="bilinear", antialias=True)
 
 
+class EpochSampler(DistributedSampler[Batch]):
+    """Draw the order of an epoch from seed and epoch, and begin after the batches that were trained on.
+
+    Lightning counts epochs and batches, and has both in its checkpoints: a resumed run needs no other state.
+    """
+
+    def __init__(self, dataset: ImageDataset, batch_size: int, seed: int, trainer: Trainer) -> None:
+        super().__init__(dataset, trainer.world_size, trainer.global_rank, seed=seed, drop_last=True)
+        self.batch_size = batch_size
+        self.trainer = trainer
+
+    def __iter__(self) -> Iterator[Any]:
+        # After a fit the counter still has the batches of the last epoch.
+        num_batches = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready if self.trainer.training else 0
+        return itertools.islice(super().__iter__(), num_batches * self.batch_size, None)
+
+
+class LazyLoader(DataLoader[Batch]):
+    """Load batches from the first request on: Lightning asks for the iterator before it has set the epoch."""
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        yield from super().__iter__()
+
+    # With these two methods Lightning takes the loader for resumable.
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        pass
+
+
 @functools.lru_cache(maxsize=1)  # a search trains many times on the same data
 def _load_training_data(
-    dataset: str, data_dir: Path, val_size: int
-) -> tuple[ImageDataset, ImageDataset, tuple[float, float]]:
-    """Load the training and the validation split, and the mean and standard deviation of the former."""
-    images, labels = load(dataset, data_dir, "train")
+    source: DatasetInfo | ImageFolder, data_dir: Path, val_size: int, in_channels: int
+) -> tuple[ImageDataset, ImageDataset, tuple[list[float], list[float]]]:
+    """Load the training and the validation split, and mean and standard deviation of each channel of the former."""
+    images, labels = source.load(data_dir, "train")
     if val_size >= len(labels):
         raise UsageError(
-            f"data.val_size {val_size} leaves none of the {len(labels)} images of {dataset} to train on\n"
+            f"data.val_size {val_size} leaves none of the {len(labels)} images to train on\n"
             f"use less, for example --data.val_size {len(labels) // 6}"
         )
+    pixels = images if images.ndim == 4 else images.unsqueeze(1)
+    if pixels.shape[1] != in_channels:
+        raise UsageError(f"data.in_channels {in_channels}: the images have {pixels.shape[1]}\nuse that number")
     train, val = (ImageDataset(images, labels, indices) for indices in stratified_split(labels, val_size))
-    counts = torch.bincount(images[train.indices].flatten(), minlength=256).double()
-    shares, values = counts / len(train) / images[0].numel(), torch.arange(256, dtype=torch.double) / 255
-    mean = (shares * values).sum()
-    return train, val, (float(mean), float((shares * (values - mean) ** 2).sum().sqrt()))
+    counts = torch.zeros(in_channels, 256, dtype=torch.double)
+    for indices in torch.split(train.indices, 1000):  # a copy of all would need as much memory again
+        counts += torch.stack([part.flatten().bincount(minlength=256) for part in pixels[indices].unbind(dim=1)])
+    shares, values = counts / counts.sum(dim=1, keepdim=True), torch.arange(256, dtype=torch.double) / 255
+    mean = (shares * values).sum(dim=1, keepdim=True)
+    std = (shares * (values - mean) ** 2).sum(dim=1).sqrt()
+    return train, val, (mean.flatten().tolist(), std.tolist())

@@ -1,18 +1,22 @@
-"""Data sets by name: their classes, and how their images are downloaded and loaded."""
+"""Data sets: images with labels in memory, and by name how they are downloaded and loaded."""
 
 import string
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.data import Dataset
 from torchvision import datasets  # type: ignore[import-untyped]
 
 from mnist_lit.data.mnist_files import MNISTFiles, Split
 
-__all__ = ["DATASETS", "DatasetInfo", "Split", "load", "stratified_split"]
+__all__ = ["DATASETS", "Batch", "DatasetInfo", "ImageDataset", "Split", "load", "stratified_split"]
+
+Batch: TypeAlias = tuple[Tensor, Tensor]
 
 NUM_TEST_DIGITS = 360
 
@@ -31,6 +35,27 @@ class DatasetInfo:
     class_names: tuple[str, ...]
     load: Callable[[Path, Split], tuple[Tensor, Tensor]]
     prepare: Callable[[Path, Collection[Split], Sequence[str] | None, bool, float], None] = lambda *_: None
+
+
+class ImageDataset(Dataset[Batch]):
+    """Hold uint8 images, of shape (n, h, w) or (n, c, h, w), with labels, and gather whole batches by index."""
+
+    def __init__(self, images: Tensor, labels: Tensor, indices: Tensor | None = None) -> None:
+        self.images = images
+        self.labels = labels
+        self.indices = torch.arange(len(labels)) if indices is None else indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        """Gather images of shape (n, c, h, w) and their labels; the data loader calls this once per batch."""
+        chosen = self.indices[torch.tensor(indices, dtype=torch.long, device=self.indices.device)]
+        images = self.images[chosen]
+        return images if images.ndim == 4 else images.unsqueeze(1), self.labels[chosen]
+
+    def to(self, device: torch.device) -> "ImageDataset":
+        return ImageDataset(self.images.to(device), self.labels.to(device), self.indices.to(device))
 
 
 def load(name: str, data_dir: Path, split: Split) -> tuple[Tensor, Tensor]:
@@ -66,6 +91,7 @@ def _load_digits(_: Path, split: Split) -> tuple[Tensor, Tensor]:
     return images[indices], labels[indices]
 
 
+DIGITS = tuple(string.digits)
 MNIST = MNISTFiles(
     datasets.MNIST,
     ["https://ossci-datasets.s3.amazonaws.com/mnist/", "https://storage.googleapis.com/cvdf-datasets/mnist/"],
@@ -80,8 +106,8 @@ FASHION_MNIST = MNISTFiles(datasets.FashionMNIST, ["https://storage.googleapis.c
 KMNIST = MNISTFiles(datasets.KMNIST, ["https://codh.rois.ac.jp/kmnist/dataset/kmnist/"])
 # An entry that is added before `mnist_lit.data.datamodule` is imported is a valid `data.dataset`, too.
 DATASETS = {
-    "mnist": DatasetInfo(tuple(string.digits), MNIST.load, MNIST.prepare),
+    "mnist": DatasetInfo(DIGITS, MNIST.load, MNIST.prepare),
     "fashion_mnist": DatasetInfo(tuple(datasets.FashionMNIST.classes), FASHION_MNIST.load, FASHION_MNIST.prepare),
     "kmnist": DatasetInfo(tuple(datasets.KMNIST.classes), KMNIST.load, KMNIST.prepare),
-    "digits": DatasetInfo(tuple(string.digits), _load_digits),
+    "digits": DatasetInfo(DIGITS, _load_digits),
 }

@@ -3,7 +3,7 @@
 import glob
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,15 +12,17 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
-from mnist_lit.data.digits import extract_digit, to_grayscale
+from mnist_lit.data.digits import to_grayscale
 from mnist_lit.errors import UsageError
 
 __all__ = ["ImageFile", "find_files", "load_image_files", "thumbnail"]
 
+Convert = Callable[[Image.Image], NDArray[np.uint8] | None]
+
 
 @dataclass(frozen=True)
 class ImageFile:
-    """Hold the digit of an image file, uint8 of shape (28, 28), if it has one, or why it cannot be opened."""
+    """Hold what the network sees of an image file, uint8, if there is a digit in it, or why it cannot be opened."""
 
     file: Path
     digit: NDArray[np.uint8] | None = None
@@ -53,18 +55,20 @@ def _expand(path: str) -> list[Path]:
     return sorted(file for file in files if file.exists() and not file.is_dir())
 
 
-def load_image_files(files: Sequence[Path]) -> list[ImageFile]:
-    """Extract the digit of each file, with a progress bar if that takes long."""
-    return [_load(file) for file in tqdm(files, desc="Reading", unit="image", delay=2, leave=False, disable=None)]
+def load_image_files(files: Sequence[Path], convert: Convert) -> list[ImageFile]:
+    """Convert each file to a network's input, with a progress bar if that takes long."""
+    return [
+        _load(file, convert) for file in tqdm(files, desc="Reading", unit="image", delay=2, leave=False, disable=None)
+    ]
 
 
-def _load(file: Path) -> ImageFile:
+def _load(file: Path, convert: Convert) -> ImageFile:
     if not file.is_file():
         return ImageFile(file, problem="it is no file")  # opening a pipe would block
     try:
         # Pillow opens the files that it warns of, too.
         with warnings.catch_warnings(action="ignore"), Image.open(file) as image:
-            return ImageFile(file, extract_digit(image))
+            return ImageFile(file, convert(image))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         reason = "it is no image" if isinstance(error, UnidentifiedImageError) else str(error)
         return ImageFile(file, problem=reason)

@@ -3,23 +3,22 @@
 import gzip
 import hashlib
 import math
-import socket
 import struct
 import sys
 import zlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from http.client import HTTPException
+from io import BytesIO
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal, TypeAlias
+from urllib.request import urlopen
 
 import torch
 from filelock import FileLock
 from torch import Tensor
-from torch.hub import download_url_to_file
-from torchvision.datasets.utils import check_integrity  # type: ignore[import-untyped]
 
 from mnist_lit.errors import MNISTLitError
 
@@ -27,13 +26,11 @@ __all__ = ["MNISTFiles", "Split"]
 
 Split: TypeAlias = Literal["train", "test"]
 
-SHAPES: dict[str, tuple[int, ...]] = {
-    "train-images-idx3-ubyte": (60_000, 28, 28),
-    "train-labels-idx1-ubyte": (60_000,),
-    "t10k-images-idx3-ubyte": (10_000, 28, 28),
-    "t10k-labels-idx1-ubyte": (10_000,),
+SHAPES: dict[str, dict[str, tuple[int, ...]]] = {
+    "train": {"train-images-idx3-ubyte": (60_000, 28, 28), "train-labels-idx1-ubyte": (60_000,)},
+    "test": {"t10k-images-idx3-ubyte": (10_000, 28, 28), "t10k-labels-idx1-ubyte": (10_000,)},
 }
-PREFIXES = {"train": "train", "test": "t10k"}
+MAX_BYTES = 100_000_000  # of a download
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,9 +47,9 @@ class MNISTFiles:
     def load(self, data_dir: Path, split: Split) -> tuple[Tensor, Tensor]:
         """Load the images, of shape (n, 28, 28), and the labels of a split."""
         folder = self._folder(data_dir)
-        images, labels = (self._find(folder, file) for file in _files([split]))
-        if images is None or labels is None or labels.max() > 9:
-            raise self._error(folder, self._missing(folder, [split]), self.mirrors)
+        images, labels = (self._find(folder, name) for name in SHAPES[split])
+        if images is None or labels is None:
+            raise self._error(folder, SHAPES[split], self.mirrors)
         return images, labels.long()
 
     def prepare(
@@ -60,87 +57,75 @@ class MNISTFiles:
     ) -> None:
         """Download missing and damaged files of these splits; write nothing if there are none."""
         folder = self._folder(data_dir)
-        if not (missing := self._missing(folder, splits)):
-            return
         # Some of torchvision's are plain http, which is safe because each file is verified.
         mirrors = mirrors or [*self.mirrors, *self.torchvision_class.mirrors]
-        if not download:
+        missing = [name for split in splits for name in SHAPES[split] if self._find(folder, name) is None]
+        if missing and not download:
             raise self._error(folder, missing, mirrors)
-        folder.mkdir(parents=True, exist_ok=True)
-        default_timeout = socket.getdefaulttimeout()
-        socket.setdefaulttimeout(timeout)
-        try:
-            with FileLock(folder / ".lock"), TemporaryDirectory(prefix=".part-", dir=folder) as part:
-                # Looked for again: another process may have downloaded them while this one waited for the lock.
-                for file in self._missing(folder, splits):
-                    self._download(folder, file, mirrors, Path(part))
-        finally:
-            socket.setdefaulttimeout(default_timeout)
+        for name in missing:
+            folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(folder / ".lock"):
+                if self._find(folder, name) is None:  # another process may have downloaded it meanwhile
+                    self._download(folder, name, mirrors, timeout)
 
     def _folder(self, data_dir: Path) -> Path:
         return Path(data_dir, self.torchvision_class.__name__, "raw")
 
-    def _missing(self, folder: Path, splits: Collection[Split]) -> list[str]:
-        return [file for file in _files(splits) if self._find(folder, file) is None]
-
-    def _find(self, folder: Path, file: str) -> Tensor | None:
+    def _find(self, folder: Path, name: str) -> Tensor | None:
         """Return the content of a file, raw or `.gz`; None if there is no intact one."""
-        for path in (folder / file, folder / f"{file}.gz"):
-            if path.is_file():  # opening a pipe would block
-                stat = path.stat()
-                content = _parse(path.resolve(), file, self.sha256.get(file), (stat.st_ino, stat.st_mtime_ns))
-                if content is not None:
-                    return content
+        for path in (folder / name, folder / f"{name}.gz"):
+            with suppress(ValueError):
+                if path.is_file():  # opening a pipe would block
+                    return _read(path.resolve(), name, self.sha256.get(name))
         return None
 
-    def _download(self, folder: Path, file: str, mirrors: Sequence[str], part: Path) -> None:
-        """Download a file to the folder `part`, and move it to its own when it has been verified."""
-        name, failures = f"{file}.gz", []
-        md5 = None if self.sha256 else dict(self.torchvision_class.resources)[name]
-        for url in (f"{mirror.rstrip('/')}/{name}" for mirror in mirrors):
+    def _download(self, folder: Path, name: str, mirrors: Sequence[str], timeout: float) -> None:
+        md5, failures = dict(self.torchvision_class.resources)[f"{name}.gz"], []
+        for url in (f"{mirror.rstrip('/')}/{name}.gz" for mirror in mirrors):
             try:
-                download_url_to_file(url, str(part / name), progress=sys.stderr.isatty())
+                with urlopen(url, timeout=timeout) as response:
+                    content = response.read(MAX_BYTES)
+                _parse(content, name, self.sha256.get(name))
             except (OSError, HTTPException, ValueError) as error:
                 failures.append(f"{url} ({' '.join(str(error).split())})")
                 continue
-            if self._find(part, file) is not None and check_integrity(part / name, md5):
-                _quarantine(folder / file, folder / name)
-                (part / name).replace(folder / name)
-                return
-            failures.append(f"{url} (wrong content)")
-        raise self._error(folder, [file], failures)
+            if not self.sha256 and hashlib.md5(content).hexdigest() != md5:
+                failures.append(f"{url} (wrong checksum)")
+                continue
+            for damaged in filter(Path.exists, (folder / name, folder / f"{name}.gz")):
+                print(f"{damaged} is damaged: renamed to {damaged.name}.damaged", file=sys.stderr)
+                damaged.replace(f"{damaged}.damaged")
+            (folder / f".{name}.part").write_bytes(content)
+            (folder / f".{name}.part").replace(folder / f"{name}.gz")
+            return
+        raise self._error(folder, [name], failures)
 
-    def _error(self, folder: Path, missing: Sequence[str], mirrors: Sequence[str]) -> MNISTLitError:
+    def _error(self, folder: Path, missing: Iterable[str], mirrors: Sequence[str]) -> MNISTLitError:
         return MNISTLitError(
             f"{self.torchvision_class.__name__}: missing or damaged: {', '.join(missing)}\n"
             f"Download with --data.download true; mirrors: {'; '.join(mirrors)}\n"
-            f"Or put {', '.join(SHAPES)} (each raw or .gz) into {folder}\n"
+            f"Or put {', '.join([*SHAPES['train'], *SHAPES['test']])} (each raw or .gz) into {folder}\n"
             "Or use the bundled digits, which need no network: --config configs/digits.yaml"
         )
 
 
 @lru_cache(maxsize=4)  # all files of a data set: parsed once to be verified and used
-def _parse(path: Path, file: str, sha256: str | None, _version: tuple[int, int]) -> Tensor | None:
-    """Parse a file; return None if it is damaged or no longer there."""
-    shape = SHAPES[file]
+def _read(path: Path, name: str, sha256: str | None) -> Tensor:
+    return _parse(path.read_bytes(), name, sha256)
+
+
+def _parse(content: bytes, name: str, sha256: str | None) -> Tensor:
+    """Parse the content of a file, raw or compressed; raise ValueError if it is damaged."""
+    shape = (SHAPES["train"] | SHAPES["test"])[name]
     header = struct.pack(f">HBB{len(shape)}I", 0, 8, len(shape), *shape)  # 8 is the code of unsigned bytes
     size = len(header) + math.prod(shape)
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
-            content = bytearray(stream.read(size + 1))  # so that a file that is too long is noticed
-    except (FileNotFoundError, EOFError, gzip.BadGzipFile, zlib.error):
-        return None
-    is_intact = content.startswith(header) and len(content) == size
+    if content.startswith(b"\x1f\x8b"):
+        try:
+            content = gzip.GzipFile(fileobj=BytesIO(content)).read(size + 1)  # no more, should it be a bomb
+        except (OSError, EOFError, zlib.error) as error:
+            raise ValueError("wrong content") from error
+    values = torch.frombuffer(bytearray(content), dtype=torch.uint8)[len(header) :]
+    is_intact = content.startswith(header) and len(content) == size and (len(shape) > 1 or int(values.max()) <= 9)
     if not is_intact or (sha256 and hashlib.sha256(content).hexdigest() != sha256):
-        return None
-    return torch.frombuffer(content, dtype=torch.uint8, offset=len(header)).view(shape)
-
-
-def _files(splits: Collection[Split]) -> list[str]:
-    return [file for file in SHAPES if file.startswith(tuple(PREFIXES[split] for split in splits))]
-
-
-def _quarantine(*paths: Path) -> None:
-    for path in filter(Path.exists, paths):
-        print(f"{path} is damaged: renamed to {path.name}.damaged", file=sys.stderr)
-        path.replace(f"{path}.damaged")
+        raise ValueError("wrong content")
+    return values.view(shape)

@@ -2,16 +2,17 @@
 
 import base64
 import contextlib
+import functools
 import io
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 
-from mnist_lit.data.datamodule import preprocess
-from mnist_lit.data.digits import extract_digit
+from mnist_lit.data.datamodule import MNISTDataModule, preprocess
 from mnist_lit.errors import Stopped, UsageError
 from mnist_lit.model.classifier import Classifier
 
@@ -22,16 +23,16 @@ try:
 except ModuleNotFoundError as error:
     raise UsageError(f"the demo needs the package {error.name}\npip install 'mnist_lit[demo]'") from error
 
-__all__ = ["build_page", "serve"]
+__all__ = ["serve"]
 
-TITLE = "Which digit is it?"
-EXPLANATION = "Draw a digit, or drop a photograph of one anywhere on this page: the network predicts its class at once."
+TITLE = "Which class is it?"
+EXPLANATION = "Draw, or drop a photograph anywhere on this page: the network predicts the class at once."
 NO_DIGIT = "no digit"
 PREFIX = "data:image/png;base64,"
 # Gradio's own sketchpad needs WebGL, and a choice of the tool after each clearing; its image component answers a file
 # that is no image with a traceback.
 SKETCHPAD = """
-<canvas role="img" aria-label="paper to draw a digit on"></canvas>
+<canvas role="img" aria-label="paper to draw on"></canvas>
 <output></output>
 <div><button class="photograph">Photograph …</button> <button class="clear">Clear</button></div>
 <input type="file" accept="image/*" hidden>
@@ -44,39 +45,36 @@ button { font-size: var(--text-md); padding: var(--spacing-md) var(--spacing-xxl
     color: var(--button-secondary-text-color); background: var(--button-secondary-background-fill); }
 output:empty { display: none; }
 """
-INPUT = '${value ? `<img src="${value}" alt="28 by 28 pixels">` : ""}'
+INPUT = '${value ? `<img src="${value}" alt="pixels">` : ""}'
 INPUT_STYLE = "img { width: 14rem; margin: var(--size-5) auto 0; image-rendering: pixelated; }"
 
 
-def serve(model: Classifier, host: str, port: int) -> None:
+def serve(model: Classifier, datamodule: MNISTDataModule, host: str, port: int) -> None:
     """Serve the page until Ctrl-C or SIGTERM ends it."""
-    with contextlib.suppress(Stopped), _listener(host, port) as listener:
+    model.eval()
+    try:
+        listener = socket.create_server((host, port))
+    except OSError as error:
+        reason = str(error.strerror).partition(" (")[0]
+        raise UsageError(f"{host}:{port}: {reason}\ngive another --host or --port") from error
+    with contextlib.suppress(Stopped), listener:
         # Fonts of the system: nothing is fetched from elsewhere.
         theme = gradio.themes.Default(primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["monospace"])
+        page = _build_page(functools.partial(_predict, model, datamodule))
         site = FastAPI(openapi_url=None)
-        app = gradio.mount_gradio_app(site, build_page(model), "/", footer_links=[], run_history=False, theme=theme)
+        app = gradio.mount_gradio_app(site, page, "/", footer_links=[], run_history=False, theme=theme)
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
         print(f"demo: http://{host}:{port} (Ctrl-C ends it)", flush=True)
         server.run(sockets=[listener])
 
 
-def _listener(host: str, port: int) -> socket.socket:
-    try:
-        return socket.create_server((host, port))
-    except OSError as error:
-        reason = str(error.strerror).partition(" (")[0]
-        raise UsageError(f"{host}:{port}: {reason}\ngive another --host or --port") from error
-
-
-def build_page(model: Classifier) -> gradio.Blocks:
-    """Build the page; the model is set to evaluation mode."""
-    model.eval()
+def _build_page(predict: Callable[[str], object]) -> gradio.Blocks:
+    script = Path(__file__).with_name("sketchpad.js").read_text(encoding="utf-8")
     blocks = gradio.Blocks(title=TITLE, analytics_enabled=False)
     with blocks:
         gradio.Markdown(f"# {TITLE}\n{EXPLANATION}")
         with gradio.Row():
             with gradio.Column():
-                script = Path(__file__).with_name("sketchpad.js").read_text(encoding="utf-8")
                 sketchpad = gradio.HTML(html_template=SKETCHPAD, css_template=SKETCHPAD_STYLE, js_on_load=script)
             with gradio.Column():
                 label = gradio.Label(NO_DIGIT, label="Prediction", elem_id="prediction")
@@ -88,27 +86,26 @@ def build_page(model: Classifier) -> gradio.Blocks:
                     container=True,
                     elem_id="network-input",
                 )
-        options: dict[str, Any] = {"queue": False, "show_progress": "hidden", "trigger_mode": "always_last"}
-        sketchpad.input(
-            lambda url: _predict(model, url), sketchpad, [label, network_input], api_name="predict", **options
-        )
+        outputs: list[Any] = [label, network_input]
+        quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden", "trigger_mode": "always_last"}
+        sketchpad.input(predict, sketchpad, outputs, api_name="predict", **quiet)
     return blocks
 
 
-def _predict(model: Classifier, url: str) -> tuple[str | dict[str, float], str]:
+def _predict(model: Classifier, datamodule: MNISTDataModule, url: str) -> tuple[str | dict[str, float], str]:
     """Compute the prediction for an image, and the network's input as a data URL."""
     try:
-        digit = extract_digit(Image.open(io.BytesIO(base64.b64decode(str(url).removeprefix(PREFIX)))))
+        pixels = datamodule.convert(Image.open(io.BytesIO(base64.b64decode(str(url).removeprefix(PREFIX)))))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise gradio.Error("this is no image", print_exception=False) from error
-    if digit is None:
+    if pixels is None:
         return NO_DIGIT, ""
-    images = preprocess(torch.from_numpy(digit)[None, None], model.hparams["image_size"])
+    images = preprocess(
+        torch.from_numpy(pixels).view(1, datamodule.in_channels, *pixels.shape[-2:]), datamodule.image_size
+    )
     with torch.inference_mode():
         probabilities = model(images).float().softmax(dim=1)[0].tolist()
     png = io.BytesIO()
-    Image.fromarray(digit).save(png, "PNG")
-    return (
-        {str(label): probability for label, probability in enumerate(probabilities)},
-        PREFIX + base64.b64encode(png.getvalue()).decode(),
-    )
+    Image.fromarray(pixels if pixels.ndim == 2 else pixels.transpose(1, 2, 0)).save(png, "PNG")
+    labels = dict(zip(datamodule.class_names, probabilities, strict=True))
+    return labels, PREFIX + base64.b64encode(png.getvalue()).decode()

@@ -8,15 +8,12 @@ import os
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import SimpleNamespace
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
 from mnist_lit.data.datamodule import MNISTDataModule, preprocess
-from mnist_lit.data.datasets import load
 from mnist_lit.errors import MNISTLitError, UsageError
 from mnist_lit.model.classifier import Classifier
 from mnist_lit.signals import raise_if_stopped
@@ -24,14 +21,12 @@ from mnist_lit.signals import raise_if_stopped
 __all__ = ["check_output", "export_model"]
 
 TOLERANCE = 1e-4  # of a probability
-BATCH_SIZE = 500
-NUM_CALIBRATION = 500
 PACKAGES = {".onnx": ("onnx", "onnxscript", "onnxruntime"), ".pt2": ()}
 DYNAMIC_SHAPES = {"images": {0: Dim("n", min=1)}}
 
 
 class ExportModule(nn.Module):
-    """Compute probabilities from uint8 images: preprocessing, a copy of the model and softmax."""
+    """Compute probabilities (n, num_classes) of uint8 images (n, c, h, w): preprocessing, the model and softmax."""
 
     def __init__(self, model: Classifier, image_size: int) -> None:
         super().__init__()
@@ -40,17 +35,15 @@ class ExportModule(nn.Module):
         self.image_size = image_size
 
     def forward(self, images: Tensor) -> Tensor:
-        """Compute probabilities of shape (n, num_classes) of uint8 images of shape (n, 1, 28, 28)."""
         logits: Tensor = self.model(preprocess(images, self.image_size))
         return logits.softmax(dim=1)
 
 
-def check_output(output: Path, *, int8: bool) -> None:
-    """Make sure that a model can be exported to a file, with an 8-bit variant beside it if `int8`."""
-    suffixes = (".onnx",) if int8 else (".onnx", ".pt2")
-    if output.suffix not in suffixes or output.is_dir():
+def check_output(output: Path) -> None:
+    """Make sure that a model can be exported to a file."""
+    if output.suffix not in PACKAGES or output.is_dir():
         raise UsageError(
-            f"output: {output} must be a file that ends in {' or '.join(suffixes)}\nfor example: --output model.onnx"
+            f"output: {output} must be a file that ends in {' or '.join(PACKAGES)}\nfor example: --output model.onnx"
         )
     if not (output.parent.is_dir() and os.access(output.parent, os.W_OK)):
         raise UsageError(f"output: {output.parent} is no folder to write to\nmake it first, or give another --output")
@@ -61,58 +54,57 @@ def check_output(output: Path, *, int8: bool) -> None:
             raise UsageError(f"export to ONNX needs the package {package}\npip install 'mnist_lit[export]'") from error
 
 
-def export_model(
-    model: Classifier, datamodule: MNISTDataModule, probabilities: Tensor, output: Path, *, int8: bool
-) -> None:
+def export_model(model: Classifier, datamodule: MNISTDataModule, probabilities: Tensor, output: Path) -> None:
     """Export a model, check the file on the test images and print a table of the check.
 
     Args:
         model: The model.
-        datamodule: The data, with its test split in memory and, for `int8`, its training split on disk.
+        datamodule: The data, with its test split in memory.
         probabilities: The model's for the test images, in full precision, of shape (n, num_classes).
         output: The file, `.onnx` or `.pt2`; it is replaced after the check.
-        int8: Whether an 8-bit variant is written beside it (`.onnx` only).
 
     Raises:
         MNISTLitError: If the predictions of the file differ from the model's.
     """
     images, labels = datamodule.splits["test"].__getitems__(range(len(probabilities)))
     metadata = {
-        "images": "uint8 of shape (n, 1, 28, 28) for any n: digits bright on black (0), as in MNIST",
-        "probabilities": f"float32 of shape (n, {probabilities.shape[1]}): column i is the probability of label i",
+        "images": f"uint8 of shape (n, {', '.join(map(str, images.shape[1:]))}) for any n, as in the data set",
+        "probabilities": f"float32 of shape (n, {probabilities.shape[1]}): column i is the probability of class i",
+        "classes": json.dumps(datamodule.class_names),
         "dataset": datamodule.dataset,
         "mnist_lit": version("mnist_lit"),
     }
     # Beside the output, as only a rename on the same disk is atomic.
     with TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
-        file = Path(folder) / output.name
-        _write(ExportModule(model, datamodule.image_size).eval(), file, metadata)
-        rows = [_compare(file, images, labels, probabilities)]
-        if int8:
-            # Calibrated without the test images, which it is judged by.
-            training_images, _ = load(datamodule.dataset, datamodule.data_dir, "train")
-            int8_file = _write_int8(file, training_images[:NUM_CALIBRATION].unsqueeze(1))
-            rows.append(_compare(int8_file, images, labels, probabilities, tolerance=1))
+        file = Path(folder, output.name)
+        _write(ExportModule(model, datamodule.image_size).eval(), images[:2], file, metadata)
+        outputs = _run(file, torch.split(images, datamodule.eval_batch_size))
+        predictions = outputs.argmax(dim=1)
+        same = f"{int((predictions == probabilities.argmax(dim=1)).sum()):,} of {len(images):,}"
+        difference = float((outputs - probabilities).abs().max())
+        if difference > TOLERANCE:
+            raise MNISTLitError(
+                f"{output.name}: only {same} predictions for test images are the model's\n"
+                f"probabilities differ by up to {difference:.1e}; the file is not kept\n"
+                f"try the other format, or another release of torch than {torch.__version__}"
+            )
         raise_if_stopped()
-        for written in [int8_file, file] if int8 else [file]:
-            written.replace(output.with_name(written.name))
-    print("file                   kB  test/acc  largest difference  same predictions", *rows, output, sep="\n")
+        file.replace(output)
+    accuracy = float((predictions == labels).double().mean())
+    print("file                   kB  test/acc  largest difference  same predictions")
+    print(f"{output.name:16} {output.stat().st_size / 1000:8,.1f}  {accuracy:8.2%}  {difference:18.1e}  {same}")
+    print(output)
 
 
-def _write(module: ExportModule, file: Path, metadata: dict[str, str]) -> None:
-    example = torch.zeros(2, 1, 28, 28, dtype=torch.uint8)
+def _write(module: ExportModule, example: Tensor, file: Path, metadata: dict[str, str]) -> None:
     program = torch.export.export(module, (example,), dynamic_shapes=DYNAMIC_SHAPES, strict=False)
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # it names folders of this machine
-    if file.suffix == ".onnx":
-        _write_onnx(program, file, metadata)
-    else:
+    if file.suffix == ".pt2":
         content = io.BytesIO()  # when the disk is full, torch's own writing ends the process
         torch.export.save(program, content, extra_files={"description.json": json.dumps(metadata)})
         file.write_bytes(content.getvalue())
-
-
-def _write_onnx(program: torch.export.ExportedProgram, file: Path, metadata: dict[str, str]) -> None:
+        return
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
     onnx_program = torch.onnx.export(
@@ -124,57 +116,15 @@ def _write_onnx(program: torch.export.ExportedProgram, file: Path, metadata: dic
     onnx_program.save(file)
 
 
-def _write_int8(file: Path, images: Tensor) -> Path:
-    """Write an 8-bit variant, with the ranges that its activations have for some images."""
-    from onnxruntime.quantization import QuantType, quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    prepared, int8_file = file.with_suffix(".prepared.onnx"), file.with_suffix(".int8.onnx")
-    batches = ({"images": batch.numpy()} for batch in torch.split(images, 100))
-    # Optimization would copy the weights for every shift of test-time augmentation.
-    quant_pre_process(file, prepared, skip_optimization=True, skip_symbolic_shape=True)
-    quantize_static(
-        prepared,
-        int8_file,
-        SimpleNamespace(get_next=lambda: next(batches, None)),
-        op_types_to_quantize=["Conv", "Gemm", "MatMul"],
-        per_channel=True,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-        reduce_range=True,  # without VNNI, x86 processors overflow where weights use all eight bits
-        extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]},  # logits are not rounded
-    )
-    return int8_file
-
-
-def _compare(file: Path, images: Tensor, labels: Tensor, expected: Tensor, tolerance: float = TOLERANCE) -> str:
-    """Format a comparison of a file's predictions with the model's; raise MNISTLitError if they differ."""
-    run = _run_onnx if file.suffix == ".onnx" else _run_pt2
-    probabilities = run(file, torch.split(images, BATCH_SIZE))
-    predictions = probabilities.argmax(dim=1)
-    accuracy = float((predictions == labels).double().mean())
-    same = f"{int((predictions == expected.argmax(dim=1)).sum()):,} of {len(images):,}"
-    difference = float((probabilities - expected).abs().max())
-    if difference > tolerance:
-        raise MNISTLitError(
-            f"{file.name}: only {same} predictions for test images are the model's\n"
-            f"probabilities differ by up to {difference:.1e}; the file is not kept\n"
-            f"try the other format, or another release of torch than {torch.__version__}"
-        )
-    return f"{file.name:16} {file.stat().st_size / 1000:8,.1f}  {accuracy:8.2%}  {difference:18.1e}  {same}"
-
-
-def _run_onnx(file: Path, batches: tuple[Tensor, ...]) -> Tensor:
+def _run(file: Path, batches: tuple[Tensor, ...]) -> Tensor:
+    if file.suffix == ".pt2":
+        module = torch.export.load(file).module()
+        with torch.inference_mode():
+            return torch.cat([module(batch) for batch in batches])
     from onnxruntime import InferenceSession, SessionOptions
 
     options = SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = InferenceSession(file, options, providers=["CPUExecutionProvider"])
     outputs = [session.run(["probabilities"], {"images": batch.numpy()})[0] for batch in batches]
-    return torch.from_numpy(np.concatenate(outputs))
-
-
-def _run_pt2(file: Path, batches: tuple[Tensor, ...]) -> Tensor:
-    module = torch.export.load(file).module()
-    with torch.inference_mode():
-        return torch.cat([module(batch) for batch in batches])
+    return torch.cat(list(map(torch.from_numpy, outputs)))

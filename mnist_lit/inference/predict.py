@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from mnist_lit.data.datamodule import MNISTDataModule
 from mnist_lit.formatting import escape_unprintable, shorten
 from mnist_lit.training.plots import plot_images
 from mnist_lit.training.run_dir import atomic_write, write_text
@@ -19,7 +20,7 @@ from mnist_lit.training.run_dir import atomic_write, write_text
 if TYPE_CHECKING:
     from mnist_lit.data.image_files import ImageFile
 
-__all__ = ["predictions_for_test_set", "report_predictions", "write_predictions"]
+__all__ = ["report_predictions"]
 
 NO_DIGIT = "no digit"
 MAX_ROWS = 20
@@ -28,93 +29,85 @@ SIDE = 112  # of an image in the picture, in pixels
 
 
 class Prediction(NamedTuple):
-    """Hold the probability of each class for an image; none if there is no digit in it."""
+    """Hold the most probable class of an image and the probability of each; none if there is no digit in it."""
 
-    name: str
+    path: str
+    label: str
     probabilities: list[float]
 
     @property
-    def label(self) -> str:
-        """Name the most probable class."""
-        return str(self.probabilities.index(max(self.probabilities))) if self.probabilities else NO_DIGIT
-
-    @property
     def summary(self) -> str:
-        """Format the label and its probability."""
-        return f"{self.label}, {max(self.probabilities):.1%}" if self.probabilities else NO_DIGIT
+        return f"{self.label}, {max(self.probabilities):.1%}" if self.probabilities else self.label
 
 
-def predictions_for_test_set(dataset: str, probabilities: Tensor) -> list[Prediction]:
-    """List the predictions for the test split of a data set, in the order of its images."""
-    return [Prediction(f"{dataset}/test/{index}", row) for index, row in enumerate(probabilities.tolist())]
-
-
-def write_predictions(file: Path, predictions: Sequence[Prediction], num_classes: int) -> None:
-    """Write a CSV file with a row for each image and a column for each class."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["path", "label", "confidence", *(f"p{label}" for label in range(num_classes))])
-    for prediction in predictions:
-        columns = [f"{probability:.6f}" for probability in prediction.probabilities] or [""] * num_classes
-        writer.writerow([prediction.name, prediction.label, max(columns), *columns])
-    write_text(file, text.getvalue())
-
-
-def report_predictions(run_dir: Path, image_files: Sequence["ImageFile"], probabilities: Tensor) -> int:
-    """Write, draw and print the predictions for image files.
+def report_predictions(run_dir: Path, datamodule: MNISTDataModule, probabilities: Tensor) -> int:
+    """Write predictions.csv; of image files also print a table and draw a picture.
 
     Args:
         run_dir: Where predictions.csv and pictures/predictions.png are written.
-        image_files: The files.
-        probabilities: Shape (n, num_classes), in the order of the first n files with a digit; the files after them
-            are left out.
+        datamodule: The data, with its test split or image files in memory.
+        probabilities: Shape (n, num_classes), for the first n test images or files with a digit; what follows them is
+            left out.
 
     Returns:
         How many files are no images.
     """
-    images = [image_file for image_file in image_files if not image_file.problem]
-    skipped = [image_file for image_file in image_files if image_file.problem]
-    predictions: list[Prediction] = []
-    rows = iter(probabilities.tolist())
-    for image_file in images:
-        row = [] if image_file.digit is None else next(rows, None)
-        if row is None:
-            break
-        predictions.append(Prediction(str(image_file.file), row))
-    write_predictions(run_dir / "predictions.csv", predictions, probabilities.shape[1])
-    for prediction in predictions[:MAX_ROWS]:
-        print(f"{escape_unprintable(prediction.name)}  {prediction.summary}")
-    if len(predictions) > MAX_ROWS:
-        print(f"… and {len(predictions) - MAX_ROWS:,} more")
-    if predictions:
-        print(f"in pictures: {_draw(run_dir / 'pictures', images, predictions)}")
-    for image_file in skipped:
-        print(f"skipped: {escape_unprintable(f'{image_file.file}: {image_file.problem}')}", file=sys.stderr)
+    names, rows = datamodule.class_names, probabilities.tolist()
+    picture = run_dir / "pictures" / "predictions.png"
+    picture.unlink(missing_ok=True)  # it would show other images than the table
+    files = [file for file in datamodule.image_files if not file.problem]
+    paths = [str(file.file) for file in files] or [f"{datamodule.dataset}/test/{i}" for i in range(len(rows))]
+    for index, file in enumerate(files):
+        if file.digit is None and index <= len(rows):
+            rows.insert(index, [])
+    labels = [names[int(np.argmax(row))] if row else NO_DIGIT for row in rows]
+    predictions = list(map(Prediction, paths, labels, rows))
+    _write_csv(run_dir / "predictions.csv", predictions, names)
+    if files:
+        for prediction in predictions[:MAX_ROWS]:
+            print(escape_unprintable(f"{prediction.path}  {prediction.summary}"))
+        if len(predictions) > MAX_ROWS:
+            print(f"… and {len(predictions) - MAX_ROWS:,} more")
+        _draw(picture, files, predictions)
+        print(f"in pictures: {picture}")
+    skipped = [file for file in datamodule.image_files if file.problem]
+    for file in skipped:
+        print(f"skipped: {escape_unprintable(f'{file.file}: {file.problem}')}", file=sys.stderr)
     return len(skipped)
 
 
-def _draw(folder: Path, image_files: Sequence["ImageFile"], predictions: Sequence[Prediction]) -> Path:
+def _write_csv(file: Path, predictions: Sequence[Prediction], class_names: Sequence[str]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["path", "label", "confidence", *(f"p{name}" for name in class_names)])
+    for path, label, probabilities in predictions:
+        columns = [f"{probability:.6f}" for probability in probabilities] or [""] * len(class_names)
+        writer.writerow([path, label, max(columns), *columns])
+    write_text(file, text.getvalue())
+
+
+def _draw(picture: Path, files: Sequence["ImageFile"], predictions: Sequence[Prediction]) -> None:
     """Draw the first images above the network's input."""
     texts = []
-    for image_file, prediction in zip(image_files[:MAX_IMAGES], predictions, strict=False):
+    for file, prediction in zip(files[:MAX_IMAGES], predictions, strict=False):
         # The font lacks most other characters, and formulas stand between dollar signs.
-        name = escape_unprintable(image_file.file.name).encode("ascii", "replace").decode()
-        texts.append(f"{prediction.summary}\n{shorten(name, 22)}".replace("$", r"\$"))
-    tiles = torch.stack([_tile(image_file) for image_file in image_files[: len(texts)]])
+        text = f"{escape_unprintable(prediction.summary)}\n{escape_unprintable(shorten(file.file.name, 22))}"
+        texts.append(text.encode("ascii", "replace").decode().replace("$", r"\$"))
+    tiles = torch.stack([_tile(file) for file in files[: len(texts)]])
     caption = "each image above the network's input"
     figure = plot_images(f"Predictions: {len(texts)} of {len(predictions):,} images", caption, tiles, texts)
-    folder.mkdir(exist_ok=True)
-    with atomic_write(folder / "predictions.png") as temporary:
+    picture.parent.mkdir(exist_ok=True)
+    with atomic_write(picture) as temporary:
         figure.savefig(temporary, format="png")
-    return folder / "predictions.png"
 
 
-def _tile(image_file: "ImageFile") -> Tensor:
+def _tile(file: "ImageFile") -> Tensor:
     """Paste an image above the network's input; shape (3, 2 * SIDE, SIDE), in [0, 1]."""
     from mnist_lit.data.image_files import thumbnail  # image libraries
 
     tile = Image.new("RGB", (SIDE, 2 * SIDE), "white")
-    tile.paste(thumbnail(image_file.file, SIDE))
-    if image_file.digit is not None:
-        tile.paste(Image.fromarray(255 - image_file.digit).resize((SIDE, SIDE), Image.Resampling.NEAREST), (0, SIDE))
+    tile.paste(thumbnail(file.file, SIDE))
+    if file.digit is not None:
+        pixels = 255 - file.digit if file.digit.ndim == 2 else file.digit.transpose(1, 2, 0)
+        tile.paste(Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.NEAREST), (0, SIDE))
     return torch.from_numpy(np.asarray(tile) / 255).permute(2, 0, 1)

@@ -3,6 +3,7 @@
 import itertools
 from typing import Any, Self
 
+import torch
 from jsonargparse.typing import ClosedUnitInterval, PositiveFloat, PositiveInt, restricted_number_type
 from lightning.pytorch import LightningModule
 from lightning.pytorch.plugins import Precision
@@ -114,7 +115,8 @@ class Classifier(LightningModule):
         statistics = getattr(self.trainer.datamodule, "statistics", None)  # type: ignore[attr-defined]
         for name, value in zip(("mean", "std"), statistics or (), strict=False):
             if name in dict(self.network.named_buffers(recurse=False)):
-                self.network.get_buffer(name).fill_(value)
+                buffer = self.network.get_buffer(name)
+                buffer.copy_(torch.tensor(value).view_as(buffer))
         if self.compile_network:
             self.network.compile()  # in place, so that the names in the checkpoint stay those of the plain network
 

@@ -29,6 +29,7 @@ class ConvNet(Classifier):
         activation: Non-linearity after each normalisation.
         dropout: Probability, 0 to 1, with which a feature is dropped before each dense layer (never a pixel).
         image_size: Side of the square input images, in pixels; the command line takes it from `data.image_size`.
+        in_channels: Channels of the images; the command line takes it from `data.in_channels`.
         num_classes: Number of classes, 1 or more.
         kwargs: As those of `Classifier`.
 
@@ -51,6 +52,7 @@ class ConvNet(Classifier):
         activation: Activation = "relu",
         dropout: ClosedUnitInterval = 0.0,
         image_size: PositiveInt = 28,
+        in_channels: PositiveInt = 1,
         num_classes: PositiveInt = 10,
         **kwargs: Any,
     ) -> None:
@@ -68,6 +70,7 @@ class ConvNet(Classifier):
             activation=activation,
             dropout=dropout,
             image_size=image_size,
+            in_channels=in_channels,
             num_classes=num_classes,
         )
         super().__init__(network, num_classes=num_classes, **kwargs)

@@ -62,6 +62,7 @@ class Network(nn.Module):
         activation: Activation,
         dropout: float,
         image_size: int,
+        in_channels: int,
         num_classes: int,
     ) -> None:
         super().__init__()
@@ -69,11 +70,12 @@ class Network(nn.Module):
             raise ValueError("the network is empty: give at least one number in model.channels or in model.hidden")
         if residual and unpadded_stages and convs_per_stage > 1:
             raise ValueError("model.residual needs maps that keep their size\nuse --model.unpadded_stages 0")
-        self.register_buffer("mean", torch.zeros(()))
-        self.register_buffer("std", torch.ones(()))
+        shape = (in_channels, 1, 1) if in_channels > 1 else ()
+        self.register_buffer("mean", torch.zeros(shape))
+        self.register_buffer("std", torch.ones(shape))
         pool_at_end = pool_at_end and convs_per_stage > 1
         layers: list[nn.Module] = []
-        for stage, (num_in, num_out) in enumerate(itertools.pairwise([1, *channels])):
+        for stage, (num_in, num_out) in enumerate(itertools.pairwise([in_channels, *channels])):
             padding = "valid" if stage < unpadded_stages else "same"
             convolution = functools.partial(
                 _convolution, kernel_size=kernel_size, padding=padding, norm=norm, activation=activation
@@ -84,11 +86,11 @@ class Network(nn.Module):
             layers += [_POOLINGS[pooling](2)] if pool_at_end else []
         layers += [_GLOBAL_POOLS[global_pool](1)] if channels else []
         self.stages = nn.Sequential(*layers)
-        widths = [_num_features(self.stages, image_size), *hidden, num_classes]
+        widths = [_num_features(self.stages, in_channels, image_size), *hidden, num_classes]
         self.head = nn.Sequential(nn.Flatten(), *_dense(widths, norm, activation, dropout, drop_input=bool(channels)))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Compute logits of shape (n, num_classes) of images of shape (n, 1, image_size, image_size) in [0, 1]."""
+        """Compute logits (n, num_classes) of images (n, in_channels, image_size, image_size) in [0, 1]."""
         images = images.to(self.mean.dtype)  # that of the weights, whatever the precision
         logits: Tensor = self.head(self.stages((images - self.mean) / self.std))
         return logits
@@ -103,11 +105,11 @@ class Residual(nn.Sequential):
         return total
 
 
-def _num_features(stages: nn.Module, image_size: int) -> int:
+def _num_features(stages: nn.Module, in_channels: int, image_size: int) -> int:
     """Count the values that the stages compute from an image."""
     try:
         with torch.no_grad():
-            return int(stages.eval()(torch.zeros(1, 1, image_size, image_size)).numel())
+            return int(stages.eval()(torch.zeros(1, in_channels, image_size, image_size)).numel())
     except RuntimeError as error:
         if "memory" in str(error):
             raise

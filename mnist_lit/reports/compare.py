@@ -1,18 +1,31 @@
-"""The command `compare`: the metrics of runs, and the keys in which their configurations differ, as a table."""
+"""Run directories: what they hold, and the command `compare`, a table of metrics and of keys that differ."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from mnist_lit.command_line import read_config
 from mnist_lit.errors import UsageError
 from mnist_lit.formatting import METRICS, escape_unprintable, flatten, format_score, format_value, short_names, shorten
-from mnist_lit.reports.run_data import read_run
 
-__all__ = ["compare"]
+__all__ = ["compare", "read_run"]
 
 USAGE = "usage: python -m mnist_lit compare RUN RUN...    run directories, or those of a search's trials"
 RESULTS = (*METRICS, "epoch", "seconds", "images_per_second", "parameters", "device")
 MAX_WIDTH = 40
 ABSENT = "\N{EN DASH}"
+
+
+def read_run(run_dir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read config.yaml, and metrics.json if there is one."""
+    config, metrics = run_dir / "config.yaml", run_dir / "metrics.json"
+    if not config.is_file():
+        raise UsageError(f"{run_dir} is no run directory: it holds no config.yaml\ngive one that fit has made")
+    try:
+        return read_config(config), dict(json.loads(metrics.read_text(encoding="utf-8"))) if metrics.is_file() else {}
+    except (OSError, TypeError, ValueError) as error:
+        raise UsageError(f"{metrics} cannot be read: {error}") from error
 
 
 def compare(args: Sequence[str]) -> None:

@@ -13,7 +13,7 @@ from matplotlib.ticker import PercentFormatter
 from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 
 from mnist_lit.formatting import flatten
-from mnist_lit.reports.run_data import read_run
+from mnist_lit.reports.compare import read_run
 from mnist_lit.reports.template import render
 from mnist_lit.training.run_dir import write_text
 

@@ -106,8 +106,9 @@ def _read(file: Path, run_dir: Path | None, *, for_fit: bool) -> Checkpoint:
 
 def _make_config(model: dict[str, Any]) -> dict[str, Any]:
     """Make a configuration of the hyper-parameters of a checkpoint that was made without the command line."""
-    data = {"image_size": model["image_size"]} if "image_size" in model else {}
-    return {"model": {key: model[key] for key in model if key not in ("image_size", "_instantiator")}, "data": data}
+    linked = ("image_size", "in_channels")
+    data = {key: model[key] for key in linked if key in model}
+    return {"model": {key: model[key] for key in model if key not in (*linked, "_instantiator")}, "data": data}
 
 
 def _drop(config: dict[str, Any], keys: Mapping[str, tuple[str, ...]]) -> None:

@@ -1,0 +1,124 @@
+"""Images in a folder for each class, laid out like torchvision's ImageFolder: train/CLASS/* and test/CLASS/*."""
+
+import os
+import warnings
+from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torch import Tensor
+from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset  # type: ignore[import-untyped]
+from tqdm import tqdm
+
+from mnist_lit.data.datasets import Split, stratified_split
+from mnist_lit.errors import UsageError
+
+__all__ = ["ImageFolder", "find_classes"]
+
+LAYOUT = "put images into train/CLASS and test/CLASS below data.data_dir, or give another --data.data_dir"
+
+
+def find_classes(data_dir: Path) -> tuple[str, ...]:
+    """Name the classes after the folders in `train`."""
+    train = data_dir / "train"
+    paths = sorted(train.iterdir()) if train.is_dir() else []
+    names = tuple(path.name for path in paths if path.is_dir() and not path.name.startswith("."))
+    if len(names) < 2:
+        found = f"only one class, {names[0]!r}," if names else "no folder of a class"
+        raise UsageError(f"data.dataset folder: there is {found} in {train}\n{LAYOUT}")
+    return names
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """Load images of any size and mode, padded to a square and resized; like `DatasetInfo`."""
+
+    class_names: tuple[str, ...]
+    image_size: int
+    in_channels: int
+    test_size: int  # images of `train` that are tested on where there is no `test`
+
+    def prepare(self, data_dir: Path, splits: Collection[Split], *_: Any) -> None:
+        """Make sure that there are images for these splits."""
+        for split in splits:
+            self._find(data_dir, split)
+
+    def load(self, data_dir: Path, split: Split) -> tuple[Tensor, Tensor]:
+        """Load images, uint8 of shape (n, h, w) or, in colour, (n, 3, h, w), and labels of shape (n,)."""
+        files = self._find(data_dir, split)
+        shape = (len(files), *[self.in_channels] * (self.in_channels > 1), self.image_size, self.image_size)
+        gigabytes, memory = np.prod(shape, dtype=float) / 1e9, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        rank_zero_only(print)(f"{split}: {len(files):,} images, {gigabytes:,.3f} GB in memory", flush=True)
+        if gigabytes > 0.8 * memory / 1e9:
+            raise UsageError(f"they do not fit into {memory / 1e9:,.0f} GB of memory\nmake data.image_size smaller")
+        images, damaged = torch.empty(shape, dtype=torch.uint8), []
+        with warnings.catch_warnings(action="ignore"), ThreadPoolExecutor() as pool:  # Pillow decodes in parallel
+            loading = zip(files, pool.map(self._open, (path for path, _ in files)), strict=True)
+            for index, ((path, _), pixels) in enumerate(
+                tqdm(loading, "Loading", len(files), unit="image", delay=2, leave=False, disable=None)
+            ):
+                if pixels is None:
+                    damaged.append(path)
+                else:
+                    images[index] = torch.from_numpy(pixels)
+        if damaged:
+            more = f" and {len(damaged) - 3:,} more" if len(damaged) > 3 else ""
+            raise UsageError(f"no intact images: {', '.join(damaged[:3])}{more}\nremove or replace them")
+        return images, torch.tensor([label for _, label in files])
+
+    def convert(self, image: Image.Image) -> NDArray[np.uint8]:
+        """Convert any picture to an image of the data set, of shape (h, w) or, in colour, (3, h, w)."""
+        mode, size = "RGB" if self.in_channels == 3 else "L", (self.image_size, self.image_size)
+        image.draft(mode, (2 * self.image_size, 2 * self.image_size))  # a JPEG can be decoded at a smaller size
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith(("I", "F")):  # more than eight bits, of which an unknown part is used
+            values = np.nan_to_num(np.asarray(image, dtype=np.float32))
+            values = 255 * (values - values.min()) / max(float(np.ptp(values)), 1e-6)
+            image = Image.fromarray(values.astype(np.uint8))
+        if image.has_transparency_data:
+            paper = Image.new("RGBA", image.size, "white")
+            image = Image.alpha_composite(paper, image.convert("RGBA"))
+        pixels = np.array(ImageOps.pad(image.convert(mode), size))
+        return pixels if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+    def _open(self, path: str) -> NDArray[np.uint8] | None:
+        try:
+            with Image.open(path) as image:
+                return self.convert(image)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            return None
+
+    def _find(self, data_dir: Path, split: Split) -> list[tuple[str, int]]:
+        """List path and label of each image of a split."""
+        folder = data_dir / split
+        if (data_dir / "test").is_dir() or (split == "train" and not self.test_size):
+            return self._list(folder)
+        if not self.test_size:
+            raise UsageError(f"there is no {folder}\nmake it, or hold out images of train: --data.test_size NUMBER")
+        files = self._list(data_dir / "train")
+        if self.test_size >= len(files):
+            raise UsageError(f"data.test_size {self.test_size} leaves none of {len(files)} images\nuse less")
+        train, test = stratified_split(torch.tensor([label for _, label in files]), self.test_size)
+        return [files[index] for index in (train if split == "train" else test).tolist()]
+
+    def _list(self, folder: Path) -> list[tuple[str, int]]:
+        labels = {name: label for label, name in enumerate(self.class_names)}
+        for path in folder.iterdir() if folder.is_dir() else ():
+            if path.suffix.lower() in IMG_EXTENSIONS and path.is_file():
+                raise UsageError(f"{path} is in no folder of a class\n{LAYOUT}")
+            if path.is_dir() and path.name not in labels and not path.name.startswith("."):
+                raise UsageError(f"{path} is none of the classes {', '.join(labels)}\nremove it, or train anew")
+        files: list[tuple[str, int]] = make_dataset(folder, labels, IMG_EXTENSIONS, allow_empty=True)
+        files = [(path, label) for path, label in files if not Path(path).name.startswith(".")]
+        missing = set(labels.values()) - {label for _, label in files}
+        if missing and (folder.name == "train" or not files):
+            name = self.class_names[min(missing)]
+            raise UsageError(f"there is no image in {folder / name}\n{LAYOUT}; types: {' '.join(IMG_EXTENSIONS)}")
+        return files
