@@ -51,11 +51,13 @@ def build_optimizer(factory: OptimizerFactory | None, network: nn.Module, lr: fl
     """Build the optimizer of a network, without weight decay for biases and normalisations."""
     build: Callable[..., Optimizer] = factory or functools.partial(AdamW, fused=True)
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    if "weight_decay" not in accepted_parameters(build):
-        return build(parameters, lr=lr)
     decayed = [parameter for parameter in parameters if parameter.ndim > 1]
     others = [parameter for parameter in parameters if parameter.ndim <= 1]
-    return build([{"params": decayed}, {"params": others, "weight_decay": 0.0}], lr=lr)
+    groups = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
+    optimizer = build(groups if "weight_decay" in accepted_parameters(build) else parameters, lr=lr)
+    # Lightning clips no gradients of a fused optimizer that unscales them itself.
+    optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]  # noqa: SLF001
+    return optimizer
 
 
 def build_schedule(
@@ -89,11 +91,13 @@ def remaining_steps(trainer: Trainer) -> float:
 
 
 def check_states(optimizer: Optimizer) -> None:
-    """Make sure that the states of a fused optimizer have the shapes of their parameters."""
+    """Refuse states that do not fill their parameters: a fused optimizer would write beyond the end of them."""
     for parameter, state in optimizer.state.items() if optimizer.defaults.get("fused") else ():
-        shapes = {value.shape for value in state.values() if isinstance(value, Tensor) and value.ndim}
-        if shapes - {parameter.shape}:  # it would write beyond the end of smaller tensors
-            raise MNISTLitError("the checkpoint's optimizer_states are of another network")
+        for value in state.values():
+            if not isinstance(value, Tensor) or value.ndim == 0:
+                continue
+            if value.shape != parameter.shape or value.untyped_storage().nbytes() < value.nbytes:
+                raise MNISTLitError("the checkpoint's optimizer_states are of another network")
 
 
 def apply_settings(checkpoint: dict[str, Any], hyper_parameters: Mapping[str, Any], configured: Optimizer) -> int:

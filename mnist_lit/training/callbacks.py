@@ -11,7 +11,7 @@ from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, PositiveIn
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint, TQDMProgressBar
 
-from mnist_lit.errors import Stopped, UsageError
+from mnist_lit.errors import Stopped
 from mnist_lit.signals import handle_signals
 from mnist_lit.training.checkpoints import BEST, LAST
 
@@ -39,10 +39,6 @@ class BestCheckpoint(ModelCheckpoint):
         paths = {key: best for key in ("best_model_path", "kth_best_model_path") if state_dict[key]}
         scores = dict(zip([best], state_dict["best_k_models"].values(), strict=False))  # of one model at most
         super().load_state_dict({**state_dict, **paths, "best_k_models": scores, "dirpath": self.dirpath})
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        _check_monitor(trainer, "checkpoint", self.monitor)
-        super().on_train_epoch_end(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_end(trainer, pl_module)
@@ -143,10 +139,6 @@ class EarlyStop(EarlyStopping):
         super().__init__(monitor=monitor, mode=mode, patience=int(patience), min_delta=float(min_delta))
         self.enabled = enabled
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        _check_monitor(trainer, "early_stopping", self.monitor)
-        super().on_train_epoch_end(trainer, pl_module)
-
 
 class EMA(EMAWeightAveraging):
     """Validate, test and keep an exponential moving average of the weights instead of the weights themselves.
@@ -169,12 +161,3 @@ class Progress(TQDMProgressBar):
 
     def __init__(self) -> None:
         super().__init__(refresh_rate=20 if sys.stdout.isatty() else 0)
-
-
-def _check_monitor(trainer: Trainer, key: str, monitor: str | None) -> None:
-    """Raise a UsageError if an epoch with its validation has not logged `monitor`."""
-    has_validated = trainer.is_last_batch and (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1) == 0
-    if has_validated and monitor is not None and monitor not in trainer.callback_metrics:
-        raise UsageError(
-            f"{key}.monitor: no metric {monitor!r} is logged\nchoose from {', '.join(sorted(trainer.callback_metrics))}"
-        )
