@@ -1,9 +1,7 @@
 """Run directories: what a run leaves, and that nothing is lost or changed by a stop, a move or a crash."""
 
-import random
 import shutil
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,6 @@ from runs import (
     metrics,
     read,
     resume,
-    saved,
     signals,
     stop,
 )
@@ -45,7 +42,6 @@ RECIPES = {
     ],
     "no validation": ["--data.val_size=0", "--trainer.log_every_n_steps=3"],
 }
-SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
 
 @pytest.fixture(scope="module")
@@ -112,16 +108,14 @@ def test_curves_have_each_step_once(recipe: str, whole: Callable[[str], Path]) -
     ("signum", "recipe", "batch", "during"),
     [
         (signal.SIGINT, "chance", 1, "training"),
-        (signal.SIGHUP, "chance", 13, "training"),
         (signal.SIGTERM, "chance", STEPS_PER_EPOCH, "training"),
-        (signal.SIGINT, "chance", STEPS_PER_EPOCH, "validation"),
+        (signal.SIGHUP, "chance", STEPS_PER_EPOCH, "validation"),
         (signal.SIGTERM, "chance", STEPS_PER_EPOCH, "end of epoch"),
         (signal.SIGINT, "chance", END, "training"),
         (signal.SIGTERM, "ema", 13, "training"),
         (signal.SIGINT, "worker", 13, "training"),
         (signal.SIGTERM, "schedule", 14, "training"),  # in the middle of an accumulation
         (signal.SIGTERM, "no validation", 12, "training"),  # the last of its epoch
-        (signal.SIGINT, "no validation", 13, "training"),
     ],
 )
 def test_stopped_run_goes_on_as_if_it_had_not_been(
@@ -158,31 +152,25 @@ def test_stopped_run_names_the_command_that_goes_on(tmp_path: Path, capsys: pyte
     assert main([*command, "--trainer.callbacks=null"]).trainer.global_step == END
 
 
-def test_run_that_was_stopped_at_its_end_only_needs_its_test(whole: Callable[[str], Path], tmp_path: Path) -> None:
-    late = signals(signum=signal.SIGTERM, batch=END, during="validation")
-    stop("fit", *SMALL, *CHANCE, "--test_after_fit=true", "--run_dir=run", late)
-
-    assert resume(tmp_path / "run").trainer.global_step == END
-    assert 0 < metrics(tmp_path / "run")["test/acc"] <= 1
-    assert_same(learned(tmp_path / "run"), learned(whole("chance")))
-
-
-@pytest.mark.parametrize("signum", SIGNALS)
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_run_that_is_stopped_before_its_first_step_leaves_nothing(
     signum: signal.Signals, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     early = signals(signum=signum, batch=0, during="preparation")
-    assert stop("fit", *SMALL, "--run_dir=some/run", early) == 128 + signum
+    assert stop("fit", *SMALL, early) == 128 + signum
     assert len(capsys.readouterr().err.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("signum", SIGNALS)
-def test_run_that_is_stopped_during_its_test_is_kept(
-    signum: signal.Signals, whole: Callable[[str], Path], tmp_path: Path
+@pytest.mark.parametrize("during", ["validation", "test"])
+def test_run_that_is_stopped_at_its_end_only_needs_its_test(
+    during: str, whole: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    late = signals(signum=signum, batch=END, during="test")
-    assert stop("fit", *SMALL, *CHANCE, "--test_after_fit=true", "--run_dir=run", late) == 128 + signum
+    late = signals(signum=signal.SIGTERM, batch=END, during=during)
+    assert stop("fit", *SMALL, *CHANCE, "--test_after_fit=true", "--run_dir=run", late) == 128 + signal.SIGTERM
+
+    assert resume(tmp_path / "run").trainer.global_step == END
+    assert 0 < metrics(tmp_path / "run")["test/acc"] <= 1
     assert_same(learned(tmp_path / "run"), learned(whole("chance")))
 
 
@@ -204,9 +192,7 @@ def test_second_signal_does_not_wait(tmp_path: Path) -> None:
     ("recipe", "batch", "during"),
     [
         ("chance", 2, "training"),
-        ("chance", 13, "training"),
-        ("chance", END, "validation"),
-        ("ema", 13, "training"),
+        ("ema", END, "validation"),
         ("no validation", 18, "training"),
     ],
 )
@@ -222,31 +208,6 @@ def test_killed_run_goes_on_as_if_it_had_not_been(
     resume(run_dir)
 
     assert_as_whole(run_dir, whole(recipe))
-
-
-@pytest.mark.slow
-def test_run_survives_kills_at_any_moment(tmp_path: Path) -> None:
-    run_dir, whole_dir = tmp_path / "run", tmp_path / "whole"
-    recipe = [*SMALL, *CHANCE, "--trainer.max_epochs=40"]
-    main(["fit", *recipe, f"--run_dir={whole_dir}"])
-    moments = random.Random(0)
-    command = ["fit", *recipe, f"--run_dir={run_dir}"]
-    for _ in range(8):
-        before = saved(run_dir)
-        process = child(*command)
-        while saved(run_dir) == before:
-            assert process.is_alive()
-            time.sleep(0.001)
-        time.sleep(moments.uniform(0, 0.15))
-        process.kill()
-        process.join()
-        assert process.exitcode == -signal.SIGKILL
-        command = ["fit", f"--ckpt_path={run_dir}"]
-    assert read(run_dir)["epoch"] < 39
-
-    resume(run_dir)
-
-    assert_as_whole(run_dir, whole_dir)
 
 
 def test_run_that_goes_on_for_longer_has_one_curve(copy: Path) -> None:
@@ -288,11 +249,11 @@ def _make_many(number: int) -> list[str]:
 
 
 def test_processes_make_different_directories(tmp_path: Path) -> None:
-    with CHILDREN.Pool(3) as pool:
-        run_dirs = [path for paths in pool.map(_make_many, [50] * 3, chunksize=1) for path in paths]
+    with CHILDREN.Pool(2) as pool:
+        run_dirs = [path for paths in pool.map(_make_many, [50] * 2, chunksize=1) for path in paths]
 
-    assert sorted(run_dirs) == sorted(f"logs/run_{number}" for number in range(1, 151))
-    assert len(list((tmp_path / "logs").iterdir())) == 150
+    assert sorted(run_dirs) == sorted(f"logs/run_{number}" for number in range(1, 101))
+    assert len(list((tmp_path / "logs").iterdir())) == 100
 
 
 def test_failed_write_leaves_the_earlier_checkpoint(tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ class Pictures(Callback):
         if self.first_batch and trainer.is_global_zero:
             images, labels = self.first_batch
             _add_graph(trainer, pl_module, images[:1])
-            names = _class_names(trainer, int(labels.max()) + 1)
+            names = trainer.datamodule.class_names  # type: ignore[attr-defined]
             texts = [names[label] for label in labels.tolist()]
             caption = "the first batch after augmentation, with its labels"
             self._publish(trainer, "training_images", plot_images("Training images", caption, images, texts), 0)
@@ -120,7 +120,7 @@ class Pictures(Callback):
     @rank_zero_only
     def _plot(self, trainer: Trainer, split: str, split_name: str, evaluation: Evaluation) -> None:
         counts, images, labels, logits, _ = evaluation
-        names = _class_names(trainer, len(counts))
+        names = trainer.datamodule.class_names  # type: ignore[attr-defined]
         num_images, num_wrong = int(counts.sum()), int(counts.sum() - counts.trace())
         title = f"{split_name}: {num_wrong:,} of {num_images:,} images are misclassified"
         self._publish(trainer, f"{split}_confusion", plot_confusion(title, counts, names), trainer.global_step)
@@ -183,11 +183,6 @@ def plot_confusion(title: str, counts: Tensor, names: Sequence[str]) -> Figure:
     axes.set_title(title, fontsize=14, weight="bold", loc="left", pad=10)
     axes.set(xlabel="predicted class", ylabel="true class")
     return figure
-
-
-def _class_names(trainer: Trainer, num_classes: int) -> list[str]:
-    datamodule = trainer.datamodule  # type: ignore[attr-defined]
-    return list(getattr(datamodule, "class_names", None) or map(str, range(num_classes)))
 
 
 def _add_graph(trainer: Trainer, pl_module: LightningModule, image: Tensor) -> None:
