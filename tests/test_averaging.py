@@ -113,7 +113,3 @@ def test_a_wrong_member_is_an_error_that_names_it(member: str, runs: list[Path],
     error = fails("test", f"--ckpt_path={runs[0]}", f"--ensemble={value}")
     assert "ensemble" in error
     assert list(tmp_path.iterdir()) == []
-
-
-def test_fit_has_no_ensemble(fails: Fails) -> None:
-    assert "ensemble" in fails("fit", "--data.dataset=digits", "--ensemble=[run]")

@@ -143,15 +143,6 @@ def test_users_progress_bar_replaces_ours(fit: Fit) -> None:
     assert fit("--trainer.enable_progress_bar=false", "--trainer.max_epochs=1").trainer.progress_bar_callback is None
 
 
-def test_console_is_quiet_where_nobody_watches(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
-    fit("--run_dir=run")
-
-    output = capsys.readouterr()
-    names = ["fit:", "best", "val/acc", "seconds", "look", "go", "run"]
-    assert [line.split()[0] for line in output.out.splitlines()] == names
-    assert output.err == ""
-
-
 def test_callback_may_copy_the_model(fit: Fit) -> None:
     averaging = {"class_path": "StochasticWeightAveraging", "init_args": {"swa_lrs": 0.01, "device": None}}
     parts = ("--model.optimizer=AdamW", "--model.schedule=StepLR", "--model.schedule.step_size=30")

@@ -11,20 +11,12 @@ from typing import Any
 import pytest
 import torch
 from conftest import CONFIGS, SMALL, WORSE
-from lightning.pytorch.loggers import CSVLogger
 from runs import metrics
 
 MLFLOW = f"--config={CONFIGS / 'mlflow.yaml'}"
 SCALARS = {"train/loss", "train/acc", "val/loss", "val/acc", "val/f1", "val/acc_best"}
 TEST_SCALARS = {"test/loss", "test/acc", "test/f1"}
 ANOTHER = [{"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "elsewhere"}}]
-
-
-class Refusing(CSVLogger):
-    """A logger that cannot be made."""
-
-    def __init__(self) -> None:
-        raise ValueError("there is no server at this address")
 
 
 def columns(file: Path) -> dict[str, dict[int, float]]:
@@ -110,11 +102,3 @@ def test_a_tracker_that_is_not_installed_is_named(
 
     assert "wandb" in error
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_logger_that_refuses_its_arguments_says_why_in_a_line(fails: Callable[..., str]) -> None:
-    logger = [{"class_path": "test_loggers.Refusing"}]
-
-    error = fails("fit", *SMALL, f"--trainer.logger={json.dumps(logger)}")
-
-    assert "there is no server at this address" in error

@@ -82,16 +82,15 @@ def test_metrics_are_those_of_the_whole_split(run: Any, split: str) -> None:
     assert 0.2 < metrics[f"{split}/acc"] < 1
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.5])
-def test_training_metrics_are_means_over_all_images_of_the_epoch(fit: Fit, smoothing: float) -> None:
+def test_training_metrics_are_means_over_all_images_of_the_epoch(fit: Fit) -> None:
     flags = ["--model.lr=1e-12", "--model.norm=none", "--trainer.max_epochs=1", "--data.batch_size=100"]
-    cli = fit(FULL, *flags, f"--model.label_smoothing={smoothing}")
+    cli = fit(FULL, *flags, "--model.label_smoothing=0.5")
     images, labels = (torch.cat(parts) for parts in zip(*cli.datamodule.train_dataloader(), strict=True))
     with torch.no_grad():
         logits = cli.model(images / 255)
     assert len(labels) == 1_237  # the last batch is smaller and must not weigh as much as a whole one
     metrics = {name: float(value) for name, value in cli.trainer.callback_metrics.items()}
-    loss = float(F.cross_entropy(logits, labels, label_smoothing=smoothing))
+    loss = float(F.cross_entropy(logits, labels, label_smoothing=0.5))
     assert metrics["train/loss"] == pytest.approx(loss, abs=1e-5)
     assert metrics["train/acc"] == pytest.approx(float((logits.argmax(dim=1) == labels).float().mean()))
 
@@ -128,12 +127,12 @@ def test_under_a_gradient_scaler_it_is_the_unscaled_gradient_that_is_clipped(fus
 # Precision, compilation
 
 
-@pytest.mark.parametrize("precision", ["64-true", "bf16-mixed", "bf16-true"])
+@pytest.mark.parametrize("precision", ["64-true", "bf16-true"])
 def test_each_precision_learns(fit: Fit, precision: str) -> None:
     cli = fit(f"--trainer.precision={precision}", "--trainer.accelerator=cpu", "--trainer.max_epochs=3")
     assert str(cli.trainer.precision) == precision
     assert float(cli.trainer.callback_metrics["val/acc"]) > 0.5
-    dtype = {"64-true": torch.float64, "bf16-true": torch.bfloat16}.get(precision, torch.float32)
+    dtype = {"64-true": torch.float64, "bf16-true": torch.bfloat16}[precision]
     assert {parameter.dtype for parameter in cli.model.parameters()} == {dtype}
 
 

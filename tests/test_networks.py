@@ -1,7 +1,5 @@
 """Networks as a run builds them: shapes, sizes, normalisation inside, impossible ones refused."""
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,8 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from mnist_lit import ConvNet
-
-Fails = Callable[..., str]
 
 ARCHITECTURES: list[dict[str, Any]] = [
     {},
@@ -55,14 +51,6 @@ def test_each_architecture_turns_images_into_finite_logits_and_finite_gradients(
     logits.square().sum().backward()
     gradients = [parameter.grad for parameter in model.parameters()]
     assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
-
-
-@pytest.mark.parametrize(("norm", "with_bias"), [("batch", 1), ("layer", 1), ("none", 3)])
-def test_only_layers_without_a_normalisation_have_a_bias(norm: Any, with_bias: int) -> None:
-    model = ConvNet(channels=[4], hidden=[8], norm=norm)
-    layers = [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
-    assert [layer.bias is not None for layer in layers] == [norm == "none", norm == "none", True]
-    assert sum(layer.bias is not None for layer in layers) == with_bias
 
 
 @pytest.mark.parametrize("architecture", [{"channels": []}, {"channels": [4]}, {"channels": [4], "global_pool": "avg"}])
@@ -133,22 +121,6 @@ def test_impossible_networks_are_refused_with_the_way_out(architecture: dict[str
     with pytest.raises(ValueError, match="model") as refusal:
         ConvNet(**architecture)
     assert all(key in str(refusal.value) for key in keys)
-
-
-@pytest.mark.parametrize(
-    ("flag", "key"),
-    [
-        ("--model.channels=[8,8,8,8,8]", "model.channels"),
-        ("--model.channels=[0]", "model.channels"),
-        ("--model.pooling=mean", "model.pooling"),
-        ("--model.dropout=1.1", "model.dropout"),
-    ],
-)
-def test_values_out_of_range_are_short_errors_without_a_run_directory(
-    fails: Fails, tmp_path: Path, flag: str, key: str
-) -> None:
-    assert key in fails("fit", "--data.dataset=digits", "--data.val_size=200", flag)
-    assert not (tmp_path / "logs").exists()
 
 
 def test_normalisation_is_part_of_the_network(pixels: Tensor) -> None:

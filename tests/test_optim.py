@@ -71,10 +71,8 @@ def cosine(step: int, length: int) -> float:
 
 SCHEDULES: dict[str, tuple[list[str], Callable[[int, int], float]]] = {
     "CosineAnnealingLR": ([], cosine),
-    "PolynomialLR": ([], lambda step, steps: 1 - step / steps),
     "CosineAnnealingWarmRestarts": (["T_0=5"], lambda step, _: cosine(step % 5, 5)),
     "ExponentialLR": (["gamma=0.9"], lambda step, _: 0.9**step),
-    "StepLR": (["step_size=7", "gamma=0.5"], lambda step, _: 0.5 ** (step // 7)),
 }
 
 

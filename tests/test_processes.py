@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from conftest import SMALL
 from launch import DDP, FOREVER, Command, assert_goes_on, last, trouble, wait_for
 from runs import assert_same, files, learned, read, slow
@@ -146,16 +145,3 @@ def test_other_launchers_train_as_two_processes_do(launcher: str, run: Callable[
     assert output.splitlines()[-1] == "run"
     assert all((code, output) == (0, "") for code, output, _ in others)
     assert_same(learned(Path("run")), learned(Path("ours")))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("rank", [0, 1])
-def test_process_of_torchrun_that_is_killed_ends_the_other(rank: int, run: Callable[..., Command]) -> None:
-    command = run(FOREVER, trouble((rank, 8, "SIGKILL")), python=TORCHRUN)
-    wait_for(last(), command)
-    start = time.monotonic()
-    code, _, errors = command.end()
-    assert time.monotonic() - start < SECONDS
-    assert code == 1
-    assert "SIGKILL" in errors  # torchrun names the process and the signal
-    torch.load(last(), weights_only=True)

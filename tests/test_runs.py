@@ -73,15 +73,7 @@ def test_run_directory_holds_what_the_contract_names(whole: Callable[[str], Path
     assert files(whole("chance")) == always | {"metrics.csv"}  # with csv: true
 
 
-def test_metrics_are_flat_and_complete(whole: Callable[[str], Path]) -> None:
-    record = metrics(whole("chance"))
-    assert {"val/loss", "val/acc", "val/f1", "val/acc_best", "epoch", "seconds", "images_per_second"} <= set(record)
-    assert {"parameters", "seed", "dataset", "device", "precision", "versions"} <= set(record)
-    assert not any(isinstance(value, dict | list) for value in record.values())
-    assert not any(name.startswith("test/") for name in record)
-
-
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", ["chance", "ema"])
 def test_checkpoints_are_plain_data_with_their_configuration(recipe: str, whole: Callable[[str], Path]) -> None:
     for name in ("best", "last"):
         assert read(whole(recipe), name)["config"]["data"]["dataset"] == "digits"

@@ -1,6 +1,7 @@
 """The LightningModule around a network: loss, metrics, optimizer, schedule and test-time augmentation."""
 
 import itertools
+import sys
 from typing import Any, Self
 
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveFloat, PositiveInt
@@ -172,11 +173,11 @@ class Classifier(LightningModule):
             return optimizer
         # Of any length: `on_train_start` knows the steps of the run, those of a resumed one, too.
         schedule = optim.build_schedule(self.schedule, optimizer, self.lr, num_steps=1000)
-        interval = "epoch" if isinstance(schedule, ReduceLROnPlateau) else "step"
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": interval, "monitor": "val/loss", "name": SCHEDULE},
-        }
+        # A plateau is stepped by `on_validation_epoch_end`: Lightning would do it after the epoch's checkpoint.
+        is_plateau = isinstance(schedule, ReduceLROnPlateau)
+        never = {"interval": "epoch", "frequency": sys.maxsize, "monitor": "val/loss"}
+        config = never if is_plateau else {"interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "name": SCHEDULE, **config}}
 
     def on_train_start(self) -> None:
         for optimizer in self.trainer.optimizers:
@@ -189,11 +190,6 @@ class Classifier(LightningModule):
                 config.scheduler = optim.build_schedule(
                     self.schedule, config.scheduler.optimizer, self.lr, num_steps, num_done=self.schedule_steps
                 )
-
-    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        # Lightning steps it after the epoch's checkpoint, which lacks the step: `on_validation_epoch_end` steps it.
-        if self.schedule is None or not isinstance(scheduler, ReduceLROnPlateau):
-            super().lr_scheduler_step(scheduler, metric)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["val_acc_best"] = self.best_acc

@@ -81,10 +81,10 @@ def remaining_steps(trainer: Trainer) -> float:
     num_batches, progress = trainer.accumulate_grad_batches, trainer.fit_loop.epoch_loop.batch_progress
     num_steps = math.inf
     if trainer.max_epochs not in (None, -1) and not math.isinf(trainer.num_training_batches):
-        num_epochs = trainer.max_epochs - trainer.current_epoch
-        num_steps = num_epochs * math.ceil(trainer.num_training_batches / num_batches)
-        if not progress.is_last_batch:
-            num_steps -= progress.current.ready // num_batches
+        per_epoch = math.ceil(trainer.num_training_batches / num_batches)
+        # An epoch that was stopped may have been longer than those of this run.
+        num_done = 0 if progress.is_last_batch else min(per_epoch, progress.current.ready // num_batches)
+        num_steps = (trainer.max_epochs - trainer.current_epoch) * per_epoch - num_done
     if trainer.max_steps != -1:
         num_steps = min(num_steps, trainer.max_steps - trainer.global_step)
     return max(0, num_steps)
@@ -103,14 +103,18 @@ def check_states(optimizer: Optimizer) -> None:
 def apply_settings(checkpoint: dict[str, Any], hyper_parameters: Mapping[str, Any], configured: Optimizer) -> int:
     """Give a checkpoint's states the settings of this run, and return the steps that the schedule has done."""
     recorded = checkpoint.get("hyper_parameters") or {}
-    has_same_optimizer, has_same_schedule = (
-        _is_same_class(name, recorded.get(name), hyper_parameters.get(name)) for name in ("optimizer", "schedule")
-    )
-    schedules, checkpoint["lr_schedulers"] = checkpoint.get("lr_schedulers", []) if has_same_schedule else [], []
+    has_same = {}
+    for name in ("optimizer", "schedule"):
+        specs = (recorded.get(name), hyper_parameters.get(name))
+        before, now = (spec["class_path"] if isinstance(spec, dict) else None for spec in specs)
+        has_same[name] = before == now
+        if before != now and is_global_zero():
+            print(f"note: model.{name} is {now} here, {before} in the checkpoint: its state is fresh", file=sys.stderr)
+    schedules, checkpoint["lr_schedulers"] = checkpoint.get("lr_schedulers", []) if has_same["schedule"] else [], []
     has_plateau = any("num_bad_epochs" in state for state in schedules)  # it follows the loss, not the steps
     if has_plateau:
         checkpoint["lr_schedulers"] = [{name: state[name] for name in PLATEAU_STATE} for state in schedules]
-    if not has_same_optimizer:
+    if not has_same["optimizer"]:
         checkpoint["optimizer_states"] = []
     # What is no argument of the optimizer is part of its state.
     settings = set(inspect.signature(type(configured)).parameters) - {"params"}
@@ -120,10 +124,3 @@ def apply_settings(checkpoint: dict[str, Any], hyper_parameters: Mapping[str, An
         for group, own in zip(state["param_groups"], configured.param_groups, strict=False):
             group.update({name: value for name, value in own.items() if name in settings})
     return int(schedules[0]["last_epoch"]) if schedules and not has_plateau else 0
-
-
-def _is_same_class(name: str, recorded: Any, configured: Any) -> bool:
-    before, now = (value["class_path"] if isinstance(value, dict) else None for value in (recorded, configured))
-    if before != now and is_global_zero():
-        print(f"note: model.{name} is {now} here and {before} in the checkpoint: its state is fresh", file=sys.stderr)
-    return bool(before == now)

@@ -27,7 +27,7 @@ BEST, LAST = "best.ckpt", "last.ckpt"
 # Classes that only training needs; whoever uses the weights may not have them.
 TRAINING_KEYS = ("optimizer", "schedule", "callbacks", "logger", "plugins", "profiler")
 PATHS = ("data_dir", "mirrors", "predict_paths")
-PLAIN_HTTP = re.compile(r"http://(?!(localhost|127\.0\.0\.1)[:/])")
+PLAIN_HTTP = re.compile(r"http://(?!(localhost|127\.0\.0\.1)(:\d+)?/)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +131,9 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
         content = {} if is_compressed else torch.load(file, map_location="cpu", weights_only=True)
         kinds = {"state_dict": dict, "hyper_parameters": dict | None, "config": dict | None, "global_step": int | None}
         damaged = [name for name, kind in kinds.items() if not isinstance(content.get(name), kind)]
-        damaged += [name for name, tensor in content["state_dict"].items() if not isinstance(tensor, Tensor)]
+        damaged += [
+            name for name, tensor in (content.get("state_dict") or {}).items() if not isinstance(tensor, Tensor)
+        ]
     except Exception as error:
         name = re.search(r"GLOBAL (\S+)", str(error))
         reason = f"it holds more than plain data: {name[1]}" if name else f"it cannot be read: {str(error)[:200]}"
