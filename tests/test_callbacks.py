@@ -12,8 +12,6 @@ from conftest import SMALL
 from lightning.pytorch import Callback, LightningModule, Trainer
 from runs import signals
 
-from mnist_lit import main
-
 Fit = Callable[..., Any]
 
 
@@ -21,15 +19,11 @@ class Seen(Callback):
     """A user's own callback: what a run shows to it."""
 
     def __init__(self) -> None:
-        self.val_acc: list[float] = []
         self.raw: list[torch.Tensor] = []
         self.validated: list[torch.Tensor] = []
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         self.raw.append(_weight(pl_module))
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.val_acc.append(float(trainer.callback_metrics["val/acc"]))
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         self.validated.append(_weight(pl_module))
@@ -54,20 +48,6 @@ def read(name: str) -> dict[str, Any]:
 
 
 # Checkpoints
-
-
-def test_best_checkpoint_is_the_best_epoch(fit: Fit) -> None:
-    # After three epochs of ten steps the learning rate tears the weights apart.
-    ruin = ("--model.schedule=StepLR", "--model.schedule.step_size=30", "--model.schedule.gamma=1e6")
-    cli = fit(*ruin, "--trainer.max_epochs=5", "--run_dir=run", SEEN)
-
-    accuracies = seen(cli).val_acc
-    best = accuracies.index(max(accuracies))
-    assert best < len(accuracies) - 1, "the last epoch must not be the best one for this test to show anything"
-    assert read("best")["epoch"] == best
-    assert read("last")["epoch"] == 4
-    again = main(["validate", "--ckpt_path=run"])
-    assert float(again.trainer.callback_metrics["val/acc"]) == max(accuracies)
 
 
 @pytest.mark.parametrize(("mode", "epoch"), [("min", 2), ("max", 0)])

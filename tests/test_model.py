@@ -138,7 +138,8 @@ def test_each_precision_learns(fit: Fit, precision: str) -> None:
 
 @pytest.mark.slow
 def test_a_compiled_run_learns_and_its_checkpoint_is_a_plain_one(fit: Fit) -> None:
-    cli = fit("--model.compile=true", FULL, "--trainer.max_epochs=3", "--data.batch_size=64")
+    flags = ["--trainer.max_epochs=3", "--data.batch_size=64", "--pictures.enabled=true"]
+    cli = fit("--model.compile=true", FULL, *flags)
     assert float(cli.trainer.callback_metrics["val/acc"]) > 0.5
     file = cli.run_dir / "checkpoints" / "best.ckpt"
     state = torch.load(file, weights_only=True)["state_dict"]

@@ -88,8 +88,8 @@ def test_the_confusion_matrix_and_the_top_losses_are_those_of_the_split(plotted:
     wrong = (logits.argmax(dim=1) != labels).nonzero().squeeze(1)
     top = wrong[of_label[wrong].argsort()][:36]
     assert len(top) > 1
-    assert torch.equal(evaluation.labels, labels[top])
-    assert torch.equal(evaluation.images, images[top])
+    assert torch.equal(evaluation.top_losses[0], images[top])
+    assert torch.equal(evaluation.top_losses[1], labels[top])
 
 
 def test_the_pictures_of_validation_are_of_the_best_epoch_also_after_a_resume(
@@ -108,28 +108,19 @@ def test_the_pictures_of_validation_are_of_the_best_epoch_also_after_a_resume(
     assert (tmp_path / "stopped" / picture).read_bytes() == (tmp_path / "run" / picture).read_bytes()
 
 
-@pytest.mark.parametrize(("num_images", "num_channels"), [(0, 1), (1, 3), (10, 1)])
-def test_grid_shows_any_number_of_grey_or_coloured_images(num_images: int, num_channels: int) -> None:
-    images = torch.rand(num_images, num_channels, 28, 28)
-
-    axes = plot_images("title", "caption", images, ["7"] * num_images).axes[0]
-
-    assert len(axes.texts) == num_images
-
-
 @pytest.mark.filterwarnings("ignore:__array__ implementation")
-@pytest.mark.parametrize("num_classes", [2, 10, 47])
-def test_confusion_matrix_of_any_number_of_classes(num_classes: int, tmp_path: Path) -> None:
-    counts = torch.eye(num_classes, dtype=torch.long) * 900
+@pytest.mark.parametrize("number", [0, 2, 47])
+def test_figures_show_any_number_of_images_and_classes(number: int, tmp_path: Path) -> None:
+    assert len(plot_images("title", "caption", torch.rand(number, 1, 28, 28), ["7"] * number).axes[0].texts) == number
+    counts = torch.eye(max(number, 2), dtype=torch.long) * 900
     counts[0, 1] = 1
 
-    figure = plot_confusion("title", counts, [f"class {number}" for number in range(num_classes)])
+    figure = plot_confusion("title", counts, [f"class {index}" for index in range(len(counts))])
 
     image = figure.axes[0].images[0]
     shades = np.asarray(image.cmap(image.norm(counts.numpy())))[..., :3].mean(axis=2)
     assert shades[0, 0] < 0.4 < shades[0, 1] < shades[1, 0] - 0.05
     figure.savefig(tmp_path / "confusion.png")
-    assert (tmp_path / "confusion.png").stat().st_size > 5000
 
 
 @pytest.mark.parametrize(
@@ -157,11 +148,3 @@ def test_pictures_change_no_weight(fit: Callable[..., Any]) -> None:
 
     assert all(torch.equal(with_pictures[name], without[name]) for name in without)
     assert not list(Path().glob("logs/run_2/pictures"))
-
-
-@pytest.mark.slow
-def test_the_graph_of_a_compiled_network_is_logged(tmp_path: Path) -> None:
-    main(["fit", *SMALL, PLOT, "--trainer.max_epochs=1", "--model.compile=true", "--run_dir=run"])
-
-    events = EventAccumulator(str(tmp_path / "run")).Reload()
-    assert any("Conv2d" in node.name for node in events.Graph().node)

@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from conftest import SMALL
 from runs import (
     CHANCE,
-    CHILDREN,
     STEPS_PER_EPOCH,
     assert_as_whole,
     assert_same,
@@ -27,8 +25,6 @@ from runs import (
 )
 
 from mnist_lit import main
-from mnist_lit.training.checkpoints import AtomicCheckpointIO
-from mnist_lit.training.run_dir import RunDir
 
 END = 2 * STEPS_PER_EPOCH
 RECIPES = {
@@ -228,32 +224,3 @@ def test_moved_run_goes_on_and_keeps_its_best(fit: Callable[..., Any], tmp_path:
     assert metrics(tmp_path / "there")["epoch"] == before["epoch"] == 0
     assert not (tmp_path / "here").exists()
     assert files(tmp_path / "there") == names
-
-
-# Directories and files
-
-
-def _make_many(number: int) -> list[str]:
-    run_dirs = [RunDir.make(None) for _ in range(number)]
-    for run_dir in run_dirs:
-        run_dir.release()
-    return [str(run_dir.path) for run_dir in run_dirs]
-
-
-def test_processes_make_different_directories(tmp_path: Path) -> None:
-    with CHILDREN.Pool(2) as pool:
-        run_dirs = [path for paths in pool.map(_make_many, [50] * 2, chunksize=1) for path in paths]
-
-    assert sorted(run_dirs) == sorted(f"logs/run_{number}" for number in range(1, 101))
-    assert len(list((tmp_path / "logs").iterdir())) == 100
-
-
-def test_failed_write_leaves_the_earlier_checkpoint(tmp_path: Path) -> None:
-    file = tmp_path / "last.ckpt"
-    AtomicCheckpointIO().save_checkpoint({"state_dict": {"weight": torch.ones(3)}}, file)
-
-    with pytest.raises(TypeError):
-        AtomicCheckpointIO().save_checkpoint({"state_dict": {"weight": torch.zeros(3)}, "x": (_ for _ in ())}, file)
-
-    assert torch.equal(AtomicCheckpointIO().load_checkpoint(file)["state_dict"]["weight"], torch.ones(3))
-    assert list(tmp_path.iterdir()) == [file]

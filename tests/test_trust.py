@@ -5,7 +5,6 @@ import copy
 import gc
 import hashlib
 import os
-import pickle
 import sys
 import threading
 import zipfile
@@ -97,7 +96,6 @@ PICKLED: dict[str, Callable[[Good], bytes]] = {
     "state_dict": lambda good: saved({**good, "state_dict": {"network.mean": Call()}}),
     "whole file": lambda _: saved(Call()),
     "legacy": lambda good: saved({**good, "extra": Call()}, _use_new_zipfile_serialization=False),
-    "pickle of protocol 0": lambda _: pickle.dumps(Call(), protocol=0),
     "zip bomb": zip_bomb,
 }
 
@@ -262,17 +260,11 @@ def test_a_checkpoint_may_be_a_url_with_its_digest(good: Good, served: str) -> N
 
 # Class paths on the command line
 
-LISTS = ["trainer.logger", "trainer.callbacks", "trainer.plugins"]
-KEYS = ["model.optimizer", "model.schedule", "trainer.strategy", "trainer.profiler", *LISTS]
-NAMES = ["os.system", "imported.thing", "imported.Thing", "torch.nn.Linear"]
 
-
-@pytest.mark.parametrize("key", KEYS)
-def test_a_class_path_is_of_the_kind_that_its_key_takes(key: str, tmp_path: Path, fails: Fails) -> None:
-    for name in NAMES:
-        spec = f"{{class_path: {name}}}"
-        assert f"{key}: " in fails("fit", *DIGITS, f"--{key}={f'[{spec}]' if key in LISTS else spec}")
-    assert f"{key}: " in fails("fit", *DIGITS, f"--{key}=imported.thing")
+@pytest.mark.parametrize("name", ["os.system", "imported.thing", "imported.Thing"])
+def test_a_class_path_is_of_the_kind_that_its_key_takes(name: str, tmp_path: Path, fails: Fails) -> None:
+    for key, value in (("model.optimizer", name), ("trainer.strategy", name), ("trainer.callbacks", f"[{name}]")):
+        assert f"{key}: " in fails("fit", *DIGITS, f"--{key}={value}")
     assert not any((tmp_path / name).exists() for name in ("called", "logs"))
 
 

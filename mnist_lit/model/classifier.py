@@ -1,5 +1,6 @@
 """The LightningModule around a network: loss, metrics, optimizer, schedule and test-time augmentation."""
 
+import functools
 import itertools
 import sys
 from typing import Any, Self
@@ -173,11 +174,11 @@ class Classifier(LightningModule):
             return optimizer
         # Of any length: `on_train_start` knows the steps of the run, those of a resumed one, too.
         schedule = optim.build_schedule(self.schedule, optimizer, self.lr, num_steps=1000)
-        # A plateau is stepped by `on_validation_epoch_end`: Lightning would do it after the epoch's checkpoint.
-        is_plateau = isinstance(schedule, ReduceLROnPlateau)
-        never = {"interval": "epoch", "frequency": sys.maxsize, "monitor": "val/loss"}
-        config = never if is_plateau else {"interval": "step"}
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "name": SCHEDULE, **config}}
+        config: Any = {"scheduler": schedule, "name": SCHEDULE, "interval": "step"}
+        if isinstance(schedule, ReduceLROnPlateau):
+            # `on_validation_epoch_end` steps it: Lightning would do that after the epoch's checkpoint.
+            config |= {"interval": "epoch", "frequency": sys.maxsize, "monitor": "val/loss"}
+        return {"optimizer": optimizer, "lr_scheduler": config}
 
     def on_train_start(self) -> None:
         for optimizer in self.trainer.optimizers:
@@ -256,17 +257,15 @@ class ConvNet(Classifier):
             raise ValueError("the network is empty: give at least one number in model.channels or in model.hidden")
         if residual and unpadded_stages and convs_per_stage > 1:
             raise ValueError("model.residual needs maps that keep their size\nuse --model.unpadded_stages 0")
-        first, last = ("none", pooling) if pool_at_end and convs_per_stage > 1 else (pooling, "none")
+        at_end = pool_at_end and convs_per_stage > 1
         layers: list[nn.Module] = []
         for stage, (num_in, num_out) in enumerate(itertools.pairwise([1, *channels])):
-            settings = ("valid" if stage < unpadded_stages else "same", norm, activation)
-            layers += networks.convolution((num_in, num_out, kernel_size), *settings, pooling=first)
-            others = [
-                networks.convolution((num_out, num_out, kernel_size), *settings) for _ in range(convs_per_stage - 1)
-            ]
-            parts = itertools.chain.from_iterable(others)
-            layers += [networks.Residual(*parts)] if residual and others else parts
-            layers += [networks.POOLINGS[last](2)] if last != "none" else []
+            padding = "valid" if stage < unpadded_stages else "same"
+            convolution = functools.partial(networks.convolution, kernel_size, padding, norm, activation)
+            layers += convolution(num_in, num_out, pooling="none" if at_end else pooling)
+            others = [part for _ in range(convs_per_stage - 1) for part in convolution(num_out, num_out)]
+            layers += [networks.Residual(*others)] if residual and others else others
+            layers += [networks.POOLINGS[pooling](2)] if at_end else []
         stages = nn.Sequential(*layers, *([networks.GLOBAL_POOLS[global_pool](1)] if channels else []))
         widths = [networks.num_features(stages, image_size), *hidden, num_classes]
         head = networks.dense(widths, norm, activation, dropout, drop_input=bool(channels))

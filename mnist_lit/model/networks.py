@@ -55,13 +55,19 @@ class Residual(nn.Sequential):
 
 
 def convolution(
-    sizes: tuple[int, int, int], padding: str, norm: Norm, activation: Activation, pooling: Pooling = "none"
+    kernel_size: int,
+    padding: str,
+    norm: Norm,
+    activation: Activation,
+    num_in: int,
+    num_out: int,
+    pooling: Pooling = "none",
 ) -> list[nn.Module]:
-    """Build a convolution of (channels in, channels out, kernel size) with what follows it."""
+    """Build a convolution with what follows it."""
     return [
-        nn.Conv2d(*sizes, padding=padding, bias=norm == "none"),
+        nn.Conv2d(num_in, num_out, kernel_size, padding=padding, bias=norm == "none"),
         POOLINGS[pooling](2),
-        NORMS_OF_MAPS[norm](sizes[1]),
+        NORMS_OF_MAPS[norm](num_out),
         ACTIVATIONS[activation](),
     ]
 

@@ -37,9 +37,7 @@ class Evaluation(NamedTuple):
     """Hold the confusion matrix (num_classes, num_classes), true classes in rows, and the highest losses."""
 
     counts: Tensor
-    images: Tensor
-    labels: Tensor
-    logits: Tensor
+    top_losses: tuple[Tensor, ...]  # misclassified images of 0 to 255, their labels and logits
     epoch: int
 
 
@@ -57,7 +55,7 @@ class Pictures(Callback):
         self.enabled, self.num_images = enabled, num_images
         self.folder = Path("pictures")
         self.confusion: MulticlassConfusionMatrix | None = None
-        self.top_losses: tuple[Tensor, ...] = ()  # misclassified images of 0 to 255, their labels and logits
+        self.top_losses: tuple[Tensor, ...] = ()
         self.first_batch: list[Tensor] | None = None
         self.validation: Evaluation | None = None
 
@@ -100,7 +98,7 @@ class Pictures(Callback):
             return
         writers = (callback for callback in trainer.callbacks if isinstance(callback, MetricsWriter))  # type: ignore[attr-defined]
         if all(writer.is_best(trainer) for writer in writers):
-            self.validation = Evaluation(self.confusion.compute().cpu(), *self.top_losses, trainer.current_epoch)
+            self.validation = Evaluation(self.confusion.compute().cpu(), self.top_losses, trainer.current_epoch)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.first_batch and trainer.is_global_zero:
@@ -115,11 +113,11 @@ class Pictures(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.confusion is not None:
-            self._plot(trainer, "test", "Test", Evaluation(self.confusion.compute().cpu(), *self.top_losses, 0))
+            self._plot(trainer, "test", "Test", Evaluation(self.confusion.compute().cpu(), self.top_losses, 0))
 
     @rank_zero_only
     def _plot(self, trainer: Trainer, split: str, split_name: str, evaluation: Evaluation) -> None:
-        counts, images, labels, logits, _ = evaluation
+        counts, (images, labels, logits), _ = evaluation
         names = trainer.datamodule.class_names  # type: ignore[attr-defined]
         num_images, num_wrong = int(counts.sum()), int(counts.sum() - counts.trace())
         title = f"{split_name}: {num_wrong:,} of {num_images:,} images are misclassified"
