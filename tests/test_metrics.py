@@ -72,7 +72,7 @@ def test_hyperparameters_are_those_that_differ_and_those_that_always_count(logs:
     assert (first["seed"].number_value, second["seed"].number_value) == (42, 7)
     assert (first["model.channels"].string_value, first["model.optimizer"].string_value) == ("[4]", "AdamW")
     assert "model.residual" not in first
-    assert second["model.residual"].string_value == "True"
+    assert second["model.residual"].string_value == "true"
     assert not {"model.dropout", "ema.enabled", "run_dir"} & (set(first) | set(second))
     shown = hparams(logs / "first", "experiment").metric_infos
     assert [metric.name.tag for metric in shown] == ["val/acc_best"]

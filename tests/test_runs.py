@@ -210,6 +210,14 @@ def test_run_that_goes_on_for_longer_has_one_curve(copy: Path) -> None:
     assert best == metrics(copy)["val/acc_best"] >= before["val/acc_best"]
 
 
+def test_run_that_has_used_its_time_says_so(tmp_path: Path, fails: Callable[..., str]) -> None:
+    main(["fit", *SMALL, "--trainer.max_time=00:00:00:01", "--trainer.max_epochs=1000", "--run_dir=run"])
+    assert "trainer.max_time" in fails("fit", "--ckpt_path=run")
+    before = read(tmp_path / "run")
+    more = ["--trainer.max_time=null", f"--trainer.max_epochs={before['epoch'] + 2}"]
+    assert resume(tmp_path / "run", *more).trainer.global_step > before["global_step"]
+
+
 def test_moved_run_goes_on_and_keeps_its_best(fit: Callable[..., Any], tmp_path: Path) -> None:
     # The highest loss is that of the first epoch, before the move.
     fit("--checkpoint.monitor=val/loss", "--checkpoint.mode=max", "--run_dir=here")

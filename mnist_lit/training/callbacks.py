@@ -11,7 +11,7 @@ from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, PositiveIn
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, EMAWeightAveraging, ModelCheckpoint, TQDMProgressBar
 
-from mnist_lit.errors import Stopped
+from mnist_lit.errors import Stopped, UsageError
 from mnist_lit.signals import handle_signals
 from mnist_lit.training.checkpoints import BEST, LAST
 
@@ -64,6 +64,8 @@ class LastCheckpoint(Checkpoint):
                 progress["processed"] = progress["completed"] = progress["started"] - 1
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.should_stop:
+            raise UsageError("trainer.max_time is used up\ngive more, for example --trainer.max_time 00:12:00:00")
         # With `max_steps` Lightning resumes a finished epoch once more, without batches.
         self.max_steps, trainer.fit_loop.epoch_loop.max_steps = trainer.max_steps, -1
 

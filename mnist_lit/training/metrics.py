@@ -44,6 +44,7 @@ class MetricsWriter(Callback):
         self.best_step = self.judged_step = -1
         self.seconds, self.num_images = 0.0, 0
         self.started = 0.0
+        self.has_logged_params = False
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "seconds": self._elapsed(), "num_images": self.num_images}
@@ -57,20 +58,25 @@ class MetricsWriter(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.started = time.monotonic()
-        # Those that always count, and those that differ from their defaults.
-        config, defaults = flatten(self.config), flatten(self.defaults)
-        values = {key: config[key] for key in config if key in ALWAYS or config[key] != defaults.get(key)}
-        values |= {"model.optimizer": type(trainer.optimizers[0]).__name__, "seed": self.config["seed_everything"]}
-        values.pop("seed_everything", None)
-        is_number = {key: isinstance(value, int | float) for key, value in values.items()}
-        params = {key: value if is_number[key] else format_value(value) for key, value in values.items()}
-        for logger in trainer.loggers:
-            logger.log_hyperparams(params)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any
     ) -> None:
         self.num_images += len(batch[1]) * trainer.world_size
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.has_logged_params:
+            return
+        self.has_logged_params = True
+        # Those that always count, and those that differ from their defaults.
+        config, defaults = flatten(self.config), flatten(self.defaults)
+        params = {key: config[key] for key in config if key in ALWAYS or config[key] != defaults.get(key)}
+        params |= {"model.optimizer": type(trainer.optimizers[0]).__name__, "seed": self.config["seed_everything"]}
+        params.pop("seed_everything", None)
+        for key, value in params.items():
+            params[key] = value if type(value) in (int, float) else format_value(value)
+        for logger in trainer.loggers:
+            logger.log_hyperparams(params)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == TrainerFn.VALIDATING:
@@ -136,22 +142,17 @@ class TensorBoard(TensorBoardLogger):
                 file.rename(run_dir / f"events.out.tfevents.{number:010d}.{file.name.split('.', 4)[4]}")
         super().__init__(run_dir, name="", version="", default_hp_metric=False, purge_step=purge_step)
         self.csv = csv
-        self.params: dict[str, Any] = {}
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, metrics: Mapping[str, float] | None = None, step: int | None = None) -> None:
-        """Keep the hyper-parameters: TensorBoard shows them only beside a metric, once there is one."""
-        # torch would write a bool as 0.0 or 1.0.
-        self.params = {name: str(value) if isinstance(value, bool) else value for name, value in params.items()}
+        """Log hyper-parameters beside the metric that has a curve: Lightning would log a point of its own."""
+        for summary in hparams(params, {HPARAMS_METRIC: 0.0}):  # type: ignore[no-untyped-call]
+            self.experiment.file_writer.add_summary(summary)
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Log scalars, but not the epoch, which Lightning adds: its chart is a straight line."""
         super().log_metrics({name: value for name, value in metrics.items() if name != "epoch"}, step)
-        if self.params and HPARAMS_METRIC in metrics:
-            for summary in hparams(self.params, {HPARAMS_METRIC: metrics[HPARAMS_METRIC]}):  # type: ignore[no-untyped-call]
-                self.experiment.file_writer.add_summary(summary)
-            self.params = {}
 
     @rank_zero_only
     def save(self) -> None:
