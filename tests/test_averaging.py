@@ -99,14 +99,6 @@ def test_an_ensemble_averages_the_probabilities_of_its_members_and_has_a_record_
     assert record["parameters"] == sum(json.loads(text)["parameters"] for text in before)
 
 
-def test_test_time_augmentation_can_be_switched_on_for_a_trained_model(runs: list[Path]) -> None:
-    plain = main(["predict", f"--ckpt_path={runs[0]}"])
-    without = probabilities(runs[0])
-    distorted = main(["predict", f"--ckpt_path={runs[0]}", "--model.tta_distort=true"])
-    assert (plain.model.tta_distort, distorted.model.tta_distort) == (False, True)
-    assert not probabilities(runs[0]).allclose(without, atol=1e-4)
-
-
 @pytest.mark.parametrize("member", ["nowhere", ".", "other size", "no list"])
 def test_a_wrong_member_is_an_error_that_names_it(member: str, runs: list[Path], fails: Fails, tmp_path: Path) -> None:
     value = {"other size": f"['{runs[2]}']", "no list": "3"}.get(member, f"[{member}]")

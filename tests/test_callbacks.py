@@ -1,4 +1,4 @@
-"""Callbacks of every run: checkpoints, early stopping, weight averaging, the progress bar."""
+"""Callbacks of every run: checkpoints, early stopping, weight averaging."""
 
 import json
 import signal
@@ -113,14 +113,7 @@ def test_validation_and_checkpoints_use_the_averaged_weights(fit: Fit) -> None:
         assert torch.equal(raw, later[-1])
 
 
-# The progress bar and callbacks of the user's own
-
-
-def test_users_progress_bar_replaces_ours(fit: Fit) -> None:
-    bar = "--trainer.callbacks=[{class_path: lightning.pytorch.callbacks.RichProgressBar}]"
-
-    assert type(fit(bar, "--trainer.max_epochs=1").trainer.progress_bar_callback).__name__ == "RichProgressBar"
-    assert fit("--trainer.enable_progress_bar=false", "--trainer.max_epochs=1").trainer.progress_bar_callback is None
+# Callbacks of the user's own
 
 
 def test_callback_may_copy_the_model(fit: Fit) -> None:

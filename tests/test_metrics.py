@@ -1,6 +1,5 @@
 """The metrics of a run: TensorBoard's curves, hyper-parameters and graph, metrics.json, the profiler's trace."""
 
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import CONFIGS, SMALL, WORSE
+from conftest import SMALL, WORSE
 from runs import curves, metrics
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
@@ -102,14 +101,3 @@ def test_metrics_file_is_of_the_best_epoch_and_evaluations_agree(tmp_path: Path,
     assert after.keys() == expected.keys()
     for name, value in expected.items():
         assert after[name] == (value if isinstance(value, str) else pytest.approx(value, rel=1e-4)), name
-
-
-def test_profile_leaves_a_trace_and_a_table(tmp_path: Path) -> None:
-    configs = [f"--config={CONFIGS / name}.yaml" for name in ("base", "digits", "profile")]
-
-    main(["fit", *configs, f"--run_dir={tmp_path / 'run'}"])
-
-    traces = list((tmp_path / "run").glob("*.json*"))
-    trace = next(file for file in traces if file.name != "metrics.json")
-    assert len(json.loads(trace.read_text())["traceEvents"]) > 100
-    assert "Self CPU" in next((tmp_path / "run").glob("*profile*.txt")).read_text()

@@ -25,11 +25,10 @@ FULL = "--trainer.precision=32-true"
 
 
 class Recorder(Callback):
-    """Note the weights at the start and after each step, and the metrics of the sanity check."""
+    """Note the weights at the start and after each step."""
 
     def __init__(self) -> None:
         self.weights: list[Tensor] = []
-        self.sanity: list[dict[str, float]] = []
 
     def _note_weights(self, model: LightningModule) -> None:
         self.weights.append(torch.cat([parameter.detach().flatten() for parameter in model.parameters()]))
@@ -39,9 +38,6 @@ class Recorder(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         self._note_weights(pl_module)
-
-    def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.sanity.append({name: float(value) for name, value in trainer.callback_metrics.items()})
 
 
 def predicted(model: ConvNet, split: str, datamodule: MNISTDataModule) -> tuple[Tensor, Tensor]:
@@ -93,16 +89,6 @@ def test_training_metrics_are_means_over_all_images_of_the_epoch(fit: Fit) -> No
     loss = float(F.cross_entropy(logits, labels, label_smoothing=0.5))
     assert metrics["train/loss"] == pytest.approx(loss, abs=1e-5)
     assert metrics["train/acc"] == pytest.approx(float((logits.argmax(dim=1) == labels).float().mean()))
-
-
-def test_the_sanity_check_is_no_epoch(run: Any) -> None:
-    model, recorder = ConvNet(channels=[4], lr=1e9, optimizer=SGD), Recorder()
-    model.load_state_dict(run.model.state_dict())
-    fitting = trainer(recorder, num_sanity_val_steps=2)
-    fitting.fit(model, digits())
-    assert recorder.sanity[0]["val/acc"] > float(fitting.callback_metrics["val/acc"])
-    assert "val/acc_best" not in recorder.sanity[0]
-    assert float(fitting.callback_metrics["val/acc_best"]) == float(fitting.callback_metrics["val/acc"])
 
 
 def test_the_first_loss_is_the_recorded_one(fit: Fit) -> None:

@@ -121,13 +121,6 @@ def test_process_that_is_gone_ends_the_others(
     assert_goes_on(errors)
 
 
-@pytest.mark.slow
-def test_process_that_fails_before_the_others_are_connected_ends_them(run: Callable[..., Command]) -> None:
-    command = run(FOREVER, trouble((1, 0, "SIGKILL")))
-    assert command.end()[0] in (1, -9)
-    assert not last().exists()
-
-
 # Other launchers
 
 
