@@ -7,14 +7,13 @@ from mnist_lit.app import main
 
 if TYPE_CHECKING:
     from mnist_lit.data.datamodule import MNISTDataModule
-    from mnist_lit.model.classifier import Classifier
-    from mnist_lit.model.convnet import ConvNet
+    from mnist_lit.model.classifier import Classifier, ConvNet
 
 __all__ = ["Classifier", "ConvNet", "MNISTDataModule", "main"]
 
 MODULES = {
     "Classifier": "mnist_lit.model.classifier",
-    "ConvNet": "mnist_lit.model.convnet",
+    "ConvNet": "mnist_lit.model.classifier",
     "MNISTDataModule": "mnist_lit.data.datamodule",
 }
 

@@ -19,8 +19,7 @@ from mnist_lit.command_line import CommandLine
 from mnist_lit.data.datamodule import MNISTDataModule
 from mnist_lit.data.folder import find_classes
 from mnist_lit.errors import UsageError
-from mnist_lit.model.classifier import Classifier
-from mnist_lit.model.convnet import ConvNet
+from mnist_lit.model.classifier import Classifier, ConvNet
 from mnist_lit.model.ensemble import Ensemble
 from mnist_lit.parser_errors import explain_object, explain_trainer
 from mnist_lit.parsing import Parser, expand_home, parse
@@ -32,8 +31,7 @@ from mnist_lit.training.checkpoints import (
     find_checkpoint,
 )
 from mnist_lit.training.hardware import native_precision
-from mnist_lit.training.loggers import TensorBoard
-from mnist_lit.training.metrics import MetricsWriter
+from mnist_lit.training.metrics import MetricsWriter, TensorBoard
 from mnist_lit.training.plots import Pictures
 from mnist_lit.training.run_dir import LOGS, RunDir, is_global_zero, write_text
 

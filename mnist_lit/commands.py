@@ -126,7 +126,7 @@ class Commands(CLI):
 
     @rank_zero_only
     def _report(self, limit: str = "", num_done: int = 0) -> None:
-        if self.trainer.fast_dev_run:
+        if getattr(self.trainer, "fast_dev_run", False):
             self.claimed.remove()
             print("fast_dev_run: nothing is kept")
             return

@@ -13,7 +13,7 @@ from conftest import SMALL
 from torch import Tensor
 
 from mnist_lit import ConvNet, main
-from mnist_lit.model.ensemble import distortions, mean_probabilities, shifts
+from mnist_lit.model.ensemble import distortions, mean_probabilities
 
 Fit = Callable[..., Any]
 Fails = Callable[..., str]
@@ -49,16 +49,6 @@ def test_mean_of_probabilities_is_taken_after_the_softmax() -> None:
     assert mean_probabilities([each.bfloat16() for each in logits]).dtype == torch.float32
 
 
-def test_shifts_are_all_the_ways_to_move_an_image(images: Tensor) -> None:
-    moved = list(shifts(images, 1))
-    assert len(moved) == 9
-    assert moved[4].equal(images)
-    down_right = moved[0]
-    assert down_right[..., 1:, 1:].equal(images[..., :-1, :-1])
-    assert not down_right[..., 0, :].any()
-    assert not down_right[..., :, 0].any()
-
-
 def test_distortions_are_turns_changes_of_size_slants_and_moves() -> None:
     place = torch.arange(28) - 13.5
     points = torch.tensor([[8.0, 0.0], [0.0, 8.0], [0.0, 0.0]])
@@ -77,14 +67,11 @@ def test_distortions_are_turns_changes_of_size_slants_and_moves() -> None:
         assert abs(between - 90) == pytest.approx(8, abs=0.3)
 
 
-@pytest.mark.parametrize(("tta_shift", "tta_distort"), [(1, False), (0, True), (1, True)])
-def test_evaluation_averages_over_changed_copies_and_training_does_not(
-    tta_shift: int, tta_distort: bool, images: Tensor
-) -> None:
-    model = ConvNet(channels=[4], tta_shift=tta_shift, tta_distort=tta_distort).eval()
-    copies = [*shifts(images, tta_shift), *(distortions(images) if tta_distort else [])]
+def test_evaluation_averages_over_changed_copies_and_training_does_not(images: Tensor) -> None:
+    model = ConvNet(channels=[4], tta_distort=True).eval()
+    copies = [images, *distortions(images)]
     expected = torch.stack([model.network(copy).softmax(1) for copy in copies]).mean(0)
-    assert len(copies) == (2 * tta_shift + 1) ** 2 + 8 * tta_distort
+    assert len(copies) == 9
     assert model(images).softmax(1).allclose(expected, atol=1e-6)
     assert not model.network(images).softmax(1).allclose(expected, atol=1e-6)
     model.train()
@@ -112,21 +99,9 @@ def test_an_ensemble_averages_the_probabilities_of_its_members_and_has_a_record_
     assert record["parameters"] == sum(json.loads(text)["parameters"] for text in before)
 
 
-def test_test_time_augmentation_can_be_switched_on_for_a_trained_model(runs: list[Path]) -> None:
-    plain = main(["predict", f"--ckpt_path={runs[0]}"])
-    without = probabilities(runs[0])
-    shifted = main(["predict", f"--ckpt_path={runs[0]}", "--model.tta_shift=1"])
-    assert (plain.model.tta_shift, shifted.model.tta_shift) == (0, 1)
-    assert not probabilities(runs[0]).allclose(without, atol=1e-4)
-
-
 @pytest.mark.parametrize("member", ["nowhere", ".", "other size", "no list"])
 def test_a_wrong_member_is_an_error_that_names_it(member: str, runs: list[Path], fails: Fails, tmp_path: Path) -> None:
     value = {"other size": f"['{runs[2]}']", "no list": "3"}.get(member, f"[{member}]")
     error = fails("test", f"--ckpt_path={runs[0]}", f"--ensemble={value}")
     assert "ensemble" in error
     assert list(tmp_path.iterdir()) == []
-
-
-def test_fit_has_no_ensemble(fails: Fails) -> None:
-    assert "ensemble" in fails("fit", "--data.dataset=digits", "--ensemble=[run]")

@@ -319,8 +319,8 @@ def test_checkpoint_of_another_version_works_without_the_keys_that_are_gone(
     cli = main(["test", "--ckpt_path=old.ckpt", *DIGITS])
 
     notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
-    text = "".join(notes)
-    assert ("squeeze" in text, "telemetry" in text) == (True, has_config)
+    assert "squeeze" in "".join(notes)
+    assert "telemetry" not in "".join(notes)  # of a file outside of a run directory only network and data are taken
     assert 0.3 < float(cli.trainer.callback_metrics["test/acc"]) <= 1
 
 

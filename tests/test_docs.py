@@ -216,12 +216,11 @@ def test_no_other_checkpoint_names_a_class_of_the_trainer(
 
 
 @pytest.mark.parametrize("key", ["optimizer", "schedule"])
-def test_the_model_takes_no_other_classes(key: str, fit: Callable[..., Any], fails: Callable[..., str]) -> None:
+def test_the_model_takes_no_classes_of_a_stranger(key: str, fit: Callable[..., Any]) -> None:
     file = Path(fit("--run_dir=run").trainer.checkpoint_callback.best_model_path).rename("stranger.ckpt")
     change(file, "model", **{key: {"class_path": "subprocess.Popen", "init_args": {"args": "touch called"}}})
 
     main(["test", f"--ckpt_path={file}"])
-    error = fails("fit", f"--ckpt_path={file}")
+    main(["fit", f"--ckpt_path={file}", "--trainer.max_epochs=3", "--pictures.enabled=false", "--report=false"])
 
-    assert "subprocess.Popen" in error
     assert not Path("called").exists()

@@ -1,8 +1,5 @@
 """The LightningModule in small real runs: metrics, clipping, precision, checkpoints."""
 
-import csv
-import json
-import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
@@ -23,19 +20,15 @@ from mnist_lit import Classifier, ConvNet, MNISTDataModule, main
 
 Fit = Callable[..., Any]
 
-LR = 0.01
 BATCHES = 10  # of an epoch of SMALL: 1,437 - 200 images, 128 at a time
-STEPS = 2 * BATCHES
 FULL = "--trainer.precision=32-true"
-LOG_ALL = ["--csv=true", "--trainer.log_every_n_steps=1"]
 
 
 class Recorder(Callback):
-    """Note the weights at the start and after each step, and the metrics of the sanity check."""
+    """Note the weights at the start and after each step."""
 
     def __init__(self) -> None:
         self.weights: list[Tensor] = []
-        self.sanity: list[dict[str, float]] = []
 
     def _note_weights(self, model: LightningModule) -> None:
         self.weights.append(torch.cat([parameter.detach().flatten() for parameter in model.parameters()]))
@@ -45,15 +38,6 @@ class Recorder(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         self._note_weights(pl_module)
-
-    def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.sanity.append({name: float(value) for name, value in trainer.callback_metrics.items()})
-
-
-def scalars(cli: Any, name: str) -> dict[int, float]:
-    """A metric's values by step, as the run wrote them."""
-    with (cli.run_dir / "metrics.csv").open() as file:
-        return {int(row["step"]): float(row[name]) for row in csv.DictReader(file) if row[name]}
 
 
 def predicted(model: ConvNet, split: str, datamodule: MNISTDataModule) -> tuple[Tensor, Tensor]:
@@ -66,12 +50,12 @@ def predicted(model: ConvNet, split: str, datamodule: MNISTDataModule) -> tuple[
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A small run with label smoothing, in full precision, tested at its end; every metric is in its CSV."""
+    """A small run with label smoothing, in full precision, tested at its end."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["mnist_lit"])
         run_dir = tmp_path_factory.mktemp("run") / "run"
         flags = [f"--run_dir={run_dir}", "--test_after_fit=true", "--model.label_smoothing=0.2"]
-        yield main(["fit", *SMALL, FULL, *LOG_ALL, *flags, "--checkpoint.monitor=null", "--data.eval_batch_size=33"])
+        yield main(["fit", *SMALL, FULL, *flags, "--checkpoint.monitor=null", "--data.eval_batch_size=33"])
 
 
 # Metrics
@@ -94,39 +78,17 @@ def test_metrics_are_those_of_the_whole_split(run: Any, split: str) -> None:
     assert 0.2 < metrics[f"{split}/acc"] < 1
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.5])
-def test_training_metrics_are_means_over_all_images_of_the_epoch(fit: Fit, smoothing: float) -> None:
+def test_training_metrics_are_means_over_all_images_of_the_epoch(fit: Fit) -> None:
     flags = ["--model.lr=1e-12", "--model.norm=none", "--trainer.max_epochs=1", "--data.batch_size=100"]
-    cli = fit(FULL, *flags, f"--model.label_smoothing={smoothing}")
+    cli = fit(FULL, *flags, "--model.label_smoothing=0.5")
     images, labels = (torch.cat(parts) for parts in zip(*cli.datamodule.train_dataloader(), strict=True))
     with torch.no_grad():
         logits = cli.model(images / 255)
     assert len(labels) == 1_237  # the last batch is smaller and must not weigh as much as a whole one
     metrics = {name: float(value) for name, value in cli.trainer.callback_metrics.items()}
-    loss = float(F.cross_entropy(logits, labels, label_smoothing=smoothing))
+    loss = float(F.cross_entropy(logits, labels, label_smoothing=0.5))
     assert metrics["train/loss"] == pytest.approx(loss, abs=1e-5)
     assert metrics["train/acc"] == pytest.approx(float((logits.argmax(dim=1) == labels).float().mean()))
-
-
-def test_the_best_accuracy_is_the_largest_of_all_epochs(fit: Fit) -> None:
-    explode = ["torch.optim.lr_scheduler.StepLR", f"--model.schedule.step_size={STEPS}", "--model.schedule.gamma=1e4"]
-    cli = fit(FULL, *LOG_ALL, "--trainer.max_epochs=4", f"--model.schedule={explode[0]}", *explode[1:])
-    accuracies = list(scalars(cli, "val/acc").values())
-    best = list(scalars(cli, "val/acc_best").values())
-    assert accuracies[-1] < max(accuracies) - 0.2
-    assert best == [max(accuracies[: epoch + 1]) for epoch in range(4)]
-    assert float(cli.trainer.callback_metrics["val/acc_best"]) == pytest.approx(max(accuracies))
-    assert json.loads((cli.run_dir / "metrics.json").read_text())["val/acc_best"] == pytest.approx(max(accuracies))
-
-
-def test_the_sanity_check_is_no_epoch(run: Any) -> None:
-    model, recorder = ConvNet(channels=[4], lr=1e9, optimizer=SGD), Recorder()
-    model.load_state_dict(run.model.state_dict())
-    fitting = trainer(recorder, num_sanity_val_steps=2)
-    fitting.fit(model, digits())
-    assert recorder.sanity[0]["val/acc"] > float(fitting.callback_metrics["val/acc"])
-    assert "val/acc_best" not in recorder.sanity[0]
-    assert float(fitting.callback_metrics["val/acc_best"]) == float(fitting.callback_metrics["val/acc"])
 
 
 def test_the_first_loss_is_the_recorded_one(fit: Fit) -> None:
@@ -139,33 +101,31 @@ def test_the_first_loss_is_the_recorded_one(fit: Fit) -> None:
 
 
 @pytest.mark.parametrize("fused", [True, False])
-@pytest.mark.parametrize("algorithm", ["norm", "value"])
-def test_under_a_gradient_scaler_it_is_the_unscaled_gradient_that_is_clipped(fused: bool, algorithm: str) -> None:
+def test_under_a_gradient_scaler_it_is_the_unscaled_gradient_that_is_clipped(fused: bool) -> None:
     bound, recorder = 1e-3, Recorder()
-    clipping = {"gradient_clip_val": bound, "gradient_clip_algorithm": algorithm}
     plugin = MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu", init_scale=1024.0))
     model = ConvNet(channels=[4], lr=1.0, optimizer=partial(SGD, fused=fused))
-    trainer(recorder, plugins=[plugin], **clipping).fit(model, digits())
-    order = 2 if algorithm == "norm" else math.inf
-    updates = [float((after - before).norm(order)) for before, after in pairwise(recorder.weights)]
+    trainer(recorder, plugins=[plugin], gradient_clip_val=bound).fit(model, digits())
+    updates = [float((after - before).norm()) for before, after in pairwise(recorder.weights)]
     assert updates == pytest.approx([bound] * BATCHES, rel=1e-2)
 
 
 # Precision, compilation
 
 
-@pytest.mark.parametrize("precision", ["64-true", "bf16-mixed", "bf16-true"])
+@pytest.mark.parametrize("precision", ["64-true", "bf16-true"])
 def test_each_precision_learns(fit: Fit, precision: str) -> None:
     cli = fit(f"--trainer.precision={precision}", "--trainer.accelerator=cpu", "--trainer.max_epochs=3")
     assert str(cli.trainer.precision) == precision
     assert float(cli.trainer.callback_metrics["val/acc"]) > 0.5
-    dtype = {"64-true": torch.float64, "bf16-true": torch.bfloat16}.get(precision, torch.float32)
+    dtype = {"64-true": torch.float64, "bf16-true": torch.bfloat16}[precision]
     assert {parameter.dtype for parameter in cli.model.parameters()} == {dtype}
 
 
 @pytest.mark.slow
 def test_a_compiled_run_learns_and_its_checkpoint_is_a_plain_one(fit: Fit) -> None:
-    cli = fit("--model.compile=true", FULL, "--trainer.max_epochs=3", "--data.batch_size=64")
+    flags = ["--trainer.max_epochs=3", "--data.batch_size=64", "--pictures.enabled=true"]
+    cli = fit("--model.compile=true", FULL, *flags)
     assert float(cli.trainer.callback_metrics["val/acc"]) > 0.5
     file = cli.run_dir / "checkpoints" / "best.ckpt"
     state = torch.load(file, weights_only=True)["state_dict"]

@@ -33,22 +33,12 @@ def scalars(cli: Any, name: str) -> dict[int, float]:
 # Optimizers
 
 
-@pytest.mark.parametrize(
-    ("name", "flags", "expected"),
-    [
-        ("SGD", ["--model.optimizer.momentum=0.9"], {"momentum": 0.9}),
-        ("Adam", ["--model.optimizer.betas=[0.8,0.9]"], {"betas": (0.8, 0.9)}),
-    ],
-)
-def test_any_optimizer_works_by_its_class_path_with_the_lr_of_the_model(
-    fit: Fit, name: str, flags: list[str], expected: dict[str, Any]
-) -> None:
-    cli = fit("--trainer.max_epochs=1", f"--model.optimizer=torch.optim.{name}", *flags, "--model.lr=0.003")
+def test_any_optimizer_works_by_its_class_path_with_the_lr_of_the_model(fit: Fit) -> None:
+    cli = fit("--trainer.max_epochs=1", "--model.optimizer=torch.optim.Adam", "--model.optimizer.betas=[0.8,0.9]")
     (optimizer,) = cli.trainer.optimizers
-    assert type(optimizer) is getattr(torch.optim, name)
-    for group in optimizer.param_groups:
-        assert {key: group[key] if key != "betas" else tuple(group[key]) for key in expected} == expected
-        assert group["lr"] == 0.003
+    assert type(optimizer) is torch.optim.Adam
+    assert [tuple(group["betas"]) for group in optimizer.param_groups] == [(0.8, 0.9)] * 2
+    assert {group["lr"] for group in optimizer.param_groups} == {LR}
     assert float(cli.trainer.callback_metrics["val/acc"]) > 0.2
 
 
@@ -81,10 +71,8 @@ def cosine(step: int, length: int) -> float:
 
 SCHEDULES: dict[str, tuple[list[str], Callable[[int, int], float]]] = {
     "CosineAnnealingLR": ([], cosine),
-    "PolynomialLR": ([], lambda step, steps: 1 - step / steps),
     "CosineAnnealingWarmRestarts": (["T_0=5"], lambda step, _: cosine(step % 5, 5)),
     "ExponentialLR": (["gamma=0.9"], lambda step, _: 0.9**step),
-    "StepLR": (["step_size=7", "gamma=0.5"], lambda step, _: 0.5 ** (step // 7)),
 }
 
 

@@ -5,7 +5,6 @@ import copy
 import gc
 import hashlib
 import os
-import pickle
 import sys
 import threading
 import zipfile
@@ -97,7 +96,6 @@ PICKLED: dict[str, Callable[[Good], bytes]] = {
     "state_dict": lambda good: saved({**good, "state_dict": {"network.mean": Call()}}),
     "whole file": lambda _: saved(Call()),
     "legacy": lambda good: saved({**good, "extra": Call()}, _use_new_zipfile_serialization=False),
-    "pickle of protocol 0": lambda _: pickle.dumps(Call(), protocol=0),
     "zip bomb": zip_bomb,
 }
 
@@ -122,9 +120,9 @@ def _pickled(good: Good, tmp_path: Path) -> None:
 
 
 PATHS = ["run", "run/checkpoints/best.ckpt", "{served}/run/checkpoints/best.ckpt"]
-ARGS = [[command, "--ckpt_path=run"] for command in ("fit", "validate", "test", "predict", "export", "demo")]
+ARGS = [[command, "--ckpt_path=run"] for command in ("fit", "test", "predict", "export", "demo")]
 ARGS += [["test", f"--ckpt_path={path}"] for path in PATHS[1:]]
-ARGS += [["test", "--ckpt_path=good.ckpt", f"--ensemble=[{path}]"] for path in PATHS]
+ARGS += [["test", "--ckpt_path=good.ckpt", f"--ensemble=[{path}]"] for path in PATHS[::2]]
 
 
 @pytest.mark.parametrize("args", ARGS, ids=" ".join)
@@ -144,57 +142,42 @@ def test_pickled_code_is_refused_in_python(path: str, served: str, tmp_path: Pat
 # Checkpoints of plain data that name code
 
 THING = {"class_path": "imported.Thing"}
-HUB = {"class_path": "torch.hub.load", "init_args": {"repo_or_dir": ".", "model": "x", "source": "local"}}
-LAMBDA = {"class_path": "torch.optim.lr_scheduler.LambdaLR", "init_args": {"lr_lambda": "os.abort"}}
-CODE: list[tuple[str, Any]] = [
-    ("optimizer", TOUCH),
-    ("optimizer", HUB),
-    ("optimizer", HUB | {"class_path": "torch.optim.adamw.torch.hub.load"}),
-    ("optimizer", {"class_path": "torch.optim.AdamW", "dict_kwargs": {"lr": THING}}),
-    ("optimizer", THING),
-    ("optimizer", "imported.thing"),
-    ("schedule", LAMBDA),
+LAMBDA = {"class_path": "torch.optim.lr_scheduler.LambdaLR", "init_args": {"lr_lambda": "imported.thing"}}
+CODE: list[dict[str, Any]] = [
+    {"optimizer": TOUCH, "schedule": THING},
+    {"optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": THING}}, "schedule": LAMBDA},
+    {"optimizer": "imported.thing", "schedule": "imported.Thing"},
 ]
 
 
-def with_model(good: Good, changes: dict[str, Any]) -> Good:
-    """Change settings of the model wherever a checkpoint holds them."""
-    good = copy.deepcopy(good)
-    good["config"]["model"] |= changes
-    good["hyper_parameters"] |= changes
-    return good
-
-
-@pytest.mark.parametrize("has_config", [True, False])
-@pytest.mark.parametrize(("key", "spec"), CODE, ids=[f"{key} {spec}"[:60] for key, spec in CODE])
-def test_code_that_a_checkpoint_names_is_not_run(
-    key: str, spec: Any, has_config: bool, good: Good, tmp_path: Path, refused: Fails
-) -> None:
-    content = with_model(good, {key: spec})
-    torch.save({**content, "config": content["config"] if has_config else None}, tmp_path / "bad.ckpt")
-
-    assert f"model.{key}" in refused("fit", "--ckpt_path=bad.ckpt", *DIGITS)
-    ConvNet.load_from_checkpoint("bad.ckpt")
-    assert not (tmp_path / "executed").exists()
-
-
 @pytest.mark.parametrize("command", ["fit", "test"])
-def test_a_checkpoint_of_a_stranger_sets_no_paths_and_no_classes(
-    command: str, good: Good, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("has_config", [True, False])
+@pytest.mark.parametrize("code", CODE, ids=str)
+def test_checkpoint_of_a_stranger_sets_no_paths_and_no_classes(
+    command: str,
+    has_config: bool,
+    code: Good,
+    good: Good,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("MNIST_LIT_DATA", str(tmp_path / "data"))
-    content = with_model(good, {} if command == "fit" else {"optimizer": THING, "schedule": THING})
+    content = copy.deepcopy(good)
+    content["config"]["model"] |= code
+    content["hyper_parameters"] |= code
     content["config"] |= {"run_dir": "theirs", "ensemble": ["theirs"], "\x1b[31m": 3}
     content["config"]["data"] |= {"data_dir": "theirs", "mirrors": ["theirs"], "predict_paths": "theirs"}
     content["config"]["trainer"] = {"callbacks": [THING], "logger": [THING], "profiler": "simple"}
-    torch.save(content, tmp_path / "theirs.ckpt")
+    torch.save({**content, "config": content["config"] if has_config else None}, tmp_path / "theirs.ckpt")
 
-    cli = main([command, "--ckpt_path=theirs.ckpt"])
+    cli = main([command, "--ckpt_path=theirs.ckpt", *DIGITS, "--trainer.max_epochs=1", "--pictures.enabled=false"])
 
+    ConvNet.load_from_checkpoint("theirs.ckpt")
     assert str(cli.run_dir) == "logs/run_1"
     assert cli.datamodule.data_dir == tmp_path / "data"
     assert (cli.datamodule.mirrors, cli.datamodule.predict_paths) == (None, None)
-    assert not any((tmp_path / name).exists() for name in ("theirs", "executed"))
+    assert not any((tmp_path / name).exists() for name in ("theirs", "executed", "called"))
     assert "\x1b" not in capsys.readouterr().err
 
 
@@ -226,11 +209,11 @@ def tensors(make: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Any], Any
 
 
 DAMAGE: dict[str, tuple[str, Callable[[Any], Any], int]] = {
-    "sparse": ("state_dict", tensors(lambda old: old.to_sparse()), 2),
-    "without values": ("state_dict", tensors(lambda old: old.to("meta")), 2),
+    "without values": ("state_dict", tensors(lambda old: old.to("meta")), 1),
     "huge": ("state_dict", tensors(lambda _: torch.zeros(1).expand(10**9, 10**9)), 2),
     "small moments": ("optimizer_states", tensors(lambda _: torch.zeros(1)), 1),
-    "shared moments": ("optimizer_states", tensors(lambda old: torch.zeros(1).expand(old.shape)), 2),
+    "shared moments": ("optimizer_states", tensors(lambda old: torch.zeros(1).expand(old.shape)), 1),
+    "sparse moments": ("optimizer_states", tensors(lambda old: old.to_sparse()), 1),
     "no loops": ("loops", lambda _: 3, 1),
 }
 
@@ -253,8 +236,7 @@ URLS = [
     ("{served}/page.ckpt", 2),
     ("{served}/page.ckpt#sha256=00", 1),
     ("http://example.invalid/a.ckpt", 2),  # anyone could exchange it on its way
-    ("http://[::1/x", 2),
-    ("https://", 1),
+    ("https://[::1/x", 1),
 ]
 
 
@@ -278,17 +260,11 @@ def test_a_checkpoint_may_be_a_url_with_its_digest(good: Good, served: str) -> N
 
 # Class paths on the command line
 
-LISTS = ["trainer.logger", "trainer.callbacks", "trainer.plugins"]
-KEYS = ["model.optimizer", "model.schedule", "trainer.accelerator", "trainer.strategy", "trainer.profiler", *LISTS]
-NAMES = ["os.system", "torch.hub.load", "mnist_lit.main", "imported.thing", "imported.Thing", "torch.nn.Linear"]
 
-
-@pytest.mark.parametrize("key", KEYS)
-def test_a_class_path_is_of_the_kind_that_its_key_takes(key: str, tmp_path: Path, fails: Fails) -> None:
-    for name in NAMES:
-        spec = f"{{class_path: {name}}}"
-        assert f"{key}: " in fails("fit", *DIGITS, f"--{key}={f'[{spec}]' if key in LISTS else spec}")
-    assert f"{key}: " in fails("fit", *DIGITS, f"--{key}=imported.thing")
+@pytest.mark.parametrize("name", ["os.system", "imported.thing", "imported.Thing"])
+def test_a_class_path_is_of_the_kind_that_its_key_takes(name: str, tmp_path: Path, fails: Fails) -> None:
+    for key, value in (("model.optimizer", name), ("trainer.strategy", name), ("trainer.callbacks", f"[{name}]")):
+        assert f"{key}: " in fails("fit", *DIGITS, f"--{key}={value}")
     assert not any((tmp_path / name).exists() for name in ("called", "logs"))
 
 

@@ -1,32 +1,30 @@
 """The LightningModule around a network: loss, metrics, optimizer, schedule and test-time augmentation."""
 
+import functools
 import itertools
+import sys
 from typing import Any, Self
 
 import torch
-from jsonargparse.typing import ClosedUnitInterval, PositiveFloat, PositiveInt, restricted_number_type
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveFloat, PositiveInt
 from lightning.pytorch import LightningModule
-from lightning.pytorch.plugins import Precision
-from lightning.pytorch.utilities import GradClipAlgorithmType
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, channels_last, nn
 from torch.nn import functional as F
-from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
-from mnist_lit.model import optim
-from mnist_lit.model.ensemble import distortions, mean_probabilities, shifts
+from mnist_lit.model import networks, optim
+from mnist_lit.model.ensemble import distortions, mean_probabilities
+from mnist_lit.model.networks import Activation, GlobalPool, Norm, Pooling
 from mnist_lit.model.optim import OptimizerFactory, ScheduleFactory
 from mnist_lit.training.checkpoints import find_checkpoint
 
-__all__ = ["Batch", "Classifier", "Shift"]
+__all__ = ["Batch", "Classifier", "ConvNet"]
 
 Batch = tuple[Tensor, Tensor]
 SCHEDULE = "model.schedule"
-# Declared Any, as mypy takes no other made type for an annotation; without a name jsonargparse makes one of the range.
-Shift: Any = restricted_number_type(None, int, [(">=", 0), ("<=", 14)])
 
 
 class Classifier(LightningModule):
@@ -42,10 +40,9 @@ class Classifier(LightningModule):
             Its weight decay spares biases and normalisations.
         schedule: Any `torch.optim.lr_scheduler` class by `class_path`, stepped once per optimizer step
             (`ReduceLROnPlateau` after each validation, on `val/loss`). Its number of steps and its peak are filled in.
-        tta_shift: Pixels, 0 to 14, by which an image is shifted in every direction when it is evaluated (test-time
-            augmentation): the probabilities of all the (2 * tta_shift + 1)^2 copies are averaged.
-        tta_distort: Whether eight more copies are averaged in, each turned by 9 degrees, scaled by 9 %, slanted by 8
-            degrees and moved by a pixel along both axes, each of that one way or the other.
+        tta_distort: Whether the probabilities of an image and of eight copies are averaged when it is evaluated
+            (test-time augmentation). Each copy is turned by 9 degrees, scaled by 9 %, slanted by 8 degrees and moved
+            by a pixel along both axes, each of that one way or the other.
         compile: Whether to train through `torch.compile`; checkpoints are the same either way.
     """
 
@@ -57,7 +54,6 @@ class Classifier(LightningModule):
         lr: PositiveFloat = 1e-3,
         optimizer: OptimizerFactory | None = None,
         schedule: ScheduleFactory | None = None,
-        tta_shift: Shift = 0,
         tta_distort: bool = False,
         compile: bool = False,
     ) -> None:
@@ -74,7 +70,6 @@ class Classifier(LightningModule):
         self.lr = float(lr)
         self.optimizer = optimizer
         self.schedule = schedule
-        self.tta_shift = int(tta_shift)
         self.tta_distort = tta_distort
         self.compile_network = compile
         # Of one value per image: told to leave NaN alone, torchmetrics 1.9 ignores the weights of batches.
@@ -95,17 +90,16 @@ class Classifier(LightningModule):
         """Load a model from a checkpoint file, a URL or a run directory, without running any code in it."""
         checkpoint = find_checkpoint(str(checkpoint_path))
         assert checkpoint.file is not None
-        # Lightning takes them from other places in the file, too, unless they are given.
-        factories = {name: checkpoint.hyper_parameters.get(name) for name in ("optimizer", "schedule")}
-        return super().load_from_checkpoint(checkpoint.file, *args, **{**factories, **kwargs, "weights_only": True})
+        # Those in the file could be any code; whoever trains on gives them.
+        kwargs = {"optimizer": None, "schedule": None, **kwargs, "weights_only": True}
+        return super().load_from_checkpoint(checkpoint.file, *args, **kwargs)
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute logits of shape (n, num_classes) of images of shape (n, c, h, w) in [0, 1]."""
-        if self.training or not (self.tta_shift or self.tta_distort):
-            logits: Tensor = self.network(images)
-            return logits
-        copies = itertools.chain(shifts(images, self.tta_shift), distortions(images) if self.tta_distort else ())
-        return mean_probabilities(self.network(copy) for copy in copies)
+        if self.tta_distort and not self.training:
+            return mean_probabilities(self.network(copy) for copy in (images, *distortions(images)))
+        logits: Tensor = self.network(images)
+        return logits
 
     def setup(self, stage: str) -> None:
         self.is_fitting = stage == "fit"
@@ -182,11 +176,11 @@ class Classifier(LightningModule):
             return optimizer
         # Of any length: `on_train_start` knows the steps of the run, those of a resumed one, too.
         schedule = optim.build_schedule(self.schedule, optimizer, self.lr, num_steps=1000)
-        interval = "epoch" if isinstance(schedule, ReduceLROnPlateau) else "step"
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": interval, "monitor": "val/loss", "name": SCHEDULE},
-        }
+        config: Any = {"scheduler": schedule, "name": SCHEDULE, "interval": "step"}
+        if isinstance(schedule, ReduceLROnPlateau):
+            # `on_validation_epoch_end` steps it: Lightning would do that after the epoch's checkpoint.
+            config |= {"interval": "epoch", "frequency": sys.maxsize, "monitor": "val/loss"}
+        return {"optimizer": optimizer, "lr_scheduler": config}
 
     def on_train_start(self) -> None:
         for optimizer in self.trainer.optimizers:
@@ -199,22 +193,6 @@ class Classifier(LightningModule):
                 config.scheduler = optim.build_schedule(
                     self.schedule, config.scheduler.optimizer, self.lr, num_steps, num_done=self.schedule_steps
                 )
-
-    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        # Lightning steps it after the epoch's checkpoint, which lacks the step: `on_validation_epoch_end` steps it.
-        if self.schedule is None or not isinstance(scheduler, ReduceLROnPlateau):
-            super().lr_scheduler_step(scheduler, metric)
-
-    def configure_gradient_clipping(
-        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
-    ) -> None:
-        plugin = self.trainer.precision_plugin
-        scaler = getattr(plugin, "scaler", None)
-        if gradient_clip_val and scaler is not None and optimizer.defaults.get("fused"):
-            scaler.unscale_(optimizer)
-        # The method of mixed precision refuses fused optimizers.
-        algorithm = GradClipAlgorithmType(gradient_clip_algorithm or "norm")
-        Precision.clip_gradients(plugin, optimizer, gradient_clip_val or 0, algorithm)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["val_acc_best"] = self.best_acc
@@ -231,3 +209,69 @@ class Classifier(LightningModule):
         if self.is_fitting and type(self).configure_optimizers is Classifier.configure_optimizers:
             configured = optim.build_optimizer(self.optimizer, self.network, self.lr)
             self.schedule_steps = optim.apply_settings(checkpoint, self.hparams, configured)
+
+
+class ConvNet(Classifier):
+    """Classify digits with a convolutional network or, without convolutions, a multi-layer perceptron.
+
+    Args:
+        channels: Output channels of each convolution stage; their number is the number of stages (may be empty).
+        hidden: Units of each dense layer between the last stage and the output (may be empty).
+        kernel_size: Side of the convolution kernels, in pixels.
+        convs_per_stage: Convolutions in each stage.
+        residual: Whether a stage adds the output of its first convolution to the output of the others.
+        pooling: Operation that halves the map in each stage.
+        pool_at_end: Whether that is done at the end of a stage instead of after its first convolution: more accurate,
+            and less than half as fast.
+        unpadded_stages: Stages, 0 or more, from the first, whose kernels stay inside the map: each convolution takes
+            kernel_size - 1 pixels from its sides, so that the next ones have less to do.
+        global_pool: Operation that reduces the last map to one value per channel; `none` keeps all its pixels.
+        norm: Normalisation after each convolution and each hidden dense layer.
+        activation: Non-linearity after each normalisation.
+        dropout: Probability, 0 to 1, with which a feature is dropped before each dense layer (never a pixel).
+        image_size: Side of the square input images, in pixels; the command line takes it from `data.image_size`.
+        in_channels: Channels of the images; the command line takes it from `data.in_channels`.
+        num_classes: Number of classes, 1 or more.
+        kwargs: As those of `Classifier`.
+
+    Raises:
+        ValueError: If no network has this shape; the message says why.
+    """
+
+    def __init__(
+        self,
+        channels: list[PositiveInt] = [16, 32, 64],
+        hidden: list[PositiveInt] = [],
+        kernel_size: PositiveInt = 3,
+        convs_per_stage: PositiveInt = 1,
+        residual: bool = False,
+        pooling: Pooling = "max",
+        pool_at_end: bool = False,
+        unpadded_stages: NonNegativeInt = 0,
+        global_pool: GlobalPool = "none",
+        norm: Norm = "batch",
+        activation: Activation = "relu",
+        dropout: ClosedUnitInterval = 0.0,
+        image_size: PositiveInt = 28,
+        in_channels: PositiveInt = 1,
+        num_classes: PositiveInt = 10,
+        **kwargs: Any,
+    ) -> None:
+        if not channels and not hidden:
+            raise ValueError("the network is empty: give at least one number in model.channels or in model.hidden")
+        if residual and unpadded_stages and convs_per_stage > 1:
+            raise ValueError("model.residual needs maps that keep their size\nuse --model.unpadded_stages 0")
+        at_end = pool_at_end and convs_per_stage > 1
+        layers: list[nn.Module] = []
+        for stage, (num_in, num_out) in enumerate(itertools.pairwise([in_channels, *channels])):
+            padding = "valid" if stage < unpadded_stages else "same"
+            convolution = functools.partial(networks.convolution, kernel_size, padding, norm, activation)
+            layers += convolution(num_in, num_out, pooling="none" if at_end else pooling)
+            others = [part for _ in range(convs_per_stage - 1) for part in convolution(num_out, num_out)]
+            layers += [networks.Residual(*others)] if residual and others else others
+            layers += [networks.POOLINGS[pooling](2)] if at_end else []
+        stages = nn.Sequential(*layers, *([networks.GLOBAL_POOLS[global_pool](1)] if channels else []))
+        widths = [networks.num_features(stages, in_channels, image_size), *hidden, num_classes]
+        head = networks.dense(widths, norm, activation, dropout, drop_input=bool(channels))
+        network = networks.Network(stages, nn.Sequential(nn.Flatten(), *head), in_channels)
+        super().__init__(network, num_classes=num_classes, **kwargs)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from mnist_lit.data.augment import inverse_affine
 
-__all__ = ["Ensemble", "distortions", "mean_probabilities", "shifts"]
+__all__ = ["Ensemble", "distortions", "mean_probabilities"]
 
 TURN, SCALE, SLANT = math.radians(9), 0.09, math.tan(math.radians(8))
 
@@ -31,15 +31,6 @@ def mean_probabilities(logits: Iterable[Tensor]) -> Tensor:
     """Compute the logits whose softmax is the mean of the softmax of each of these."""
     logarithms = torch.stack([each.float().log_softmax(dim=-1) for each in logits])
     return logarithms.logsumexp(dim=0) - math.log(len(logarithms))
-
-
-def shifts(images: Tensor, num_pixels: int) -> Iterator[Tensor]:
-    """Shift images of shape (n, c, h, w) by up to `num_pixels` along each axis; black (0) fills the gap."""
-    height, width = images.shape[-2:]
-    padded = F.pad(images, [num_pixels] * 4)
-    for down in range(2 * num_pixels + 1):
-        for right in range(2 * num_pixels + 1):
-            yield padded[..., down : down + height, right : right + width]
 
 
 def distortions(images: Tensor) -> Iterator[Tensor]:

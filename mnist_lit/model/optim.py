@@ -51,11 +51,13 @@ def build_optimizer(factory: OptimizerFactory | None, network: nn.Module, lr: fl
     """Build the optimizer of a network, without weight decay for biases and normalisations."""
     build: Callable[..., Optimizer] = factory or functools.partial(AdamW, fused=True)
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    if "weight_decay" not in accepted_parameters(build):
-        return build(parameters, lr=lr)
     decayed = [parameter for parameter in parameters if parameter.ndim > 1]
     others = [parameter for parameter in parameters if parameter.ndim <= 1]
-    return build([{"params": decayed}, {"params": others, "weight_decay": 0.0}], lr=lr)
+    groups = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
+    optimizer = build(groups if "weight_decay" in accepted_parameters(build) else parameters, lr=lr)
+    # Lightning clips no gradients of a fused optimizer that unscales them itself.
+    optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]  # noqa: SLF001
+    return optimizer
 
 
 def build_schedule(
@@ -79,34 +81,40 @@ def remaining_steps(trainer: Trainer) -> float:
     num_batches, progress = trainer.accumulate_grad_batches, trainer.fit_loop.epoch_loop.batch_progress
     num_steps = math.inf
     if trainer.max_epochs not in (None, -1) and not math.isinf(trainer.num_training_batches):
-        num_epochs = trainer.max_epochs - trainer.current_epoch
-        num_steps = num_epochs * math.ceil(trainer.num_training_batches / num_batches)
-        if not progress.is_last_batch:
-            num_steps -= progress.current.ready // num_batches
+        per_epoch = math.ceil(trainer.num_training_batches / num_batches)
+        # An epoch that was stopped may have been longer than those of this run.
+        num_done = 0 if progress.is_last_batch else min(per_epoch, progress.current.ready // num_batches)
+        num_steps = (trainer.max_epochs - trainer.current_epoch) * per_epoch - num_done
     if trainer.max_steps != -1:
         num_steps = min(num_steps, trainer.max_steps - trainer.global_step)
     return max(0, num_steps)
 
 
 def check_states(optimizer: Optimizer) -> None:
-    """Make sure that the states of a fused optimizer have the shapes of their parameters."""
+    """Refuse states that do not fill their parameters: a fused optimizer would write beyond the end of them."""
     for parameter, state in optimizer.state.items() if optimizer.defaults.get("fused") else ():
-        shapes = {value.shape for value in state.values() if isinstance(value, Tensor) and value.ndim}
-        if shapes - {parameter.shape}:  # it would write beyond the end of smaller tensors
-            raise MNISTLitError("the checkpoint's optimizer_states are of another network")
+        for value in state.values():
+            if not isinstance(value, Tensor) or value.ndim == 0:
+                continue
+            if value.shape != parameter.shape or value.untyped_storage().nbytes() < value.nbytes:
+                raise MNISTLitError("the checkpoint's optimizer_states are of another network")
 
 
 def apply_settings(checkpoint: dict[str, Any], hyper_parameters: Mapping[str, Any], configured: Optimizer) -> int:
     """Give a checkpoint's states the settings of this run, and return the steps that the schedule has done."""
     recorded = checkpoint.get("hyper_parameters") or {}
-    has_same_optimizer, has_same_schedule = (
-        _is_same_class(name, recorded.get(name), hyper_parameters.get(name)) for name in ("optimizer", "schedule")
-    )
-    schedules, checkpoint["lr_schedulers"] = checkpoint.get("lr_schedulers", []) if has_same_schedule else [], []
+    has_same = {}
+    for name in ("optimizer", "schedule"):
+        specs = (recorded.get(name), hyper_parameters.get(name))
+        before, now = (spec["class_path"] if isinstance(spec, dict) else None for spec in specs)
+        has_same[name] = before == now
+        if before != now and is_global_zero():
+            print(f"note: model.{name} is {now} here, {before} in the checkpoint: its state is fresh", file=sys.stderr)
+    schedules, checkpoint["lr_schedulers"] = checkpoint.get("lr_schedulers", []) if has_same["schedule"] else [], []
     has_plateau = any("num_bad_epochs" in state for state in schedules)  # it follows the loss, not the steps
     if has_plateau:
         checkpoint["lr_schedulers"] = [{name: state[name] for name in PLATEAU_STATE} for state in schedules]
-    if not has_same_optimizer:
+    if not has_same["optimizer"]:
         checkpoint["optimizer_states"] = []
     # What is no argument of the optimizer is part of its state.
     settings = set(inspect.signature(type(configured)).parameters) - {"params"}
@@ -116,10 +124,3 @@ def apply_settings(checkpoint: dict[str, Any], hyper_parameters: Mapping[str, An
         for group, own in zip(state["param_groups"], configured.param_groups, strict=False):
             group.update({name: value for name, value in own.items() if name in settings})
     return int(schedules[0]["last_epoch"]) if schedules and not has_plateau else 0
-
-
-def _is_same_class(name: str, recorded: Any, configured: Any) -> bool:
-    before, now = (value["class_path"] if isinstance(value, dict) else None for value in (recorded, configured))
-    if before != now and is_global_zero():
-        print(f"note: model.{name} is {now} here and {before} in the checkpoint: its state is fresh", file=sys.stderr)
-    return bool(before == now)

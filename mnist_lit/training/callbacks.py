@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, PositiveInt
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, EMAWeightAveraging, ModelCheckpoint, TQDMProgressBar
 
 from mnist_lit.errors import Stopped, UsageError
 from mnist_lit.signals import handle_signals
@@ -40,18 +40,8 @@ class BestCheckpoint(ModelCheckpoint):
         scores = dict(zip([best], state_dict["best_k_models"].values(), strict=False))  # of one model at most
         super().load_state_dict({**state_dict, **paths, "best_k_models": scores, "dirpath": self.dirpath})
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        _check_monitor(trainer, "checkpoint", self.monitor)
-        super().on_train_epoch_end(trainer, pl_module)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_train_end(trainer, pl_module)
-        # Loggers such as MLflow upload the checkpoint of the callback that notified them last.
-        for logger in trainer.loggers if trainer.is_global_zero and self.best_model_path else []:
-            logger.after_save_checkpoint(self)
-
-
-class LastCheckpoint(ModelCheckpoint):
+class LastCheckpoint(Checkpoint):
     """Keep `checkpoints/last.ckpt`: after each epoch, and when a signal stops the run.
 
     SIGINT, SIGTERM and SIGHUP take effect between two batches, where weights, optimizer and loops agree, so that a
@@ -60,7 +50,7 @@ class LastCheckpoint(ModelCheckpoint):
     """
 
     def __init__(self) -> None:
-        super().__init__(filename=Path(LAST).stem, save_on_train_epoch_end=True, enable_version_counter=False)
+        self.dirpath = ""
         self.max_steps = -1
         self.received = 0
         self.handlers = ExitStack()
@@ -74,11 +64,12 @@ class LastCheckpoint(ModelCheckpoint):
                 progress["processed"] = progress["completed"] = progress["started"] - 1
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.should_stop:
+            raise UsageError("trainer.max_time is used up\ngive more, for example --trainer.max_time 00:12:00:00")
         # With `max_steps` Lightning resumes a finished epoch once more, without batches.
         self.max_steps, trainer.fit_loop.epoch_loop.max_steps = trainer.max_steps, -1
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_train_start(trainer, pl_module)
         trainer.fit_loop.epoch_loop.max_steps = self.max_steps
         # Lightning's handler of SIGTERM ends an epoch before its checkpoint, and hangs with several processes.
         self.handlers.enter_context(handle_signals(self._on_signal))
@@ -91,12 +82,14 @@ class LastCheckpoint(ModelCheckpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         # No checkpoint holds accumulated gradients. After the last batch the epoch's validation comes first.
         is_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         if is_step and not trainer.is_last_batch and (signum := self._received_anywhere(trainer)):
-            trainer.save_checkpoint(Path(str(self.dirpath)) / LAST)
+            trainer.save_checkpoint(Path(self.dirpath) / LAST)
             raise Stopped(signum)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.save_checkpoint(Path(self.dirpath) / LAST)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # The end of the epoch before has saved the checkpoint.
@@ -104,7 +97,6 @@ class LastCheckpoint(ModelCheckpoint):
             raise Stopped(signum)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_train_end(trainer, pl_module)
         self.handlers.close()
         if signum := self._received_anywhere(trainer):
             raise Stopped(signum)
@@ -143,10 +135,6 @@ class EarlyStop(EarlyStopping):
         super().__init__(monitor=monitor, mode=mode, patience=int(patience), min_delta=float(min_delta))
         self.enabled = enabled
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        _check_monitor(trainer, "early_stopping", self.monitor)
-        super().on_train_epoch_end(trainer, pl_module)
-
 
 class EMA(EMAWeightAveraging):
     """Validate, test and keep an exponential moving average of the weights instead of the weights themselves.
@@ -169,12 +157,3 @@ class Progress(TQDMProgressBar):
 
     def __init__(self) -> None:
         super().__init__(refresh_rate=20 if sys.stdout.isatty() else 0)
-
-
-def _check_monitor(trainer: Trainer, key: str, monitor: str | None) -> None:
-    """Raise a UsageError if an epoch with its validation has not logged `monitor`."""
-    has_validated = trainer.is_last_batch and (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1) == 0
-    if has_validated and monitor is not None and monitor not in trainer.callback_metrics:
-        raise UsageError(
-            f"{key}.monitor: no metric {monitor!r} is logged\nchoose from {', '.join(sorted(trainer.callback_metrics))}"
-        )

@@ -1,27 +1,31 @@
-"""The metrics of a run: metrics.json, the loggers' hyper-parameters, the configuration in each checkpoint."""
+"""The metrics of a run: metrics.json, TensorBoard's event files, metrics.csv, the configuration in each checkpoint."""
 
+import csv
 import json
 import operator
 import platform
 import time
+from collections import defaultdict
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning_utilities.core.rank_zero import rank_zero_only
+from torch.utils.tensorboard.summary import hparams
 
-from mnist_lit.errors import MNISTLitError
 from mnist_lit.formatting import flatten, format_value
-from mnist_lit.training.run_dir import write_text
+from mnist_lit.training.run_dir import atomic_write, is_global_zero, write_text
 
-__all__ = ["MetricsWriter"]
+__all__ = ["MetricsWriter", "TensorBoard"]
 
 PACKAGES = ("mnist_lit", "torch", "torchvision", "lightning", "torchmetrics")
 # Hyper-parameters that are logged even where they have their defaults.
 ALWAYS = ("model.lr", "model.channels", "data.batch_size", "trainer.max_epochs")
+HPARAMS_METRIC = "val/acc_best"
 
 
 class MetricsWriter(Callback):
@@ -39,11 +43,8 @@ class MetricsWriter(Callback):
         self.best: dict[str, float] = {}
         self.best_step = self.judged_step = -1
         self.seconds, self.num_images = 0.0, 0
-        self.started: float | None = None
-
-    @property
-    def state_key(self) -> str:
-        return "RunRecord"  # the name of this class when the first checkpoints were written
+        self.started = 0.0
+        self.has_logged_params = False
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "seconds": self._elapsed(), "num_images": self.num_images}
@@ -55,10 +56,6 @@ class MetricsWriter(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["config"] = self.config
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        for logger in trainer.loggers:
-            logger.log_hyperparams(self._hparams(trainer))
-
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.started = time.monotonic()
 
@@ -67,66 +64,58 @@ class MetricsWriter(Callback):
     ) -> None:
         self.num_images += len(batch[1]) * trainer.world_size
 
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.has_logged_params:
+            return
+        self.has_logged_params = True
+        # Those that always count, and those that differ from their defaults.
+        config, defaults = flatten(self.config), flatten(self.defaults)
+        params = {key: config[key] for key in config if key in ALWAYS or config[key] != defaults.get(key)}
+        params |= {"model.optimizer": type(trainer.optimizers[0]).__name__, "seed": self.config["seed_everything"]}
+        params.pop("seed_everything", None)
+        for key, value in params.items():
+            params[key] = value if type(value) in (int, float) else format_value(value)
+        for logger in trainer.loggers:
+            logger.log_hyperparams(params)
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == TrainerFn.VALIDATING:
-            self._merge(trainer)
+            self.on_test_end(trainer, pl_module)
         elif not trainer.sanity_checking:
             self.is_best(trainer)
-            self._write(trainer)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._write(trainer)
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._merge(trainer)
+            self.on_train_end(trainer, pl_module)
 
     def is_best(self, trainer: Trainer) -> bool:
         """Check whether the validation that has just ended is the best; callbacks may ask in any order."""
-        if self.judged_step == trainer.global_step:
-            return self.best_step == self.judged_step
-        self.judged_step = trainer.global_step
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
-        name, mode = (self.monitor, self.mode) if self.monitor in metrics else ("val/loss", "min")
-        is_better = operator.gt if mode == "max" else operator.lt
-        if name in metrics and (name not in self.best or is_better(metrics[name], self.best[name])):
-            self.best = {**metrics, "epoch": trainer.current_epoch}
-            self.best_step = self.judged_step
-        if "val/acc_best" in metrics:
-            self.best["val/acc_best"] = metrics["val/acc_best"]
+        if self.judged_step != trainer.global_step:
+            self.judged_step = trainer.global_step
+            metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name[:4] == "val/"}
+            name, mode = (self.monitor, self.mode) if self.monitor in metrics else ("val/loss", "min")
+            is_better = operator.gt if mode == "max" else operator.lt
+            if name in metrics and (name not in self.best or is_better(metrics[name], self.best[name])):
+                self.best = {**metrics, "epoch": trainer.current_epoch}
+                self.best_step = self.judged_step
+            self.best |= {name: value for name, value in metrics.items() if name == HPARAMS_METRIC}
         return self.best_step == self.judged_step
 
-    def _hparams(self, trainer: Trainer) -> dict[str, Any]:
-        """Select the keys that differ from their defaults, and those that always count."""
-        config, defaults = flatten(self.config), flatten(self.defaults)
-        values = {key: config[key] for key in config if key in ALWAYS or config[key] != defaults.get(key)}
-        values["model.optimizer"] = type(trainer.optimizers[0]).__name__
-        values["seed"] = values.pop("seed_everything", self.config["seed_everything"])
-        return {key: value if isinstance(value, int | float) else format_value(value) for key, value in values.items()}
-
     @rank_zero_only
-    def _merge(self, trainer: Trainer) -> None:
-        """Add the metrics of an evaluation to those in the file."""
-        try:
-            recorded = json.loads(self.file.read_bytes()) if self.file.is_file() else self._facts(trainer)
-        except ValueError as error:
-            raise MNISTLitError(f"{self.file} is damaged: {error}\nrename it; this command writes a new one") from error
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if "/" in name}
-        self._write_json({**recorded, **metrics})
-
-    @rank_zero_only
-    def _write(self, trainer: Trainer) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         seconds = self._elapsed()
-        speed = {
-            "seconds": round(seconds, 3),
-            "images_per_second": round(self.num_images / seconds, 1) if seconds else 0.0,
-        }
-        self._write_json({"epoch": trainer.current_epoch, **self.best, **speed, **self._facts(trainer)})
+        speed = self.num_images / seconds if seconds else 0.0
+        timing = {"seconds": round(seconds, 3), "images_per_second": round(speed, 1)}
+        self._write({"epoch": trainer.current_epoch, **self.best, **timing, **self._facts(trainer)})
 
-    def _write_json(self, metrics: dict[str, Any]) -> None:
+    @rank_zero_only
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        recorded = json.loads(self.file.read_bytes()) if self.file.is_file() else self._facts(trainer)
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if "/" in name}
+        self._write({**recorded, **metrics})
+
+    def _write(self, metrics: dict[str, Any]) -> None:
         write_text(self.file, json.dumps(metrics, indent=2) + "\n")
 
     def _elapsed(self) -> float:
-        return self.seconds + (0.0 if self.started is None else time.monotonic() - self.started)
+        return self.seconds + (time.monotonic() - self.started if self.started else 0.0)
 
     def _facts(self, trainer: Trainer) -> dict[str, Any]:
         versions = [f"python {platform.python_version()}", *(f"{name} {version(name)}" for name in PACKAGES)]
@@ -138,3 +127,53 @@ class MetricsWriter(Callback):
             "parameters": sum(parameter.numel() for parameter in trainer.lightning_module.parameters()),
             "versions": ", ".join(versions),
         }
+
+
+class TensorBoard(TensorBoardLogger):
+    """Write event files into the run directory itself, and `metrics.csv` if wanted.
+
+    A resumed run gives the step that it goes on from: what a killed run has logged from there on is dropped.
+    """
+
+    def __init__(self, run_dir: Path, *, purge_step: int | None, csv: bool = False) -> None:
+        if purge_step is not None and is_global_zero():
+            # TensorBoard sorts event files by name, which begins with the second they were made in: two may share it.
+            for number, file in enumerate(sorted(run_dir.glob("events.out.tfevents.*"))):
+                file.rename(run_dir / f"events.out.tfevents.{number:010d}.{file.name.split('.', 4)[4]}")
+        super().__init__(run_dir, name="", version="", default_hp_metric=False, purge_step=purge_step)
+        self.csv = csv
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, metrics: Mapping[str, float] | None = None, step: int | None = None) -> None:
+        """Log hyper-parameters beside the metric that has a curve: Lightning would log a point of its own."""
+        for summary in hparams(params, {HPARAMS_METRIC: 0.0}):  # type: ignore[no-untyped-call]
+            self.experiment.file_writer.add_summary(summary)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log scalars, but not the epoch, which Lightning adds: its chart is a straight line."""
+        super().log_metrics({name: value for name, value in metrics.items() if name != "epoch"}, step)
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Flush the events; Lightning's file of hyper-parameters would only repeat config.yaml."""
+        self.experiment.flush()
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Close the event file; write `metrics.csv` if wanted: a row for each step, a column for each scalar."""
+        super().finalize(status)
+        if not self.csv:
+            return
+        # Imported here as it takes a tenth of a second, and few runs want the table.
+        from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
+
+        events = EventAccumulator(self.log_dir, size_guidance={SCALARS: 0}).Reload()
+        rows: dict[int, dict[str, Any]] = defaultdict(dict)
+        for tag in events.Tags()[SCALARS]:
+            for event in events.Scalars(tag):
+                rows[event.step] |= {"step": event.step, tag: f"{event.value:.8g}"}  # events hold single precision
+        with atomic_write(Path(self.log_dir, "metrics.csv")) as temporary, temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, ["step", *sorted(events.Tags()[SCALARS])], lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows[step] for step in sorted(rows))

@@ -7,15 +7,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jsonargparse.typing import NonNegativeInt, PositiveInt
+from jsonargparse.typing import PositiveInt
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning_utilities.core.rank_zero import rank_zero_only
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
-from torch.distributed import all_gather_object
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassConfusionMatrix
 from torchvision.utils import make_grid  # type: ignore[import-untyped]
@@ -32,16 +32,12 @@ HEADER = 64  # pixels, above a grid
 MAX_CHARACTERS = 22  # of a line above an image
 MAX_CLASSES_WITH_COUNTS = 20
 
-Losses = tuple[Tensor, Tensor, Tensor]  # misclassified images of 0 to 255, their labels and logits
-
 
 class Evaluation(NamedTuple):
     """Hold the confusion matrix (num_classes, num_classes), true classes in rows, and the highest losses."""
 
     counts: Tensor
-    images: Tensor
-    labels: Tensor
-    logits: Tensor
+    top_losses: tuple[Tensor, ...]  # misclassified images of 0 to 255, their labels and logits
     epoch: int
 
 
@@ -53,25 +49,15 @@ class Pictures(Callback):
     Args:
         enabled: Whether pictures are made.
         num_images: Images in the grid of training images and in that of top losses, 1 or more.
-        every_n_epochs: Epochs, 1 or more, after which pictures are made before the end, too; 0 for the end only.
-        histograms: Whether TensorBoard also gets a histogram of each weight after each epoch.
     """
 
-    def __init__(
-        self,
-        enabled: bool = True,
-        num_images: PositiveInt = 36,
-        every_n_epochs: NonNegativeInt = 0,
-        histograms: bool = False,
-    ) -> None:
-        self.enabled, self.histograms = enabled, histograms
-        self.num_images, self.every_n_epochs = num_images, every_n_epochs
+    def __init__(self, enabled: bool = True, num_images: PositiveInt = 36) -> None:
+        self.enabled, self.num_images = enabled, num_images
         self.folder = Path("pictures")
         self.confusion: MulticlassConfusionMatrix | None = None
-        self.top_losses: Losses | None = None
+        self.top_losses: tuple[Tensor, ...] = ()
         self.first_batch: list[Tensor] | None = None
         self.validation: Evaluation | None = None
-        self.plotted: Evaluation | None = None
 
     def state_dict(self) -> dict[str, Any]:
         # A resumed run ends with the pictures of its best epoch, which may lie before the stop.
@@ -85,7 +71,7 @@ class Pictures(Callback):
             self.first_batch = [part[: self.num_images].cpu() for part in batch]
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.confusion = self.top_losses = None
+        self.confusion, self.top_losses = None, ()
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any, **kwargs: Any
@@ -94,10 +80,15 @@ class Pictures(Callback):
         if self.confusion is None:
             self.confusion = MulticlassConfusionMatrix(outputs.shape[1], validate_args=False).to(pl_module.device)
         self.confusion.update(outputs, labels)
+        # Those whose true class has got the lowest probability; with several processes those of the first one.
         is_wrong = outputs.argmax(dim=1) != labels
         images, labels, logits = (part[is_wrong].float().cpu() for part in (images, labels, outputs))
-        wrong = ((images * 255).round().byte(), labels.long(), logits)
-        self.top_losses = _top_losses([self.top_losses, wrong], self.num_images)
+        parts = [(images * 255).round().byte(), labels.long(), logits]
+        if self.top_losses:
+            parts = [torch.cat(pair) for pair in zip(self.top_losses, parts, strict=True)]
+        losses = F.cross_entropy(parts[2], parts[1], reduction="none")
+        highest = losses.topk(min(self.num_images, len(losses))).indices
+        self.top_losses = tuple(part[highest] for part in parts)
 
     on_test_start = on_validation_start
     on_test_batch_end = on_validation_batch_end
@@ -107,59 +98,38 @@ class Pictures(Callback):
             return
         writers = (callback for callback in trainer.callbacks if isinstance(callback, MetricsWriter))  # type: ignore[attr-defined]
         if all(writer.is_best(trainer) for writer in writers):
-            self.validation = self._evaluate(trainer)
-        if self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
-            self._plot_run(trainer, pl_module)
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        for board in _tensorboards(trainer) if self.histograms else ():
-            for name, parameter in pl_module.get_submodule("network").named_parameters():
-                board.add_histogram(f"weights/{name}", parameter.detach().float(), trainer.global_step)
+            self.validation = Evaluation(self.confusion.compute().cpu(), self.top_losses, trainer.current_epoch)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._plot_run(trainer, pl_module)
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.confusion is not None:
-            self._plot_evaluation(trainer, "test", self._evaluate(trainer))
-
-    def _evaluate(self, trainer: Trainer) -> Evaluation:
-        """Combine the results of all processes."""
-        assert self.confusion is not None
-        shares = [self.top_losses] * trainer.world_size
-        if trainer.world_size > 1:
-            all_gather_object(shares, self.top_losses)
-        return Evaluation(self.confusion.compute().cpu(), *_top_losses(shares, self.num_images), trainer.current_epoch)
-
-    def _plot_run(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.first_batch and trainer.is_global_zero:
             images, labels = self.first_batch
-            self.first_batch = []
             _add_graph(trainer, pl_module, images[:1])
-            names = _class_names(trainer, int(labels.max()) + 1)
+            names = trainer.datamodule.class_names  # type: ignore[attr-defined]
             texts = [names[label] for label in labels.tolist()]
             caption = "the first batch after augmentation, with its labels"
             self._publish(trainer, "training_images", plot_images("Training images", caption, images, texts), 0)
-        if self.validation is not None and self.validation is not self.plotted:
-            self.plotted = self.validation
-            self._plot_evaluation(trainer, "val", self.validation)
+        if self.validation is not None:
+            self._plot(trainer, "val", f"Validation, epoch {self.validation.epoch + 1}", self.validation)
 
-    def _plot_evaluation(self, trainer: Trainer, split: str, evaluation: Evaluation) -> None:
-        if not trainer.is_global_zero:
-            return
-        counts, images, labels, logits, epoch = evaluation
-        names, step = _class_names(trainer, len(counts)), trainer.global_step
-        split_name = f"Validation, epoch {epoch + 1}" if split == "val" else "Test"
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.confusion is not None:
+            self._plot(trainer, "test", "Test", Evaluation(self.confusion.compute().cpu(), self.top_losses, 0))
+
+    @rank_zero_only
+    def _plot(self, trainer: Trainer, split: str, split_name: str, evaluation: Evaluation) -> None:
+        counts, (images, labels, logits), _ = evaluation
+        names = trainer.datamodule.class_names  # type: ignore[attr-defined]
         num_images, num_wrong = int(counts.sum()), int(counts.sum() - counts.trace())
         title = f"{split_name}: {num_wrong:,} of {num_images:,} images are misclassified"
-        self._publish(trainer, f"{split}_confusion", plot_confusion(title, counts, names), step)
+        self._publish(trainer, f"{split}_confusion", plot_confusion(title, counts, names), trainer.global_step)
         confidences, predictions = (part.tolist() for part in logits.softmax(dim=1).max(dim=1))
         texts = [
             textwrap.fill(f"{names[label]} predicted as {names[prediction]}, {confidence:.0%}", MAX_CHARACTERS)
             for label, prediction, confidence in zip(labels.tolist(), predictions, confidences, strict=True)
         ]
         caption = "the highest losses first: label, predicted class and its confidence" if texts else ""
-        self._publish(trainer, f"{split}_mistakes", plot_images(title, caption, images / 255, texts), step)
+        figure = plot_images(title, caption, images / 255, texts)
+        self._publish(trainer, f"{split}_mistakes", figure, trainer.global_step)
 
     def _publish(self, trainer: Trainer, name: str, figure: Figure, step: int) -> None:
         """Write a figure to its file, and give it to the loggers."""
@@ -167,11 +137,11 @@ class Pictures(Callback):
         file = self.folder / f"{name}.png"
         with atomic_write(file) as temporary:
             figure.savefig(temporary, format="png", dpi=DPI)
-        for board in _tensorboards(trainer):
-            pixels = np.asarray(Image.open(file).convert("RGB"))
-            board.add_image(name.replace("_", "/", 1), pixels, step, dataformats="HWC")
         for logger in trainer.loggers:
-            if isinstance(logger, MLFlowLogger):
+            if isinstance(logger, TensorBoardLogger):
+                pixels = np.asarray(Image.open(file).convert("RGB"))
+                logger.experiment.add_image(name.replace("_", "/", 1), pixels, step, dataformats="HWC")
+            elif isinstance(logger, MLFlowLogger):
                 logger.experiment.log_artifact(logger.run_id, str(file), "pictures")
             elif hasattr(logger, "log_image"):
                 logger.log_image(key=name, images=[str(file)])
@@ -182,9 +152,8 @@ def plot_images(title: str, caption: str, images: Tensor, texts: Sequence[str]) 
     side = images.shape[-1]
     scale, gap, top = max(1, round(IMAGE_SIDE / side)), side // 8, side // 3
     tiles = 0.95 * (1 - images.float()) if images.shape[1] == 1 else images.float()  # grey images as ink on paper
-    tiles = F.pad(tiles, (gap, gap, top, gap), value=1.0)
     num_missing = -len(tiles) % NUM_COLUMNS or NUM_COLUMNS * (len(tiles) == 0)
-    tiles = torch.cat([tiles, tiles.new_ones(num_missing, *tiles.shape[1:])])
+    tiles = F.pad(tiles, (gap, gap, top, gap, 0, 0, 0, num_missing), value=1.0)
     grid = make_grid(tiles, nrow=NUM_COLUMNS, padding=0).permute(1, 2, 0).numpy()
     height, width = scale * grid.shape[0], scale * grid.shape[1]
     figure = Figure(figsize=(width / DPI, (height + HEADER) / DPI), dpi=DPI)
@@ -214,29 +183,12 @@ def plot_confusion(title: str, counts: Tensor, names: Sequence[str]) -> Figure:
     return figure
 
 
-def _top_losses(shares: Sequence[Losses | None], limit: int) -> Losses:
-    """Select the images whose true class has got the lowest probability, the lowest first."""
-    images, labels, logits = (torch.cat(parts) for parts in zip(*filter(None, shares), strict=True))
-    losses = F.cross_entropy(logits, labels, reduction="none")
-    top = losses.topk(min(limit, len(losses))).indices
-    return images[top], labels[top], logits[top]
-
-
-def _class_names(trainer: Trainer, num_classes: int) -> list[str]:
-    datamodule = trainer.datamodule  # type: ignore[attr-defined]
-    return list(getattr(datamodule, "class_names", None) or map(str, range(num_classes)))
-
-
-def _tensorboards(trainer: Trainer) -> list[Any]:
-    """List TensorBoard's writers."""
-    return [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-
-
 def _add_graph(trainer: Trainer, pl_module: LightningModule, image: Tensor) -> None:
     network = pl_module.get_submodule("network")
     was_training = network.training
     # In eval mode, as tracing runs the network and would move its batch statistics; compiled code cannot be traced.
     with torch.compiler.set_stance("force_eager"):
-        for board in _tensorboards(trainer):
-            board.add_graph(network.eval(), image.to(pl_module.device))
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_graph(network.eval(), image.to(pl_module.device))
     network.train(was_training)

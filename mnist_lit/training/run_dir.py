@@ -31,26 +31,13 @@ class RunDir:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.is_new = False
-        self.parents: list[Path] = []  # those that were made for it
         self.lock = FileLock(path / LOCK, timeout=0)
 
     @classmethod
     def make(cls, wanted: Path | None) -> "RunDir":
-        """Make and lock the directory of a new run.
-
-        Args:
-            wanted: Its path, which must hold no files; None for the next free `logs/run_N`.
-
-        Raises:
-            UsageError: If it holds files, is trained in by another process, or cannot be made.
-        """
-        paths = [wanted] if wanted else (LOGS / f"run_{number}" for number in itertools.count(1))
-        for path in paths:
-            run_dir = cls(path)
-            run_dir.parents = [folder for folder in path.parents if not os.path.exists(folder)]  # noqa: PTH110
-            with _usage_errors(path), suppress(FileExistsError):
-                path.mkdir(parents=True, exist_ok=wanted is not None)
-                break
+        """Make and lock the directory of a new run, which must hold no files; None for the next free `logs/run_N`."""
+        path = wanted or _make_next()
+        run_dir = cls(path)
         run_dir.acquire()
         if any(file.name != LOCK and not file.match(f".*{PART}") for file in path.iterdir()):
             run_dir.release()
@@ -63,8 +50,12 @@ class RunDir:
 
     def acquire(self) -> None:
         """Lock the directory, and remove what a killed process has left half written."""
-        with _usage_errors(self.path):
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
             self.lock.acquire()
+        except OSError as error:
+            reason = "another process trains in it" if isinstance(error, Timeout) else error.strerror
+            raise UsageError(f"run_dir: {self.path}: {reason}\ngive another --run_dir") from error
         for leftover in self.path.glob(f"checkpoints/.*{PART}"):
             leftover.unlink()
 
@@ -75,22 +66,20 @@ class RunDir:
             self.lock.release()
 
     def remove(self) -> None:
-        """Remove the directory of a new run that has not begun, and the folders that were made for it."""
+        """Remove the directory of a new run that has not begun."""
         if self.is_new:
-            with suppress(OSError):  # it may be gone already, and its parents may hold other files
+            with suppress(OSError):  # it may be gone already; `logs` may hold other runs
                 shutil.rmtree(self.path)
-                for folder in self.parents:
-                    folder.rmdir()
+                LOGS.rmdir()
 
 
-@contextmanager
-def _usage_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except Timeout:
-        raise UsageError(f"run_dir: another process trains in {path}\ngive another --run_dir") from None
-    except OSError as error:
-        raise UsageError(f"run_dir: {path}: {error.strerror}\ngive another --run_dir") from error
+def _make_next() -> Path:
+    for number in itertools.count(1):
+        with suppress(FileExistsError):
+            path = LOGS / f"run_{number}"
+            path.mkdir(parents=True)
+            break
+    return path
 
 
 def write_text(path: Path, text: str) -> None:
