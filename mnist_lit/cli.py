@@ -18,18 +18,13 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from mnist_lit.command_line import CommandLine
 from mnist_lit.data.datamodule import MNISTDataModule
 from mnist_lit.data.folder import find_classes
-from mnist_lit.errors import UsageError
+from mnist_lit.errors import UsageError, format_own_frames
 from mnist_lit.model.classifier import Classifier, ConvNet
-from mnist_lit.model.ensemble import Ensemble
+from mnist_lit.model.ensemble import load_ensemble
 from mnist_lit.parser_errors import explain_object, explain_trainer
 from mnist_lit.parsing import Parser, expand_home, parse
 from mnist_lit.training.callbacks import EMA, BestCheckpoint, EarlyStop, LastCheckpoint, Progress
-from mnist_lit.training.checkpoints import (
-    AtomicCheckpointIO,
-    Checkpoint,
-    check_network,
-    find_checkpoint,
-)
+from mnist_lit.training.checkpoints import AtomicCheckpointIO, Checkpoint, check_network, find_checkpoint, load_weights
 from mnist_lit.training.hardware import native_precision
 from mnist_lit.training.metrics import MetricsWriter, TensorBoard
 from mnist_lit.training.plots import Pictures
@@ -38,6 +33,7 @@ from mnist_lit.training.run_dir import LOGS, RunDir, is_global_zero, write_text
 __all__ = ["CLI"]
 
 CALLBACKS = {"checkpoint": BestCheckpoint, "early_stopping": EarlyStop, "ema": EMA, "pictures": Pictures}
+LINKED = ("image_size", "in_channels")  # arguments of a model that the data has, too
 TRAINER_DEFAULTS = {
     "max_epochs": 10,
     "num_sanity_val_steps": 0,
@@ -86,6 +82,7 @@ class CLI(LightningCLI):
     ) -> None:
         self.command, self.command_line, self.callbacks, self.is_dry = command, command_line, callbacks, is_dry
         self.checkpoint: Checkpoint | None = None
+        self.initial: Checkpoint | None = None  # whose weights a new run starts from
         self.goes_on = False  # `fit` continues a run in its own directory
         self.ensemble: list[Checkpoint] = []
         self.run_dir = LOGS
@@ -127,10 +124,9 @@ class CLI(LightningCLI):
         assert isinstance(parser, Parser)
         parser.add_command_arguments(self.command)
         accepted = inspect.signature(self._model_class).parameters
-        if "image_size" in accepted:
-            parser.link_arguments("data.image_size", "model.image_size")
-        if "in_channels" in accepted:
-            parser.link_arguments("data.in_channels", "model.in_channels")
+        for name in LINKED:
+            if name in accepted:
+                parser.link_arguments(f"data.{name}", f"model.{name}")
         if "num_classes" in accepted:
             parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
 
@@ -141,10 +137,23 @@ class CLI(LightningCLI):
             path = expand_home(path)
             self.checkpoint = find_checkpoint(path, for_fit=is_fit)
             self.goes_on = is_fit and Path(path).is_dir()
-        self.config = parse(parser, self.command_line, self.checkpoint)
+        elif is_fit and (path := self.command_line.value_of("init_from")) is not None:
+            self.initial = find_checkpoint(expand_home(path), key="init_from")
+        self.config = parse(parser, self.command_line, self._base())
         if not is_fit and self.checkpoint is None:
             raise UsageError(f"{self.command} needs a checkpoint\ngive --ckpt_path: a run directory, a file or a URL")
         self.ensemble = [find_checkpoint(member, key="ensemble") for member in self.config.get("ensemble", [])]
+
+    def _base(self) -> dict[str, Any] | None:
+        """Return the configuration below all that was typed: a checkpoint's, or that of its network alone."""
+        if self.initial is None:
+            return self.checkpoint.config if self.checkpoint is not None else None
+        model, data = self.initial.config.get("model", {}), self.initial.config.get("data", {})
+        fresh = inspect.signature(Classifier).parameters
+        return {
+            "model": {name: value for name, value in model.items() if name not in fresh},
+            "data": {name: data[name] for name in LINKED if name in data},
+        }
 
     def before_instantiate_classes(self) -> None:
         config = self.config
@@ -171,11 +180,7 @@ class CLI(LightningCLI):
         config.run_dir = None  # config.yaml repeats the run in a directory of its own
         # Lightning looks for `config_dump`, too, and would make one of its own.
         self.config_dump = self._plain(config)
-        model = {
-            name: value
-            for name, value in self.config_dump["model"].items()
-            if name not in ("image_size", "in_channels")
-        }
+        model = {name: value for name, value in self.config_dump["model"].items() if name not in LINKED}
         self.plain_config = {**self.config_dump, "model": model}
 
     def _plain(self, config: Namespace) -> dict[str, Any]:
@@ -194,13 +199,18 @@ class CLI(LightningCLI):
         try:
             super().instantiate_classes()
         except (ValueError, TypeError, ImportError) as error:
+            if not isinstance(error, ValueError) and format_own_frames(error):
+                raise  # a mistake in code, which its traceback shows
             raise UsageError(explain_object(str(error))) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         if self.checkpoint is not None:
             check_network(self.checkpoint, self.model.state_dict(), self.plain_config["model"])
             if self.ensemble:
-                self._average([self.checkpoint, *self.ensemble])
+                files = [str(member.file) for member in (self.checkpoint, *self.ensemble)]
+                self.model.network = load_ensemble(self.model, files)
+        if self.initial is not None:
+            load_weights(self.initial, self.model, self.plain_config["model"], self.model.num_classes)
         if self.is_dry:
             return self._make_trainer(**kwargs)
         if is_global_zero() and self.command != "demo":
@@ -210,14 +220,6 @@ class CLI(LightningCLI):
         self.claimed = self._claim()
         self.run_dir = self.claimed.path
         return self._make_trainer(**kwargs)
-
-    def _average(self, checkpoints: Sequence[Checkpoint]) -> None:
-        models = [type(self.model).load_from_checkpoint(str(member.file), map_location="cpu") for member in checkpoints]
-        for member, model in zip(checkpoints, models, strict=True):
-            if model.hparams.get("image_size") != self.model.hparams.get("image_size"):
-                raise UsageError(f"ensemble: {member.file} is for images of another size (data.image_size)")
-        # To whoever evaluates it there is no difference.
-        self.model.network = Ensemble([model.network for model in models])
 
     def _claim(self) -> RunDir:
         """Find or make the run directory of this command, locked if it is trained in."""
@@ -257,13 +259,8 @@ class CLI(LightningCLI):
     def _callbacks(self, config: Namespace) -> list[Any]:
         if not self.datamodule.val_size:
             config.checkpoint.monitor = None
-        writer = MetricsWriter(
-            self.run_dir,
-            self.plain_config,
-            self.defaults(),
-            monitor=config.checkpoint.monitor,
-            mode=config.checkpoint.mode,
-        )
+        monitor, mode = config.checkpoint.monitor, config.checkpoint.mode
+        writer = MetricsWriter(self.run_dir, self.plain_config, self.defaults(), monitor=monitor, mode=mode)
         callbacks: list[Any] = [writer, *self.callbacks]
         if config.checkpoint.enabled:
             last = LastCheckpoint()

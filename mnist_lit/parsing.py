@@ -16,7 +16,6 @@ from mnist_lit.class_paths import called_functions, walk
 from mnist_lit.command_line import CommandLine
 from mnist_lit.errors import UsageError
 from mnist_lit.parser_errors import explain
-from mnist_lit.training.checkpoints import Checkpoint
 
 __all__ = ["Parser", "expand_home", "parse"]
 
@@ -28,7 +27,7 @@ Threads: Any = restricted_number_type(None, int, [(">=", 1), ("<=", 1024)])
 Port: Any = restricted_number_type(None, int, [(">=", 1), ("<=", 65535)])
 AT_LEAST_ONE = ("trainer.accumulate_grad_batches", "trainer.check_val_every_n_epoch", "trainer.val_check_interval")
 
-PATHS = ("ckpt_path", "run_dir", "ensemble", "output", "data.data_dir", "data.predict_paths")
+PATHS = ("ckpt_path", "init_from", "run_dir", "ensemble", "output", "data.data_dir", "data.predict_paths")
 
 
 class ParserError(Exception):
@@ -49,6 +48,11 @@ class Parser(LightningArgumentParser):
         """Add the arguments of a command beside trainer, model, data and callbacks."""
         add = self.add_argument
         add("--ckpt_path", type=str | None, help="Checkpoint: a run directory, a file or a URL.")
+        if command == "fit":
+            text = (
+                "Checkpoint whose weights a new run starts from: a run directory, a file or a URL. All else is fresh."
+            )
+            add("--init_from", type=str | None, help=text)
         add("--run_dir", type=str | None, help="Folder of the run; default the next free logs/run_N.")
         add("--test_after_fit", type=bool, default=False, help="Whether fit ends with a test of the best checkpoint.")
         add("--csv", type=bool, default=False, help="Whether the scalars are also written to RUN/metrics.csv.")
@@ -70,8 +74,13 @@ class Parser(LightningArgumentParser):
             add("--port", type=Port, default=7860, help="Port to listen at, 1 to 65535.")
 
 
-def parse(parser: Parser, command_line: CommandLine, checkpoint: Checkpoint | None) -> Namespace:
+def parse(parser: Parser, command_line: CommandLine, base: dict[str, Any] | None) -> Namespace:
     """Merge all layers; print the merge and exit where `--print_config` asks for it.
+
+    Args:
+        parser: The parser of the command.
+        command_line: What was typed.
+        base: The configuration of a checkpoint, which lies below all that was typed.
 
     Raises:
         UsageError: If there is no such key or value.
@@ -81,8 +90,8 @@ def parse(parser: Parser, command_line: CommandLine, checkpoint: Checkpoint | No
     printing = [flag for flag in layers if flag.startswith("--print_config")]
     args = [flag for flag in layers if flag not in printing]
     contents = list(command_line.contents)
-    if checkpoint is not None:
-        known = _known(checkpoint.config, defaults.as_dict())
+    if base is not None:
+        known = _known(base, defaults.as_dict())
         contents.insert(0, {**known, "ckpt_path": None, "run_dir": None})
         args.insert(0, f"--config={yaml.safe_dump(contents[0], default_flow_style=True, width=10**9)}")
     try:

@@ -12,8 +12,10 @@ import torch
 import yaml
 from conftest import CONFIGS, SMALL
 from jsonargparse import Namespace
+from lightning.pytorch import Callback, LightningModule, Trainer
 
 from mnist_lit import ConvNet, main
+from mnist_lit.data.datasets import DATASETS, DatasetInfo, Split
 
 Fails = Callable[..., str]
 Fit = Callable[..., Any]
@@ -322,6 +324,59 @@ def test_checkpoint_of_another_version_works_without_the_keys_that_are_gone(
     assert "squeeze" in "".join(notes)
     assert "telemetry" not in "".join(notes)  # of a file outside of a run directory only network and data are taken
     assert 0.3 < float(cli.trainer.callback_metrics["test/acc"]) <= 1
+
+
+STATISTICS = ("network.mean", "network.std")  # of the training images
+
+
+class Initial(Callback):
+    """Keep the weights that training begins with."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.weights = {name: tensor.clone() for name, tensor in pl_module.state_dict().items()}
+
+
+def test_init_from_starts_a_new_run_with_the_weights_alone(run_dir: Path) -> None:
+    initial, before = Initial(), files(run_dir)
+    flags = ["--data.dataset=digits", "--data.val_size=200", "--trainer.max_epochs=1", "--pictures.enabled=false"]
+
+    cli = main(["fit", f"--init_from={run_dir}", *flags], callbacks=[initial])
+
+    best = torch.load(run_dir / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    assert all(torch.equal(initial.weights[name], tensor) for name, tensor in best.items())
+    assert (cli.run_dir, cli.trainer.current_epoch, cli.model.lr) == (Path("logs/run_1"), 1, 0.001)
+    assert cli.model.hparams["channels"] == [4]
+    assert yaml.safe_load((cli.run_dir / "config.yaml").read_text())["init_from"] == str(run_dir)
+    assert files(run_dir) == before
+    assert main(["fit", f"--ckpt_path={cli.run_dir}", "--trainer.max_epochs=2"]).trainer.current_epoch == 2
+    assert main(["test", f"--ckpt_path={cli.run_dir}"]).run_dir == cli.run_dir
+
+
+def test_init_from_has_a_new_head_for_other_classes(
+    run_dir: Path, capsys: Capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(data_dir: Path, split: Split) -> tuple[torch.Tensor, torch.Tensor]:
+        images, labels = DATASETS["digits"].load(data_dir, split)
+        return images, labels // 2
+
+    monkeypatch.setitem(DATASETS, "kmnist", DatasetInfo(class_names=tuple("abcde"), load=load))
+    initial = Initial()
+
+    cli = main(["fit", f"--init_from={run_dir}", *SMALL, "--data.dataset=kmnist"], callbacks=[initial])
+
+    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+    old = torch.load(run_dir / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    same = [name for name, tensor in old.items() if initial.weights[name].shape == tensor.shape]
+    assert cli.model.num_classes == 5
+    assert len(notes) == 1
+    assert all(name in notes[0] for name in old if name not in same)
+    assert all(torch.equal(initial.weights[name], old[name]) for name in same if name not in STATISTICS)
+
+
+def test_init_from_another_network_names_the_key(run_dir: Path, tmp_path: Path, fails: Fails) -> None:
+    assert "model.channels" in fails("fit", *SMALL, f"--init_from={run_dir}", "--model.channels=[8]")
+    assert "init_from" in fails("fit", *SMALL, "--init_from=nowhere")
+    assert files(tmp_path) == set()
 
 
 # Python

@@ -5,12 +5,14 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
+from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mnist_lit.data.augment import inverse_affine
+from mnist_lit.errors import UsageError
 
-__all__ = ["Ensemble", "distortions", "mean_probabilities"]
+__all__ = ["Ensemble", "distortions", "load_ensemble", "mean_probabilities"]
 
 TURN, SCALE, SLANT = math.radians(9), 0.09, math.tan(math.radians(8))
 
@@ -25,6 +27,19 @@ class Ensemble(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Compute logits of shape (n, num_classes) of images of shape (n, c, h, w) in [0, 1]."""
         return mean_probabilities(network(images) for network in self.networks)
+
+
+def load_ensemble(model: LightningModule, files: Iterable[str]) -> Ensemble:
+    """Load the networks of checkpoints of the same class and image size as `model`.
+
+    Raises:
+        UsageError: If one is for images of another size.
+    """
+    members = {file: type(model).load_from_checkpoint(file, map_location="cpu") for file in files}
+    for file, member in members.items():
+        if member.hparams.get("image_size") != model.hparams.get("image_size"):
+            raise UsageError(f"ensemble: {file} is for images of another size (data.image_size)")
+    return Ensemble([member.get_submodule("network") for member in members.values()])
 
 
 def mean_probabilities(logits: Iterable[Tensor]) -> Tensor:

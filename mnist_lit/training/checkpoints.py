@@ -4,24 +4,26 @@ import atexit
 import os
 import re
 import shutil
+import sys
 import tempfile
 import zipfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from torch import Tensor
+from torch import Tensor, nn
 
 from mnist_lit.class_paths import walk
 from mnist_lit.command_line import read_config
 from mnist_lit.errors import MNISTLitError, UsageError
-from mnist_lit.training.run_dir import atomic_write
+from mnist_lit.training.run_dir import atomic_write, is_global_zero
 
-__all__ = ["BEST", "LAST", "AtomicCheckpointIO", "Checkpoint", "check_network", "find_checkpoint", "read_checkpoint"]
+__all__ = ["BEST", "LAST", "AtomicCheckpointIO", "Checkpoint", "check_network", "find_checkpoint"]
+__all__ += ["load_weights", "read_checkpoint"]
 
 BEST, LAST = "best.ckpt", "last.ckpt"
 # Classes that only training needs; whoever uses the weights may not have them.
@@ -77,6 +79,7 @@ def _read(file: Path, run_dir: Path | None, *, for_fit: bool) -> Checkpoint:
         config = {name: _plain_values(config.get(name)) for name in ("model", "data")}
     elif not for_fit:
         config |= {name: _without(config.get(name, {}), TRAINING_KEYS) for name in ("model", "trainer")}
+        config.pop("init_from", None)
     shapes = {name: tensor.shape for name, tensor in content["state_dict"].items()}
     return Checkpoint(file=file, run_dir=run_dir, config=config, step=content.get("global_step") or 0, shapes=shapes)
 
@@ -100,15 +103,39 @@ def _is_plain(value: Any) -> bool:
     return not {".", "/", "\\"} & set(value) if isinstance(value, str) else not isinstance(value, dict)
 
 
-def check_network(checkpoint: Checkpoint, state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
+def load_weights(checkpoint: Checkpoint, model: nn.Module, config: Mapping[str, Any], num_classes: int) -> None:
+    """Load a checkpoint's weights into a new model, but for layers of another number of classes.
+
+    Raises:
+        UsageError: If the checkpoint is of another network.
+    """
+    assert checkpoint.file is not None
+    own, weights = model.state_dict(), read_checkpoint(checkpoint.file)["state_dict"]
+    new = {
+        name: own[name]
+        for name, tensor in weights.items()
+        if name in own and own[name].shape[:1] == (num_classes,) and own[name].shape[1:] == tensor.shape[1:]
+        if own[name].shape != tensor.shape
+    }
+    weights |= new
+    shapes = {name: tensor.shape for name, tensor in weights.items()}
+    check_network(replace(checkpoint, shapes=shapes), own, config, key="init_from")
+    model.load_state_dict(weights)
+    if new and is_global_zero():
+        print(f"note: new for {num_classes} classes: {', '.join(new)}", file=sys.stderr)
+
+
+def check_network(
+    checkpoint: Checkpoint, state_dict: Mapping[str, Tensor], config: Mapping[str, Any], key: str = "ckpt_path"
+) -> None:
     """Refuse a checkpoint of another network before anything is written; `config` is that of the model."""
     if checkpoint.file is None or checkpoint.shapes == {name: tensor.shape for name, tensor in state_dict.items()}:
         return
     theirs = checkpoint.config.get("model", {})
-    differing = [key for key in theirs if key in config and theirs[key] != config[key]]
-    reasons = [f"model.{key} is {theirs[key]} in the checkpoint, {config[key]} here" for key in differing]
+    differing = [name for name in theirs if name in config and theirs[name] != config[name]]
+    reasons = [f"model.{name} is {theirs[name]} in the checkpoint, {config[name]} here" for name in differing]
     reason = "; ".join(reasons) or "data.image_size, or another key that shapes it, differs"
-    raise UsageError(f"ckpt_path: the checkpoint is of another network\n{reason}")
+    raise UsageError(f"{key}: the checkpoint is of another network\n{reason}")
 
 
 def _download(url: str) -> Path:
