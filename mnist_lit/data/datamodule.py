@@ -49,7 +49,8 @@ class MNISTDataModule(LightningDataModule):
         mirrors: URLs of folders to download from, tried in this order; default those of the data set.
         timeout: Seconds without an answer, above 0, after which the next mirror is tried.
         predict_paths: Images for `predict` instead of the test split: image files, folders of them, or patterns in
-            quotes (`'photos/*.jpg'`), each image with one digit of any size, position and colour.
+            quotes (`'photos/*.jpg'`), each image with one digit of any size, position and colour. Of several digits
+            the clearest large one is read, of several pages or frames the first; a note says so.
 
     Raises:
         UsageError: If `resident` and `num_workers` exclude each other.
@@ -144,7 +145,7 @@ class MNISTDataModule(LightningDataModule):
         from mnist_lit.data.image_files import find_files, load_image_files
 
         self.image_files = load_image_files(find_files(paths))
-        digits = [torch.from_numpy(file.digit) for file in self.image_files if file.digit is not None]
+        digits = [torch.from_numpy(candidate.digit) for file in self.image_files for candidate in file.candidates]
         images = torch.stack(digits) if digits else torch.empty(0, 28, 28, dtype=torch.uint8)
         return ImageDataset(images, labels=torch.full((len(images),), -1))
 

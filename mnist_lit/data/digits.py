@@ -2,9 +2,14 @@
 
 MNIST was made like that (LeCun, Cortes and Burges, "The MNIST database of handwritten digits"): ink as grey levels in a
 box of 20x20 pixels that keeps its proportions, placed in 28x28 by its centre of mass.
+
+What is ink and what is background cannot be known from a picture alone. So every reasonable answer becomes a candidate:
+dark and bright strokes, strokes of another colour, the inside of every sheet, screen and frame, each of several
+components. The network's confidence in them decides.
 """
 
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,74 +17,209 @@ from PIL import Image, ImageOps
 from scipy import ndimage
 from skimage.filters import threshold_otsu
 from skimage.measure import label, regionprops
-from skimage.morphology import skeletonize
+from skimage.morphology import convex_hull_image, skeletonize
 
-__all__ = ["extract_digit", "to_grayscale"]
+__all__ = ["Candidate", "choose", "extract_candidates", "to_colors"]
 
 Gray = NDArray[Any]  # floats, 0 to 1
 Mask = NDArray[np.bool_]
+Box = tuple[float, float, float, float]  # top, left, bottom, right
 
 SIDE = 28  # of an MNIST image
 BOX = 20  # longer side of its digit
 STROKE_WIDTH = 0.125  # of its strokes, as a share of the digit's longer side
-WORKING_SIDE = 280  # longer side of the image in which the digit is searched
-POLARITY_SIDE = 140  # longer side of the image in which bright and dark ink are told apart
+WORKING_SIDE = 280  # longer side of the image in which digits are searched
 # Widths of the widest stroke; wider is background. The small one follows the edge of a shadow, the large one keeps the
 # strokes of the thickest brush.
 MAX_STROKE_WIDTHS = (75, 145)
 EDGE_WIDTH = 4  # within which sharp ink ends
-MIN_CONTRAST = 0.08
+MIN_CONTRAST = 0.02
+SHARP = 0.4  # share of the contrast that is reached within the width of an edge
 MIN_AREA = 30
+MAX_COMPONENTS = 6  # that become candidates
+MAX_DEPTH = 2  # a sheet on a desk, and a frame on the sheet
 
 
-def extract_digit(image: Image.Image) -> NDArray[np.uint8] | None:
-    """Find the digit of an image of any size and mode, dark on light or light on dark.
+class Candidate(NamedTuple):
+    """Hold what may be the digit of an image.
+
+    Attributes:
+        digit: Shape (28, 28), bright on black.
+        prior: How likely it is, 1 at most, before the network has seen it.
+        box: Where it is in the image.
+        plane: Whether it is dark (0), bright (1) or of another colour (2).
+        is_solid: Whether its shape has neither bays nor holes, like that of a 1.
+    """
+
+    digit: NDArray[np.uint8]
+    prior: float
+    box: Box
+    plane: int
+    is_solid: bool
+
+
+def extract_candidates(image: Image.Image) -> list[Candidate]:
+    """Find what may be the digit of an image of any size, mode and polarity; nothing if there is no ink."""
+    colors = to_colors(image)
+    if _is_mnist(colors):
+        return [
+            Candidate(np.round(255 * colors[..., 0]).astype(np.uint8), 1, (0, 0, SIDE, SIDE), plane=1, is_solid=False)
+        ]
+    candidates = _search(colors, max(image.size))
+    return [candidate._replace(prior=candidate.prior * _weight(candidate, candidates)) for candidate in candidates]
+
+
+def _weight(candidate: Candidate, others: Sequence[Candidate]) -> float:
+    """Weigh down what is around a digit (circles, boxes, sheets) and the counters of digits."""
+    for other in others:
+        if _encloses(candidate, other) and (other.plane == candidate.plane or not other.is_solid):
+            return 0.3
+        if _encloses(other, candidate) and other.plane != candidate.plane and candidate.is_solid:
+            return 0.3
+    return 1
+
+
+def _encloses(candidate: Candidate, other: Candidate) -> bool:
+    (top, left, bottom, right), box = candidate.box, other.box
+    is_around = top < box[0] and left < box[1] and box[2] < bottom and box[3] < right
+    return is_around and box[2] - box[0] > 0.2 * (bottom - top)
+
+
+def choose(candidates: Sequence[Candidate], confidences: Sequence[float]) -> tuple[int, str]:
+    """Choose a candidate by prior and confidence.
 
     Returns:
-        The digit, of shape (28, 28), bright on black; None if there is no ink.
+        Its index; a note which digit it is if there are several, else an empty one.
     """
-    gray = _resize(to_grayscale(image), WORKING_SIDE)
-    if not _is_dark_on_bright(gray):
-        gray = 1 - gray
-    edge_width = max(EDGE_WIDTH, WORKING_SIDE // max(image.size))
-    digit = None
-    for max_width in MAX_STROKE_WIDTHS:
-        found = _segment_digit(_ink(gray, max_width), edge_width)
-        digit = digit if found is None else found
-        if digit is not None and _stroke_width(digit) < max_width / 2:
-            break
-    return None if digit is None else _center(_normalize_stroke_width(digit))
+    scores = [candidate.prior * confidence**2 for candidate, confidence in zip(candidates, confidences, strict=True)]
+    order = sorted(range(len(scores)), key=lambda index: -scores[index])
+    boxes = [candidates[order[0]].box]
+    for index in order[1:]:
+        box = candidates[index].box
+        is_similar = 0.5 < (box[2] - box[0]) / (boxes[0][2] - boxes[0][0]) < 2
+        if confidences[index] > 0.9 and is_similar and not any(_overlap(box, other) for other in boxes):
+            boxes.append(box)
+    if len(boxes) == 1:
+        return order[0], ""
+    axis = int(np.ptp([box[1] for box in boxes]) > np.ptp([box[0] for box in boxes]))
+    position = sorted(box[axis] for box in boxes).index(boxes[0][axis]) + 1
+    return order[0], f"digit {position} of {len(boxes)} from the {('top', 'left')[axis]}"
 
 
-def to_grayscale(image: Image.Image) -> Gray:
-    """Convert an image to upright brightness, 0 to 1, on a background that contrasts with what is not transparent."""
-    image.draft("L", (4 * WORKING_SIDE, 4 * WORKING_SIDE))  # a JPEG can be decoded at a smaller size
+def _overlap(box: Box, other: Box) -> bool:
+    return box[0] < other[2] and other[0] < box[2] and box[1] < other[3] and other[1] < box[3]
+
+
+def to_colors(image: Image.Image) -> Gray:
+    """Convert an image to upright colours, shape (h, w, 3); what is transparent becomes a background of contrast."""
+    image.draft(None, (4 * WORKING_SIDE, 4 * WORKING_SIDE))  # a JPEG can be decoded at a smaller size
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):  # more than eight bits, of which an unknown part is used
         values = np.nan_to_num(np.asarray(image, dtype=np.float32))
-        return (values - values.min()) / max(float(np.ptp(values)), 1e-6)
+        num_broken = min(1 + values.size // 5000, (values.size - 1) // 2)
+        low, high = np.partition(values, (num_broken, -1 - num_broken), axis=None)[[num_broken, -1 - num_broken]]
+        gray = np.clip((values - low) / max(float(high - low), 1e-6), 0, 1)
+        return np.repeat(gray[..., None], 3, axis=2)
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        *_, alpha = image.split()
-        visible = np.asarray(image.convert("L"))[np.asarray(alpha) > 127]
-        is_dark = visible.size == 0 or visible.mean() < 128
+        alpha = np.asarray(image.getchannel("A"), dtype=np.float64)
+        is_dark = (np.asarray(image.convert("L")) * alpha).sum() <= 128 * alpha.sum()
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white" if is_dark else "black"), image)
-    image = image.convert("L")
+    image = image.convert("RGB")
     image = image.reduce(max(1, max(image.size) // (4 * WORKING_SIDE)))  # the largest would not fit in memory as floats
     return np.asarray(image, dtype=np.float32) / 255
 
 
-def _resize(gray: Gray, longer_side: int) -> Gray:
-    scale = longer_side / max(gray.shape)
-    height, width = (max(1, round(size * scale)) for size in gray.shape)
+def _is_mnist(colors: Gray) -> bool:
+    """Check whether an image has MNIST's form already."""
+    gray = colors[..., 0]
+    if gray.shape != (SIDE, SIDE) or np.ptp(colors, axis=2).any() or not gray.any():
+        return False
+    extents = [np.ptp(np.flatnonzero(gray.any(axis=axis))) + 1 for axis in (0, 1)]
+    return max(extents) == BOX and bool(np.allclose(ndimage.center_of_mass(gray), SIDE / 2, atol=1.5))
+
+
+def _search(
+    colors: Gray, detail: int, origin: tuple[float, float] = (0, 0), inside: Mask | None = None, depth: int = 0
+) -> list[Candidate]:
+    """Find candidates in an image, or inside a region of it, and in the sheets and frames in that."""
+    small = _resize(colors, WORKING_SIDE)
+    if inside is None:
+        outside = np.zeros(small.shape[:2], dtype=bool)
+    else:  # what surrounds the region becomes like its nearest point, and what touches it is no digit
+        outside = ~np.asarray(Image.fromarray(inside).resize(small.shape[1::-1], Image.Resampling.NEAREST))
+        nearest = ndimage.distance_transform_edt(outside, return_distances=False, return_indices=True)
+        small = small[tuple(nearest)]
+        outside = ndimage.binary_dilation(outside, border_value=1)
+    scale, (top, left) = max(colors.shape) / WORKING_SIDE, origin
+    candidates: list[Candidate] = []
+    for region in _enclosed(small) if depth < MAX_DEPTH else ():
+        rows, columns = (np.flatnonzero(region.any(axis=axis)) * 2 * scale for axis in (1, 0))
+        crop = colors[int(rows[0]) : int(rows[-1] + 2 * scale), int(columns[0]) : int(columns[-1] + 2 * scale)]
+        candidates += _search(crop, detail, (top + rows[0], left + columns[0]), _crop(region), depth + 1)
+    for digit, prior, edges, plane in _digits(small, max(EDGE_WIDTH, WORKING_SIDE // detail), outside):
+        box = (*(start + scale * edge for start, edge in zip(2 * origin, edges, strict=True)),)
+        is_solid = digit.sum() > 0.8 * convex_hull_image(digit).sum()
+        candidates.append(Candidate(_center(_normalize_stroke_width(digit)), prior, box, plane, is_solid))
+    return candidates
+
+
+def _digits(colors: Gray, edge_width: int, outside: Mask) -> Iterator[tuple[Mask, float, Box, int]]:
+    """List digits of any polarity and stroke width."""
+    for plane, (gray, prior) in enumerate(_planes(colors)):
+        for max_width in MAX_STROKE_WIDTHS:
+            digits = list(_segment_digits(gray, _ink(gray, max_width), edge_width, outside))
+            yield from ((digit, prior * likelihood, box, plane) for digit, likelihood, box in digits)
+            if any(_stroke_width(digit) < max_width / 2 for digit, *_ in digits):
+                break
+
+
+def _enclosed(colors: Gray) -> list[Mask]:
+    """Find the insides of sheets, screens and frames, solid regions between others, at half the size."""
+    gray = _luminance(colors)[::2, ::2]  # much faster
+    regions = []
+    for mask in (gray > (threshold := threshold_otsu(gray)), gray <= threshold):
+        components = label(mask)
+        for region in regionprops(components):
+            if not 0.05 * mask.size < region.area_bbox < 0.97 * mask.size:
+                continue
+            component = components == region.label
+            filled = ndimage.binary_fill_holes(component)
+            inside = filled if region.area > 0.5 * filled.sum() else filled & ~component
+            inside = ndimage.binary_erosion(inside, iterations=2)
+            if inside.sum() > max(0.4 * region.area_bbox, 0.03 * mask.size):
+                regions.append(inside)
+    return regions
+
+
+def _planes(colors: Gray) -> Iterator[tuple[Gray, float]]:
+    """List images in which ink may be dark, with their priors: brightness, its inverse, difference of colour."""
+    gray = _luminance(colors)
+    is_dark = _is_dark_on_bright(gray)
+    yield gray, 1 if is_dark else 0.5
+    yield 1 - gray, 0.5 if is_dark else 1
+    if np.percentile(np.ptp(colors, axis=2), 99) > 0.1:
+        difference = np.sqrt(((colors - np.median(colors, axis=(0, 1))) ** 2).sum(axis=2))
+        yield 1 - difference / max(difference.max(), 0.3), 1
+
+
+def _luminance(colors: Gray) -> Gray:
+    return np.asarray(colors @ np.array([0.299, 0.587, 0.114], dtype=np.float32))
+
+
+def _resize(colors: Gray, longer_side: int) -> Gray:
+    scale = longer_side / max(colors.shape)
+    height, width = (max(1, round(size * scale)) for size in colors.shape[:2])
     kernel = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BICUBIC
-    return np.asarray(Image.fromarray(gray).resize((width, height), kernel))
+    channels = np.moveaxis(np.atleast_3d(colors), 2, 0)
+    resized = [np.asarray(Image.fromarray(channel).resize((width, height), kernel)) for channel in channels]
+    return np.clip(np.stack(resized, axis=2).reshape(height, width, *colors.shape[2:]), 0, 1)
 
 
 def _is_dark_on_bright(gray: Gray) -> bool:
     """Compare the strongest deviations from the local mean: are they dark?"""
-    small = _resize(gray, POLARITY_SIDE)
-    deviation = small - ndimage.gaussian_filter(small, POLARITY_SIDE / 10, mode="nearest")
+    small = _resize(gray, WORKING_SIDE // 2)
+    deviation = small - ndimage.gaussian_filter(small, WORKING_SIDE / 20, mode="nearest")
     return bool((deviation**3).sum() <= 0)
 
 
@@ -92,33 +232,40 @@ def _ink(gray: Gray, max_width: int) -> Gray:
 
 def _background(gray: Gray, max_width: int) -> Gray:
     """Estimate the brightness without dark strokes up to a width by morphological closing."""
-    smooth = ndimage.median_filter(gray, size=5)
+    height, width = gray.shape
+    # At half the size, it takes a quarter of the time.
+    half = Image.fromarray(gray).resize((max(1, width // 2), max(1, height // 2)), Image.Resampling.BOX)
+    smooth = ndimage.median_filter(np.asarray(half), size=3)
     # Beyond the edges the brightness is extended as it is and as it changes: the first is too bright at the dark end of
     # a slope, the second beside ink at the edge.
-    constant = np.pad(smooth, max_width, mode="edge")
-    sloping = np.pad(smooth, max_width, mode="reflect", reflect_type="odd")
-    constant, sloping = (ndimage.grey_closing(padded, size=max_width) for padded in (constant, sloping))
-    inside = slice(max_width, -max_width)
-    return np.minimum(constant, sloping)[inside, inside]
+    size = max_width // 2
+    constant = np.pad(smooth, size, mode="edge")
+    sloping = np.pad(smooth, size, mode="reflect", reflect_type="odd")
+    constant, sloping = (ndimage.grey_closing(padded, size=size) for padded in (constant, sloping))
+    closed = np.minimum(constant, sloping)[size:-size, size:-size]
+    return np.asarray(Image.fromarray(closed).resize((width, height), Image.Resampling.BILINEAR))
 
 
-def _segment_digit(ink: Gray, edge_width: int) -> Mask | None:
-    """Cut the digit out of its surroundings; return None if there is none."""
-    mask = ink > threshold_otsu(ink)
-    if not mask.any() or mask.all() or _contrast(ink, mask, ~mask) <= max(MIN_CONTRAST, 6 * ink[~mask].std()):
-        return None
-    digit = _main_component(_remove_lines(_remove_lines(mask).T).T)
-    if digit.sum() < MIN_AREA:
-        return None
-    # A shadow ends more slowly than ink.
-    inside = digit & ~ndimage.binary_erosion(digit, iterations=edge_width, border_value=1)
-    outside = ndimage.binary_dilation(digit, iterations=edge_width) & ~digit
-    is_sharp = _contrast(ink, inside, outside) > 0.5 * _contrast(ink, digit, ~digit)
-    return _crop(digit) if is_sharp else None
-
-
-def _contrast(ink: Gray, foreground: Mask, background: Mask) -> float:
-    return float(ink[foreground].mean() - ink[background].mean())
+def _segment_digits(gray: Gray, ink: Gray, edge_width: int, outside: Mask) -> Iterator[tuple[Mask, float, Box]]:
+    """Cut digits out of their surroundings, with likelihoods and boxes."""
+    mask = (ink > threshold_otsu(ink)) & ~outside
+    background = ~mask & ~outside
+    if not mask.any() or not background.any():
+        return
+    contrast = float(ink[mask].mean() - ink[background].mean())
+    if contrast <= max(MIN_CONTRAST, 6 * ink[background].std()):
+        return
+    for digit, likelihood, (top, left) in _likely_components(_remove_lines(_remove_lines(mask).T).T, outside):
+        bottom, right = top + digit.shape[0], left + digit.shape[1]
+        # A shadow ends more slowly than ink; what remains at the edge of a sheet is on one side no darker than it.
+        distance = max(edge_width, round(0.6 * _stroke_width(digit)))
+        beside = np.pad(gray, distance, mode="edge")[top : bottom + 2 * distance, left : right + 2 * distance]
+        away, nearest = ndimage.distance_transform_edt(
+            np.pad(~digit, distance, constant_values=True), return_indices=True
+        )
+        steps = (beside - beside[tuple(nearest)]) / np.maximum(beside, 0.2)
+        if (steps[(away > distance - 1) & (away <= distance)] > SHARP * contrast).mean() > 0.7:
+            yield digit, likelihood, (top, left, bottom, right)
 
 
 def _remove_lines(mask: Mask) -> Mask:
@@ -138,18 +285,41 @@ def _remove_lines(mask: Mask) -> Mask:
     return rest | (ndimage.binary_closing(rest, np.ones((9, 3))) & lines & mask)
 
 
-def _main_component(mask: Mask) -> Mask:
-    """Keep the most likely connected component and those close to it that are no specks."""
+def _likely_components(mask: Mask, outside: Mask) -> Iterator[tuple[Mask, float, tuple[int, int]]]:
+    """List the likely connected components: each with those close to it that are no specks, and each alone."""
     components = label(mask)
-    regions = regionprops(components)
-    if not regions:
-        return mask
-    main = max(regions, key=lambda region: _likelihood(region, mask.shape))
-    top, left, bottom, right = main.bbox
-    near = ndimage.distance_transform_edt(components != main.label) <= 0.15 * max(bottom - top, right - left)
-    near_labels = set(np.unique(components[near]))
-    parts = [region.label for region in regions if region.label in near_labels and region.area >= 0.04 * main.area]
-    return np.isin(components, parts)
+    cut_off = set(np.unique(components[ndimage.binary_dilation(outside)]))
+    regions = [region for region in regionprops(components) if region.area >= MIN_AREA and region.label not in cut_off]
+    likelihoods = {region.label: _likelihood(region, mask.shape) for region in regions}
+    for main in sorted(regions, key=lambda region: -likelihoods[region.label])[:MAX_COMPONENTS]:
+        top, left, bottom, right = main.bbox
+        likelihood = (likelihoods[main.label] / max(likelihoods.values())) ** 0.5
+        if likelihood < 0.1 or not _is_like_a_digit(main):
+            continue
+        gap = round(0.15 * max(bottom - top, right - left))
+        distance = ndimage.distance_transform_edt(np.pad(~main.image, gap, constant_values=True))
+        near = np.pad(components, gap)[top : bottom + 2 * gap, left : right + 2 * gap][distance <= gap]
+        parts = [region for region in regions if region.label in near and region.area >= 0.04 * main.area]
+        parts = [part for part in parts if part.bbox[0] < bottom or not _is_flat(part)]  # without an underline
+        if len(parts) > 1:
+            edges = np.array([part.bbox for part in parts])
+            (start_y, start_x), (end_y, end_x) = edges[:, :2].min(axis=0), edges[:, 2:].max(axis=0)
+            group = np.isin(components[start_y:end_y, start_x:end_x], [part.label for part in parts])
+            yield group, likelihood, (start_y, start_x)
+            likelihood *= 0.8
+        yield main.image, likelihood, (top, left)
+
+
+def _is_flat(region: Any) -> bool:
+    return bool(region.image.shape[0] < 0.3 * region.image.shape[1])
+
+
+def _is_like_a_digit(region: Any) -> bool:
+    """Tell a digit from a spot, a sheet and an underline."""
+    height, width = region.image.shape
+    if _is_flat(region) or _stroke_width(region.image) > 0.45 * max(height, width):
+        return False
+    return bool(height > 2 * width or region.area < 0.5 * region.area_bbox or region.solidity < 0.8)
 
 
 def _likelihood(region: Any, shape: tuple[int, ...]) -> float:

@@ -1,4 +1,4 @@
-"""Image files for predictions: found by path, folder or pattern, and the digit in each."""
+"""Image files for predictions: found by path, folder or pattern, and what may be the digit in each."""
 
 import glob
 import os
@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from mnist_lit.data.digits import extract_digit, to_grayscale
+from mnist_lit.data.digits import Candidate, extract_candidates, to_colors
 from mnist_lit.errors import UsageError
 
 __all__ = ["ImageFile", "find_files", "load_image_files", "thumbnail"]
@@ -20,10 +19,11 @@ __all__ = ["ImageFile", "find_files", "load_image_files", "thumbnail"]
 
 @dataclass(frozen=True)
 class ImageFile:
-    """Hold the digit of an image file, uint8 of shape (28, 28), if it has one, or why it cannot be opened."""
+    """Hold what may be the digit of an image file, or why it cannot be opened."""
 
     file: Path
-    digit: NDArray[np.uint8] | None = None
+    candidates: Sequence[Candidate] = ()
+    num_frames: int = 1  # or pages, of which the first is read
     problem: str = ""
 
 
@@ -54,7 +54,7 @@ def _expand(path: str) -> list[Path]:
 
 
 def load_image_files(files: Sequence[Path]) -> list[ImageFile]:
-    """Extract the digit of each file, with a progress bar if that takes long."""
+    """Extract the candidates of each file, with a progress bar if that takes long."""
     return [_load(file) for file in tqdm(files, desc="Reading", unit="image", delay=2, leave=False, disable=None)]
 
 
@@ -64,7 +64,7 @@ def _load(file: Path) -> ImageFile:
     try:
         # Pillow opens the files that it warns of, too.
         with warnings.catch_warnings(action="ignore"), Image.open(file) as image:
-            return ImageFile(file, extract_digit(image))
+            return ImageFile(file, extract_candidates(image), getattr(image, "n_frames", 1))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         reason = "it is no image" if isinstance(error, UnidentifiedImageError) else str(error)
         return ImageFile(file, problem=reason)
@@ -73,10 +73,6 @@ def _load(file: Path) -> ImageFile:
 def thumbnail(file: Path, side: int) -> Image.Image:
     """Open an image in colours, upright and not larger than `side` pixels."""
     with warnings.catch_warnings(action="ignore"), Image.open(file) as image:
-        image.draft("RGB", (2 * side, 2 * side))
-        upright = ImageOps.exif_transpose(image)
-        if image.has_transparency_data or image.mode.startswith(("I", "F")):
-            upright = Image.fromarray((255 * to_grayscale(image)).astype(np.uint8))
-        upright = upright.convert("RGB")
-        upright.thumbnail((side, side))
-        return upright
+        upright = Image.fromarray((255 * to_colors(image)).astype(np.uint8))
+    upright.thumbnail((side, side))
+    return upright

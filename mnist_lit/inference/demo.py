@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from mnist_lit.data.datamodule import preprocess
-from mnist_lit.data.digits import extract_digit
+from mnist_lit.data.digits import choose, extract_candidates
 from mnist_lit.errors import Stopped, UsageError
 from mnist_lit.model.classifier import Classifier
 
@@ -98,17 +98,18 @@ def build_page(model: Classifier) -> gradio.Blocks:
 def _predict(model: Classifier, url: str) -> tuple[str | dict[str, float], str]:
     """Compute the prediction for an image, and the network's input as a data URL."""
     try:
-        digit = extract_digit(Image.open(io.BytesIO(base64.b64decode(str(url).removeprefix(PREFIX)))))
+        candidates = extract_candidates(Image.open(io.BytesIO(base64.b64decode(str(url).removeprefix(PREFIX)))))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise gradio.Error("this is no image", print_exception=False) from error
-    if digit is None:
+    if not candidates:
         return NO_DIGIT, ""
-    images = preprocess(torch.from_numpy(digit)[None, None], model.hparams["image_size"])
+    digits = torch.stack([torch.from_numpy(candidate.digit) for candidate in candidates])
     with torch.inference_mode():
-        probabilities = model(images).float().softmax(dim=1)[0].tolist()
+        probabilities = model(preprocess(digits[:, None], model.hparams["image_size"])).float().softmax(dim=1)
+    index, _ = choose(candidates, probabilities.amax(dim=1).tolist())
     png = io.BytesIO()
-    Image.fromarray(digit).save(png, "PNG")
+    Image.fromarray(candidates[index].digit).save(png, "PNG")
     return (
-        {str(label): probability for label, probability in enumerate(probabilities)},
+        {str(label): probability for label, probability in enumerate(probabilities[index].tolist())},
         PREFIX + base64.b64encode(png.getvalue()).decode(),
     )

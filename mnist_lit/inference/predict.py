@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -32,6 +33,8 @@ class Prediction(NamedTuple):
 
     name: str
     probabilities: list[float]
+    note: str = ""
+    digit: NDArray[np.uint8] | None = None
 
     @property
     def label(self) -> str:
@@ -42,6 +45,18 @@ class Prediction(NamedTuple):
     def summary(self) -> str:
         """Format the label and its probability."""
         return f"{self.label}, {max(self.probabilities):.1%}" if self.probabilities else NO_DIGIT
+
+    @classmethod
+    def from_candidates(cls, image_file: "ImageFile", rows: list[list[float]]) -> "Prediction":
+        """Choose one of the candidates of an image file; each has a row of probabilities."""
+        from mnist_lit.data.digits import choose  # image libraries
+
+        frames = f"frame 1 of {image_file.num_frames}" if image_file.num_frames > 1 else ""
+        if not rows:
+            return cls(str(image_file.file), [], frames)
+        index, note = choose(image_file.candidates, [max(row) for row in rows])
+        notes = ", ".join(filter(None, (frames, note)))
+        return cls(str(image_file.file), rows[index], notes, image_file.candidates[index].digit)
 
 
 def predictions_for_test_set(dataset: str, probabilities: Tensor) -> list[Prediction]:
@@ -66,8 +81,8 @@ def report_predictions(run_dir: Path, image_files: Sequence["ImageFile"], probab
     Args:
         run_dir: Where predictions.csv and pictures/predictions.png are written.
         image_files: The files.
-        probabilities: Shape (n, num_classes), in the order of the first n files with a digit; the files after them
-            are left out.
+        probabilities: Shape (n, num_classes), in the order of the first n candidates of the files; the files after
+            them are left out.
 
     Returns:
         How many files are no images.
@@ -75,15 +90,17 @@ def report_predictions(run_dir: Path, image_files: Sequence["ImageFile"], probab
     images = [image_file for image_file in image_files if not image_file.problem]
     skipped = [image_file for image_file in image_files if image_file.problem]
     predictions: list[Prediction] = []
-    rows = iter(probabilities.tolist())
+    remaining = probabilities.tolist()
     for image_file in images:
-        row = [] if image_file.digit is None else next(rows, None)
-        if row is None:
+        num_candidates = len(image_file.candidates)
+        if num_candidates > len(remaining):
             break
-        predictions.append(Prediction(str(image_file.file), row))
+        predictions.append(Prediction.from_candidates(image_file, remaining[:num_candidates]))
+        del remaining[:num_candidates]
     write_predictions(run_dir / "predictions.csv", predictions, probabilities.shape[1])
     for prediction in predictions[:MAX_ROWS]:
-        print(f"{escape_unprintable(prediction.name)}  {prediction.summary}")
+        note = f" ({prediction.note})" if prediction.note else ""
+        print(f"{escape_unprintable(prediction.name)}  {prediction.summary}{note}")
     if len(predictions) > MAX_ROWS:
         print(f"… and {len(predictions) - MAX_ROWS:,} more")
     if predictions:
@@ -100,7 +117,8 @@ def _draw(folder: Path, image_files: Sequence["ImageFile"], predictions: Sequenc
         # The font lacks most other characters, and formulas stand between dollar signs.
         name = escape_unprintable(image_file.file.name).encode("ascii", "replace").decode()
         texts.append(f"{prediction.summary}\n{shorten(name, 22)}".replace("$", r"\$"))
-    tiles = torch.stack([_tile(image_file) for image_file in image_files[: len(texts)]])
+    pairs = zip(image_files[: len(texts)], predictions, strict=False)
+    tiles = torch.stack([_tile(image_file.file, prediction.digit) for image_file, prediction in pairs])
     caption = "each image above the network's input"
     figure = plot_images(f"Predictions: {len(texts)} of {len(predictions):,} images", caption, tiles, texts)
     folder.mkdir(exist_ok=True)
@@ -109,12 +127,12 @@ def _draw(folder: Path, image_files: Sequence["ImageFile"], predictions: Sequenc
     return folder / "predictions.png"
 
 
-def _tile(image_file: "ImageFile") -> Tensor:
+def _tile(file: Path, digit: NDArray[np.uint8] | None) -> Tensor:
     """Paste an image above the network's input; shape (3, 2 * SIDE, SIDE), in [0, 1]."""
     from mnist_lit.data.image_files import thumbnail  # image libraries
 
     tile = Image.new("RGB", (SIDE, 2 * SIDE), "white")
-    tile.paste(thumbnail(image_file.file, SIDE))
-    if image_file.digit is not None:
-        tile.paste(Image.fromarray(255 - image_file.digit).resize((SIDE, SIDE), Image.Resampling.NEAREST), (0, SIDE))
+    tile.paste(thumbnail(file, SIDE))
+    if digit is not None:
+        tile.paste(Image.fromarray(255 - digit).resize((SIDE, SIDE), Image.Resampling.NEAREST), (0, SIDE))
     return torch.from_numpy(np.asarray(tile) / 255).permute(2, 0, 1)
