@@ -49,6 +49,7 @@ class Candidate(NamedTuple):
         box: Where it is in the image.
         plane: Whether it is dark (0), bright (1) or of another colour (2).
         is_solid: Whether its shape has neither bays nor holes, like that of a 1.
+        is_convex: Whether its outline has no bays, like that of a 0.
     """
 
     digit: NDArray[np.uint8]
@@ -56,6 +57,7 @@ class Candidate(NamedTuple):
     box: Box
     plane: int
     is_solid: bool
+    is_convex: bool
 
 
 def extract_candidates(image: Image.Image) -> list[Candidate]:
@@ -63,7 +65,14 @@ def extract_candidates(image: Image.Image) -> list[Candidate]:
     colors = to_colors(image)
     if _is_mnist(colors):
         return [
-            Candidate(np.round(255 * colors[..., 0]).astype(np.uint8), 1, (0, 0, SIDE, SIDE), plane=1, is_solid=False)
+            Candidate(
+                np.round(255 * colors[..., 0]).astype(np.uint8),
+                1,
+                (0, 0, SIDE, SIDE),
+                plane=1,
+                is_solid=False,
+                is_convex=False,
+            )
         ]
     candidates = _search(colors, max(image.size))
     return [candidate._replace(prior=candidate.prior * _weight(candidate, candidates)) for candidate in candidates]
@@ -71,18 +80,19 @@ def extract_candidates(image: Image.Image) -> list[Candidate]:
 
 def _weight(candidate: Candidate, others: Sequence[Candidate]) -> float:
     """Weigh down what is around a digit (circles, boxes, sheets) and the counters of digits."""
+    height = candidate.box[2] - candidate.box[0]
     for other in others:
-        if _encloses(candidate, other) and (other.plane == candidate.plane or not other.is_solid):
+        is_same = other.plane == candidate.plane
+        is_frame = is_same or (candidate.is_convex and not other.is_solid)
+        if is_frame and other.box[2] - other.box[0] > 0.2 * height and _encloses(candidate.box, other.box):
             return 0.3
-        if _encloses(other, candidate) and other.plane != candidate.plane and candidate.is_solid:
+        if not is_same and candidate.is_solid and _encloses(other.box, candidate.box):
             return 0.3
     return 1
 
 
-def _encloses(candidate: Candidate, other: Candidate) -> bool:
-    (top, left, bottom, right), box = candidate.box, other.box
-    is_around = top < box[0] and left < box[1] and box[2] < bottom and box[3] < right
-    return is_around and box[2] - box[0] > 0.2 * (bottom - top)
+def _encloses(box: Box, other: Box) -> bool:
+    return box[0] < other[0] and box[1] < other[1] and other[2] < box[2] and other[3] < box[3]
 
 
 def choose(candidates: Sequence[Candidate], confidences: Sequence[float]) -> tuple[int, str]:
@@ -159,8 +169,9 @@ def _search(
         candidates += _search(crop, detail, (top + rows[0], left + columns[0]), _crop(region), depth + 1)
     for digit, prior, edges, plane in _digits(small, max(EDGE_WIDTH, WORKING_SIDE // detail), outside):
         box = (*(start + scale * edge for start, edge in zip(2 * origin, edges, strict=True)),)
-        is_solid = digit.sum() > 0.8 * convex_hull_image(digit).sum()
-        candidates.append(Candidate(_center(_normalize_stroke_width(digit)), prior, box, plane, is_solid))
+        hull = convex_hull_image(digit).sum()
+        is_solid, is_convex = digit.sum() > 0.8 * hull, ndimage.binary_fill_holes(digit).sum() > 0.9 * hull
+        candidates.append(Candidate(_center(_normalize_stroke_width(digit)), prior, box, plane, is_solid, is_convex))
     return candidates
 
 
@@ -170,7 +181,7 @@ def _digits(colors: Gray, edge_width: int, outside: Mask) -> Iterator[tuple[Mask
         for max_width in MAX_STROKE_WIDTHS:
             digits = list(_segment_digits(gray, _ink(gray, max_width), edge_width, outside))
             yield from ((digit, prior * likelihood, box, plane) for digit, likelihood, box in digits)
-            if any(_stroke_width(digit) < max_width / 2 for digit, *_ in digits):
+            if digits and _stroke_width(digits[0][0]) < max_width / 3:
                 break
 
 
@@ -200,7 +211,8 @@ def _planes(colors: Gray) -> Iterator[tuple[Gray, float]]:
     yield 1 - gray, 0.5 if is_dark else 1
     if np.percentile(np.ptp(colors, axis=2), 99) > 0.1:
         difference = np.sqrt(((colors - np.median(colors, axis=(0, 1))) ** 2).sum(axis=2))
-        yield 1 - difference / max(difference.max(), 0.3), 1
+        # A colour map may go through brighter colours at the edge of the digit.
+        yield 1 - np.minimum(difference / max(0.5 * difference.max(), 0.15), 1), 1
 
 
 def _luminance(colors: Gray) -> Gray:
@@ -317,9 +329,9 @@ def _is_flat(region: Any) -> bool:
 def _is_like_a_digit(region: Any) -> bool:
     """Tell a digit from a spot, a sheet and an underline."""
     height, width = region.image.shape
-    if _is_flat(region) or _stroke_width(region.image) > 0.45 * max(height, width):
+    if _is_flat(region) or _stroke_width(region.image) > 0.4 * max(height, width):
         return False
-    return bool(height > 2 * width or region.area < 0.5 * region.area_bbox or region.solidity < 0.8)
+    return bool(height > 2 * width or region.area < 0.5 * region.area_bbox or region.solidity < 0.9)
 
 
 def _likelihood(region: Any, shape: tuple[int, ...]) -> float:
