@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 from lightning.pytorch import LightningDataModule, Trainer
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
@@ -24,6 +23,7 @@ from mnist_lit.data.folder import ImageFolder, find_classes
 from mnist_lit.errors import UsageError
 
 if TYPE_CHECKING:
+    from mnist_lit.data.digits import Candidate
     from mnist_lit.data.image_files import ImageFile
 
     DatasetName = str
@@ -56,7 +56,8 @@ class MNISTDataModule(LightningDataModule):
         mirrors: URLs of folders to download from, tried in this order; default those of the data set.
         timeout: Seconds without an answer, above 0, after which the next mirror is tried.
         predict_paths: Images for `predict` instead of the test split: image files, folders of them, or patterns in
-            quotes (`'photos/*.jpg'`), each image with one digit of any size, position and colour.
+            quotes (`'photos/*.jpg'`), each image with one digit of any size, position and colour. Of several digits
+            the clearest large one is read, of several pages or frames the first; a note says so.
 
     Raises:
         UsageError: If `resident` and `num_workers` exclude each other.
@@ -140,7 +141,7 @@ class MNISTDataModule(LightningDataModule):
             from mnist_lit.data.image_files import find_files, load_image_files
 
             self.image_files = load_image_files(find_files(self.predict_paths), self.convert)
-            digits = [torch.from_numpy(file.digit) for file in self.image_files if file.digit is not None]
+            digits = [torch.from_numpy(found.digit) for file in self.image_files for found in file.candidates]
             shape = (0, self.in_channels, self.image_size, self.image_size)
             images = torch.stack(digits) if digits else torch.empty(shape, dtype=torch.uint8)
             self.splits["image_files"] = ImageDataset(images, labels=torch.full((len(images),), -1))
@@ -150,13 +151,13 @@ class MNISTDataModule(LightningDataModule):
             device = self.trainer.strategy.root_device
             self.splits = {name: split.to(device) for name, split in self.splits.items()}
 
-    def convert(self, image: Image.Image) -> NDArray[np.uint8] | None:
-        """Convert any picture to an image of the data set; None if there is no digit in it."""
-        if isinstance(self.source, ImageFolder):
-            return self.source.convert(image)
-        from mnist_lit.data.digits import extract_digit  # here, as image libraries take a second
+    def convert(self, image: Image.Image) -> "list[Candidate]":
+        """Convert any picture to images of the data set, one of which it shows; nothing if there is no digit in it."""
+        from mnist_lit.data.digits import Candidate, extract_candidates  # here, as image libraries take a second
 
-        return extract_digit(image)
+        if isinstance(self.source, ImageFolder):
+            return [Candidate(self.source.convert(image))]
+        return extract_candidates(image)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         assert self.trainer is not None

@@ -1,4 +1,4 @@
-"""Image files for predictions: found by path, folder or pattern, and the digit in each."""
+"""Image files for predictions: found by path, folder or pattern, and what may be the digit in each."""
 
 import glob
 import os
@@ -8,24 +8,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from mnist_lit.data.digits import to_grayscale
+from mnist_lit.data.digits import Candidate, to_colors
 from mnist_lit.errors import UsageError
 
 __all__ = ["ImageFile", "find_files", "load_image_files", "thumbnail"]
 
-Convert = Callable[[Image.Image], NDArray[np.uint8] | None]
+Convert = Callable[[Image.Image], Sequence[Candidate]]
 
 
 @dataclass(frozen=True)
 class ImageFile:
-    """Hold what the network sees of an image file, uint8, if there is a digit in it, or why it cannot be opened."""
+    """Hold what may be the digit of an image file, or why it cannot be opened."""
 
     file: Path
-    digit: NDArray[np.uint8] | None = None
+    candidates: Sequence[Candidate] = ()
+    num_frames: int = 1  # or pages, of which the first is taken
     problem: str = ""
 
 
@@ -68,7 +68,7 @@ def _load(file: Path, convert: Convert) -> ImageFile:
     try:
         # Pillow opens the files that it warns of, too.
         with warnings.catch_warnings(action="ignore"), Image.open(file) as image:
-            return ImageFile(file, convert(image))
+            return ImageFile(file, convert(image), getattr(image, "n_frames", 1))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         reason = "it is no image" if isinstance(error, UnidentifiedImageError) else str(error)
         return ImageFile(file, problem=reason)
@@ -77,10 +77,6 @@ def _load(file: Path, convert: Convert) -> ImageFile:
 def thumbnail(file: Path, side: int) -> Image.Image:
     """Open an image in colours, upright and not larger than `side` pixels."""
     with warnings.catch_warnings(action="ignore"), Image.open(file) as image:
-        image.draft("RGB", (2 * side, 2 * side))
-        upright = ImageOps.exif_transpose(image)
-        if image.has_transparency_data or image.mode.startswith(("I", "F")):
-            upright = Image.fromarray((255 * to_grayscale(image)).astype(np.uint8))
-        upright = upright.convert("RGB")
-        upright.thumbnail((side, side))
-        return upright
+        upright = Image.fromarray((255 * to_colors(image)).astype(np.uint8))
+    upright.thumbnail((side, side))
+    return upright

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from mnist_lit.data.datamodule import MNISTDataModule, preprocess
+from mnist_lit.data.digits import choose
 from mnist_lit.errors import Stopped, UsageError
 from mnist_lit.model.classifier import Classifier
 
@@ -95,17 +96,18 @@ def _build_page(predict: Callable[[str], object]) -> gradio.Blocks:
 def _predict(model: Classifier, datamodule: MNISTDataModule, url: str) -> tuple[str | dict[str, float], str]:
     """Compute the prediction for an image, and the network's input as a data URL."""
     try:
-        pixels = datamodule.convert(Image.open(io.BytesIO(base64.b64decode(str(url).removeprefix(PREFIX)))))
+        candidates = datamodule.convert(Image.open(io.BytesIO(base64.b64decode(str(url).removeprefix(PREFIX)))))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise gradio.Error("this is no image", print_exception=False) from error
-    if pixels is None:
+    if not candidates:
         return NO_DIGIT, ""
-    images = preprocess(
-        torch.from_numpy(pixels).view(1, datamodule.in_channels, *pixels.shape[-2:]), datamodule.image_size
-    )
+    digits = [torch.from_numpy(found.digit).view(-1, *found.digit.shape[-2:]) for found in candidates]
+    images = preprocess(torch.stack(digits), datamodule.image_size)
     with torch.inference_mode():
-        probabilities = model(images).float().softmax(dim=1)[0].tolist()
+        probabilities = model(images).float().softmax(dim=1)
+    index, _ = choose(candidates, probabilities.amax(dim=1).tolist())
     png = io.BytesIO()
+    pixels = candidates[index].digit
     Image.fromarray(pixels if pixels.ndim == 2 else pixels.transpose(1, 2, 0)).save(png, "PNG")
-    labels = dict(zip(datamodule.class_names, probabilities, strict=True))
+    labels = dict(zip(datamodule.class_names, probabilities[index].tolist(), strict=True))
     return labels, PREFIX + base64.b64encode(png.getvalue()).decode()

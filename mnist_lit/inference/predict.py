@@ -3,12 +3,13 @@
 import csv
 import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -34,6 +35,8 @@ class Prediction(NamedTuple):
     path: str
     label: str
     probabilities: list[float]
+    note: str = ""
+    digit: NDArray[np.uint8] | None = None
 
     @property
     def summary(self) -> str:
@@ -46,8 +49,8 @@ def report_predictions(run_dir: Path, datamodule: MNISTDataModule, probabilities
     Args:
         run_dir: Where predictions.csv and pictures/predictions.png are written.
         datamodule: The data, with its test split or image files in memory.
-        probabilities: Shape (n, num_classes), for the first n test images or files with a digit; what follows them is
-            left out.
+        probabilities: Shape (n, num_classes), for the first n test images or candidates of the files; what follows
+            them is left out.
 
     Returns:
         How many files are no images.
@@ -56,44 +59,69 @@ def report_predictions(run_dir: Path, datamodule: MNISTDataModule, probabilities
     picture = run_dir / "pictures" / "predictions.png"
     picture.unlink(missing_ok=True)  # it would show other images than the table
     files = [file for file in datamodule.image_files if not file.problem]
-    paths = [str(file.file) for file in files] or [f"{datamodule.dataset}/test/{i}" for i in range(len(rows))]
-    for index, file in enumerate(files):
-        if file.digit is None and index <= len(rows):
-            rows.insert(index, [])
-    labels = [names[int(np.argmax(row))] if row else NO_DIGIT for row in rows]
-    predictions = list(map(Prediction, paths, labels, rows))
+    if files:
+        predictions = list(_predict_files(files, names, rows))
+    else:
+        paths = (f"{datamodule.dataset}/test/{index}" for index in range(len(rows)))
+        predictions = [Prediction(path, names[int(np.argmax(row))], row) for path, row in zip(paths, rows, strict=True)]
     _write_csv(run_dir / "predictions.csv", predictions, names)
     if files:
         for prediction in predictions[:MAX_ROWS]:
-            print(escape_unprintable(f"{prediction.path}  {prediction.summary}"))
+            note = f" ({prediction.note})" if prediction.note else ""
+            print(escape_unprintable(f"{prediction.path}  {prediction.summary}{note}"))
         if len(predictions) > MAX_ROWS:
             print(f"… and {len(predictions) - MAX_ROWS:,} more")
-        _draw(picture, files, predictions)
-        print(f"in pictures: {picture}")
+        if predictions:
+            _draw(picture, predictions)
+            print(f"in pictures: {picture}")
     skipped = [file for file in datamodule.image_files if file.problem]
     for file in skipped:
         print(f"skipped: {escape_unprintable(f'{file.file}: {file.problem}')}", file=sys.stderr)
     return len(skipped)
 
 
+def _predict_files(
+    files: Sequence["ImageFile"], names: Sequence[str], rows: Sequence[list[float]]
+) -> Iterator[Prediction]:
+    """Choose one of the candidates of each file; each candidate has a row of probabilities."""
+    from mnist_lit.data.digits import choose  # image libraries
+
+    start = 0
+    for file in files:
+        of_file = rows[start : start + len(file.candidates)]
+        start += len(file.candidates)
+        if start > len(rows):
+            return
+        frames = f"frame 1 of {file.num_frames}" if file.num_frames > 1 else ""
+        if not of_file:
+            yield Prediction(str(file.file), NO_DIGIT, [], frames)
+            continue
+        index, note = choose(file.candidates, [max(row) for row in of_file])
+        label = names[int(np.argmax(of_file[index]))]
+        note = ", ".join(filter(None, (frames, note)))
+        yield Prediction(str(file.file), label, of_file[index], note, file.candidates[index].digit)
+
+
 def _write_csv(file: Path, predictions: Sequence[Prediction], class_names: Sequence[str]) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["path", "label", "confidence", *(f"p{name}" for name in class_names)])
-    for path, label, probabilities in predictions:
+    for path, label, probabilities, *_ in predictions:
         columns = [f"{probability:.6f}" for probability in probabilities] or [""] * len(class_names)
         writer.writerow([path, label, max(columns), *columns])
     write_text(file, text.getvalue())
 
 
-def _draw(picture: Path, files: Sequence["ImageFile"], predictions: Sequence[Prediction]) -> None:
+def _draw(picture: Path, predictions: Sequence[Prediction]) -> None:
     """Draw the first images above the network's input."""
+    shown = predictions[:MAX_IMAGES]
     texts = []
-    for file, prediction in zip(files[:MAX_IMAGES], predictions, strict=False):
+    for prediction in shown:
         # The font lacks most other characters, and formulas stand between dollar signs.
-        text = f"{escape_unprintable(prediction.summary)}\n{escape_unprintable(shorten(file.file.name, 22))}"
+        name = shorten(escape_unprintable(Path(prediction.path).name), 22)
+        text = f"{escape_unprintable(prediction.summary)}\n{name}"
         texts.append(text.encode("ascii", "replace").decode().replace("$", r"\$"))
-    tiles = torch.stack([_tile(file) for file in files[: len(texts)]])
+    tiles = torch.stack([_tile(prediction) for prediction in shown])
     caption = "each image above the network's input"
     figure = plot_images(f"Predictions: {len(texts)} of {len(predictions):,} images", caption, tiles, texts)
     picture.parent.mkdir(exist_ok=True)
@@ -101,13 +129,13 @@ def _draw(picture: Path, files: Sequence["ImageFile"], predictions: Sequence[Pre
         figure.savefig(temporary, format="png")
 
 
-def _tile(file: "ImageFile") -> Tensor:
+def _tile(prediction: Prediction) -> Tensor:
     """Paste an image above the network's input; shape (3, 2 * SIDE, SIDE), in [0, 1]."""
     from mnist_lit.data.image_files import thumbnail  # image libraries
 
-    tile = Image.new("RGB", (SIDE, 2 * SIDE), "white")
-    tile.paste(thumbnail(file.file, SIDE))
-    if file.digit is not None:
-        pixels = 255 - file.digit if file.digit.ndim == 2 else file.digit.transpose(1, 2, 0)
+    tile, digit = Image.new("RGB", (SIDE, 2 * SIDE), "white"), prediction.digit
+    tile.paste(thumbnail(Path(prediction.path), SIDE))
+    if digit is not None:
+        pixels = 255 - digit if digit.ndim == 2 else digit.transpose(1, 2, 0)
         tile.paste(Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.NEAREST), (0, SIDE))
     return torch.from_numpy(np.asarray(tile) / 255).permute(2, 0, 1)
