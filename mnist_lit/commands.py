@@ -15,7 +15,7 @@ from torch import Tensor
 from mnist_lit.cli import CLI
 from mnist_lit.command_line import CommandLine
 from mnist_lit.console import configure_logging, fit_lines, format_summary, metric_lines
-from mnist_lit.errors import MNISTLitError, Stopped, UsageError, is_code_error
+from mnist_lit.errors import MNISTLitError, Stopped, UsageError, describe_machine_error, format_own_frames
 from mnist_lit.inference.predict import report_predictions
 from mnist_lit.training.checkpoints import LAST, read_checkpoint
 from mnist_lit.training.hardware import configure_cpu
@@ -114,7 +114,8 @@ class Commands(CLI):
         num_done = self.checkpoint.step if self.checkpoint is not None else 0
         has_begun = self.command == "fit" and self.trainer.global_step > num_done
         checkpoints = Path(getattr(self.trainer.checkpoint_callback, "dirpath", None) or self.run_dir / "checkpoints")
-        if is_code_error(error) and self.run_dir.is_dir():
+        is_known = isinstance(error, (MNISTLitError, Stopped)) or describe_machine_error(error)
+        if not is_known and format_own_frames(error) and self.run_dir.is_dir():
             write_text(self.run_dir / "error.txt", "".join(traceback.format_exception(error)))
         elif not has_begun:
             self.claimed.remove()

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 __all__ = ["MNISTLitError", "Stopped", "UsageError", "describe_machine_error", "did_you_mean"]
-__all__ += ["format_own_frames", "is_code_error", "is_disk_full"]
+__all__ += ["format_own_frames", "is_disk_full"]
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 ADVICE = {
@@ -69,12 +69,6 @@ def describe_machine_error(error: BaseException) -> str:
         return ""
     what = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return f"{what}\n{ADVICE.get(error.errno or 0, '')}".strip()
-
-
-def is_code_error(error: BaseException) -> bool:
-    """Check for an error of code: neither what was typed, nor the machine, nor a signal."""
-    is_known = isinstance(error, (MNISTLitError, KeyboardInterrupt, Stopped, SystemExit))
-    return not is_known and not describe_machine_error(error)
 
 
 def format_own_frames(error: BaseException) -> str:

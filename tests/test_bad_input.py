@@ -311,7 +311,7 @@ CHECKPOINTS: list[tuple[dict[str, Any], str]] = [
     ({"state_dict": {"a": torch.ones(3)}}, "ckpt_path"),
     ({"global_step": "x"}, "bad.ckpt"),
     ({"config": "model"}, "bad.ckpt"),
-    ({"config": {"model": "x"}}, "model"),
+    ({"config": {"model": "x"}}, "ckpt_path"),
     ({"config": {"data": None}}, "data"),
     ({"config": {"model": {"lr": -1}}}, "model.lr"),
     ({"config": {"data": {"batch_size": None}}}, "data.batch_size"),

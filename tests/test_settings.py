@@ -57,7 +57,7 @@ def refused(fails: Any) -> Any:
         (["--space=3"], "--space", "3"),
         (["--overrides.model.lr={a"], "--overrides.model.lr", "YAML"),
         (["--model.lr=3"], "--model.lr", "overrides"),
-        (["x"], "x", "--help"),
+        (["x"], "x", "belongs to no key"),
         (["--config=configs/serach.yaml"], "--config", "configs/search.yaml"),
         (["--config=configs/base.yaml"], "configs/base.yaml, line ", "fit"),
     ],
