@@ -100,12 +100,12 @@ def test_every_network_becomes_onnx(network: str, fit: Callable[..., Any], capsy
 def test_an_ensemble_becomes_one_file(run_dir: Path, tmp_path: Path, fit: Callable[..., Any]) -> None:
     fit("--model.channels=[8]", "--seed_everything=1", "--run_dir=other")
 
-    cli = main(["export", f"--ckpt_path={run_dir}", "--ensemble=[other]", "--model.tta_shift=1"])
+    cli = main(["export", f"--ckpt_path={run_dir}", "--ensemble=[other]", "--model.tta_distort=true"])
 
     images = images_of(cli)[:50]
     probabilities = load(tmp_path / "model.onnx")(images)
     torch.testing.assert_close(probabilities, expected(cli, images), atol=1e-5, rtol=0)
-    alone = main(["predict", f"--ckpt_path={run_dir}", "--model.tta_shift=1"])
+    alone = main(["predict", f"--ckpt_path={run_dir}", "--model.tta_distort=true"])
     assert not torch.allclose(probabilities, expected(alone, images), atol=1e-3)
 
 
