@@ -59,7 +59,7 @@ def estimate_ink(gray: Gray, max_width: int) -> Gray:
     """Estimate the share, 0 to 1, of the background's light that each pixel absorbs."""
     background = _background(gray, max_width)
     ink = (background - gray) / np.maximum(background, 0.2)  # in the dark, noise would count as ink
-    return ndimage.gaussian_filter(np.clip(ink, 0, 1), 0.7)
+    return np.asarray(ndimage.gaussian_filter(np.clip(ink, 0, 1), 0.7))
 
 
 def _background(gray: Gray, max_width: int) -> Gray:
@@ -114,7 +114,7 @@ def _remove_lines(mask: Mask) -> Mask:
         return mask
     rest = mask & ~lines
     # Where ink crosses a line, it is on both sides of it.
-    return rest | (ndimage.binary_closing(rest, np.ones((9, 3))) & lines & mask)
+    return np.asarray(rest | (ndimage.binary_closing(rest, np.ones((9, 3))) & lines & mask))
 
 
 def _likely_components(mask: Mask, outside: Mask) -> Iterator[tuple[Mask, float, tuple[int, int]]]:
