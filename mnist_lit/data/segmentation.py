@@ -16,6 +16,7 @@ __all__ = [
     "Mask",
     "crop",
     "estimate_ink",
+    "fill_holes",
     "find_enclosed",
     "luminance",
     "segment_digits",
@@ -37,17 +38,22 @@ def find_enclosed(colors: Gray) -> list[Mask]:
     gray = luminance(colors)[::2, ::2]  # much faster
     regions = []
     for mask in (gray > (threshold := threshold_otsu(gray)), gray <= threshold):
-        components = label(mask)
-        for region in regionprops(components):
+        for region in regionprops(label(mask)):
             if not 0.05 * mask.size < region.area_bbox < 0.97 * mask.size:
                 continue
-            component = components == region.label
-            filled = ndimage.binary_fill_holes(component)
-            inside = filled if region.area > 0.5 * filled.sum() else filled & ~component
-            inside = ndimage.binary_erosion(inside, iterations=2)
+            filled = fill_holes(region.image)
+            is_sheet = region.area > 0.5 * filled.sum()  # else a frame
+            inside = np.zeros_like(mask)
+            inside[region.slice] = ndimage.binary_erosion(filled if is_sheet else filled & ~region.image, iterations=2)
             if inside.sum() > max(0.4 * region.area_bbox, 0.03 * mask.size):
                 regions.append(inside)
     return regions
+
+
+def fill_holes(mask: Mask) -> Mask:
+    """Fill what cannot be reached from outside; faster than SciPy's function, which dilates step by step."""
+    outside = label(~np.pad(mask, 1), connectivity=1)
+    return np.asarray(outside != outside[0, 0])[1:-1, 1:-1]
 
 
 def luminance(colors: Gray) -> Gray:
@@ -104,7 +110,7 @@ def _remove_lines(mask: Mask) -> Mask:
     """Remove horizontal lines from edge to edge: those of ruled or squared paper."""
     height, width = mask.shape
     thick = ndimage.binary_dilation(mask, np.ones((3, 1)))  # also finds a line that is not quite level
-    runs = label(ndimage.binary_opening(thick, np.ones((1, max(5, width // 4)))))
+    runs = label(ndimage.grey_opening(thick.view(np.uint8), size=(1, max(5, width // 4))))
     lines = np.zeros_like(mask)
     for run in regionprops(runs):
         top, left, bottom, right = run.bbox
