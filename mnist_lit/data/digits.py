@@ -23,6 +23,7 @@ from mnist_lit.data.segmentation import (
     Mask,
     crop,
     estimate_ink,
+    fill_holes,
     find_enclosed,
     luminance,
     segment_digits,
@@ -163,7 +164,7 @@ def _search(
     for digit, prior, edges, plane in _digits(small, max(EDGE_WIDTH, WORKING_SIDE // detail), outside):
         box = (*(start + scale * edge for start, edge in zip(2 * origin, edges, strict=True)),)
         hull = convex_hull_image(digit).sum()
-        is_solid, is_convex = digit.sum() > 0.8 * hull, ndimage.binary_fill_holes(digit).sum() > 0.9 * hull
+        is_solid, is_convex = digit.sum() > 0.8 * hull, fill_holes(digit).sum() > 0.9 * hull
         candidates.append(Candidate(_center(_normalize_stroke_width(digit)), prior, box, plane, is_solid, is_convex))
     return candidates
 

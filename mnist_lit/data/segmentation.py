@@ -16,6 +16,7 @@ __all__ = [
     "Mask",
     "crop",
     "estimate_ink",
+    "fill_holes",
     "find_enclosed",
     "luminance",
     "segment_digits",
@@ -37,17 +38,22 @@ def find_enclosed(colors: Gray) -> list[Mask]:
     gray = luminance(colors)[::2, ::2]  # much faster
     regions = []
     for mask in (gray > (threshold := threshold_otsu(gray)), gray <= threshold):
-        components = label(mask)
-        for region in regionprops(components):
+        for region in regionprops(label(mask)):
             if not 0.05 * mask.size < region.area_bbox < 0.97 * mask.size:
                 continue
-            component = components == region.label
-            filled = ndimage.binary_fill_holes(component)
-            inside = filled if region.area > 0.5 * filled.sum() else filled & ~component
-            inside = ndimage.binary_erosion(inside, iterations=2)
+            filled = fill_holes(region.image)
+            is_sheet = region.area > 0.5 * filled.sum()  # else a frame
+            inside = np.zeros_like(mask)
+            inside[region.slice] = ndimage.binary_erosion(filled if is_sheet else filled & ~region.image, iterations=2)
             if inside.sum() > max(0.4 * region.area_bbox, 0.03 * mask.size):
                 regions.append(inside)
     return regions
+
+
+def fill_holes(mask: Mask) -> Mask:
+    """Fill what cannot be reached from outside; faster than SciPy's function, which dilates step by step."""
+    outside = label(~np.pad(mask, 1), connectivity=1)
+    return np.asarray(outside != outside[0, 0])[1:-1, 1:-1]
 
 
 def luminance(colors: Gray) -> Gray:
@@ -59,7 +65,7 @@ def estimate_ink(gray: Gray, max_width: int) -> Gray:
     """Estimate the share, 0 to 1, of the background's light that each pixel absorbs."""
     background = _background(gray, max_width)
     ink = (background - gray) / np.maximum(background, 0.2)  # in the dark, noise would count as ink
-    return ndimage.gaussian_filter(np.clip(ink, 0, 1), 0.7)
+    return np.asarray(ndimage.gaussian_filter(np.clip(ink, 0, 1), 0.7))
 
 
 def _background(gray: Gray, max_width: int) -> Gray:
@@ -104,7 +110,7 @@ def _remove_lines(mask: Mask) -> Mask:
     """Remove horizontal lines from edge to edge: those of ruled or squared paper."""
     height, width = mask.shape
     thick = ndimage.binary_dilation(mask, np.ones((3, 1)))  # also finds a line that is not quite level
-    runs = label(ndimage.binary_opening(thick, np.ones((1, max(5, width // 4)))))
+    runs = label(ndimage.grey_opening(thick.view(np.uint8), size=(1, max(5, width // 4))))
     lines = np.zeros_like(mask)
     for run in regionprops(runs):
         top, left, bottom, right = run.bbox
@@ -114,7 +120,7 @@ def _remove_lines(mask: Mask) -> Mask:
         return mask
     rest = mask & ~lines
     # Where ink crosses a line, it is on both sides of it.
-    return rest | (ndimage.binary_closing(rest, np.ones((9, 3))) & lines & mask)
+    return np.asarray(rest | (ndimage.binary_closing(rest, np.ones((9, 3))) & lines & mask))
 
 
 def _likely_components(mask: Mask, outside: Mask) -> Iterator[tuple[Mask, float, tuple[int, int]]]:
