@@ -105,6 +105,7 @@ class CLI(LightningCLI):
             )
         except BaseException:
             self.claimed.remove()
+            self.claimed.release()
             raise
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:

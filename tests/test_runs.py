@@ -224,7 +224,7 @@ def test_run_that_has_used_its_time_says_so(tmp_path: Path, fails: Callable[...,
     [
         (["--trainer.max_epochs=1"], ["trainer.max_epochs", "--trainer.max_epochs 4"]),
         (["--trainer.max_steps=19"], ["trainer.max_steps", "--trainer.max_steps 40"]),
-        (["--data.dataset=folder", "--data.data_dir=images"], ["digits", "--init_from"]),
+        (["--data.dataset=mnist"], ["digits", "--init_from"]),
         (["--trainer.max_epochs=-1", "--model.schedule=OneCycleLR"], ["model.schedule", "trainer.max_steps"]),
         (["--trainer.max_epochs=3", "--trainer.callbacks=[runs.Failing]"], ["LookupError"]),
         (["--trainer.devices=0"], ["devices"]),
@@ -234,8 +234,6 @@ def test_run_that_has_used_its_time_says_so(tmp_path: Path, fails: Callable[...,
 def test_run_that_cannot_go_on_says_why_and_is_unchanged(
     flags: list[str], words: list[str], copy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("train/a", "test/a"):
-        Path("images", name).mkdir(parents=True)
     before = {name: (copy / name).read_bytes() for name in files(copy) - {"events"}}
     capsys.readouterr()
 
