@@ -28,7 +28,7 @@ from mnist_lit.training.checkpoints import AtomicCheckpointIO, Checkpoint, check
 from mnist_lit.training.hardware import native_precision
 from mnist_lit.training.metrics import MetricsWriter, TensorBoard
 from mnist_lit.training.plots import Pictures
-from mnist_lit.training.run_dir import LOGS, RunDir, is_global_zero, write_text
+from mnist_lit.training.run_dir import LOGS, RunDir, is_global_zero, write_yaml
 
 __all__ = ["CLI"]
 
@@ -102,6 +102,7 @@ class CLI(LightningCLI):
             )
         except BaseException:
             self.claimed.remove()
+            self.claimed.release()
             raise
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
@@ -205,6 +206,8 @@ class CLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         if self.checkpoint is not None:
+            if self.command == "fit" and self.checkpoint.file is not None:
+                self._check_dataset(self.checkpoint)
             check_network(self.checkpoint, self.model.state_dict(), self.plain_config["model"])
             if self.ensemble:
                 files = [str(member.file) for member in (self.checkpoint, *self.ensemble)]
@@ -220,6 +223,14 @@ class CLI(LightningCLI):
         self.claimed = self._claim()
         self.run_dir = self.claimed.path
         return self._make_trainer(**kwargs)
+
+    def _check_dataset(self, checkpoint: Checkpoint) -> None:
+        dataset = checkpoint.config.get("data", {}).get("dataset", self.datamodule.dataset)
+        if dataset != self.datamodule.dataset:
+            raise UsageError(
+                f"ckpt_path: that run is of data.dataset {dataset}, not of {self.datamodule.dataset}\n"
+                f"start a new one from its weights: --init_from {self.command_line.value_of('ckpt_path')}"
+            )
 
     def _claim(self) -> RunDir:
         """Find or make the run directory of this command, locked if it is trained in."""
@@ -284,8 +295,11 @@ class CLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         if self.is_dry or self.command in WITHOUT_RUN:
             return
-        name = "config.yaml" if self.command == "fit" else f"config.{self.command}.yaml"
-        write_text(self.run_dir / name, yaml.safe_dump(self.plain_config, sort_keys=False))
+        if (
+            not self.goes_on
+        ):  # else MetricsWriter does, after a first batch: a command that fails before changes nothing
+            name = "config.yaml" if self.command == "fit" else f"config.{self.command}.yaml"
+            write_yaml(self.run_dir / name, self.plain_config)
         num_parameters = sum(parameter.numel() for parameter in self.model.parameters())
         device = self.trainer.strategy.root_device.type
         print(

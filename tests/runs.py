@@ -71,6 +71,13 @@ class Signals(Callback):
                 os.kill(os.getpid(), self.signum)
 
 
+class Failing(Callback):
+    """Fail at the first batch."""
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        raise LookupError("failing")
+
+
 def callback(class_path: str, **init_args: Any) -> str:
     return "--trainer.callbacks=" + json.dumps([{"class_path": class_path, "init_args": init_args}])
 

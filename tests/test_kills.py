@@ -118,7 +118,7 @@ def test_run_goes_on_in_one_process_at_a_time(tmp_path: Path, fails: Callable[..
     assert process.is_alive()
     process.kill()
     process.join()
-    resume(run_dir, "--trainer.max_steps=1")
+    resume(run_dir, f"--trainer.max_steps={read(run_dir)['global_step'] + 1}")
 
 
 # Downloads

@@ -3,6 +3,7 @@
 import csv
 import math
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import SMALL
+from runs import resume, signals, stop
 from torch import nn
 from torch.optim import AdamW
 
@@ -180,10 +182,43 @@ def test_another_class_starts_with_fresh_state_and_a_note(
     flags: list[str], key: str, expected: float, go_on: Callable[..., Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     cli = go_on(*flags)
-    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+    notes = [line for line in capsys.readouterr().err.splitlines() if line.endswith("its state is fresh")]
     assert len(notes) == 1
     assert f"model.{key}" in notes[0]
     assert scalars(cli, "lr")[STEPS - 1] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("epochs", "num_notes"), [(2, 1), (1, 0)])
+def test_a_finished_schedule_that_rises_again_is_announced(
+    epochs: int, num_notes: int, go_on: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    go_on(f"--trainer.max_epochs={epochs}")
+    notes = capsys.readouterr().err.splitlines()
+    assert len(notes) == num_notes
+    assert all("rises again" in note and "--model.schedule null" in note for note in notes)
+
+
+def test_a_schedule_that_was_stopped_goes_on_without_a_note(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = [*SMALL, FULL, *schedule("OneCycleLR"), "--trainer.accumulate_grad_batches=3", "--run_dir=run"]
+    stop("fit", *flags, signals(signum=signal.SIGINT, batch=14))
+    capsys.readouterr()
+    resume(Path("run"))
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("batch_size", [40, 300])
+def test_a_run_that_was_stopped_in_an_epoch_goes_on_with_another_batch_size(batch_size: int) -> None:
+    """The stopped epoch had 10 batches; now it has 31 or 5, so that the place in it lies beyond its end."""
+    stop("fit", *SMALL, *LOG_ALL, *schedule("OneCycleLR"), "--run_dir=run", signals(signum=signal.SIGINT, batch=16))
+    cli = resume(Path("run"), f"--data.batch_size={batch_size}", "--trainer.max_epochs=3")
+    lrs = scalars(cli, "lr")
+    assert list(lrs) == list(range(cli.trainer.global_step))
+    assert lrs[max(lrs)] == pytest.approx(LR / 25 / 1e4)
+
+
+def test_an_optimizer_that_the_schedule_cannot_drive_is_said_with_both_keys(fails: Callable[..., str]) -> None:
+    error = fails("fit", *SMALL, "--model.optimizer=Adagrad", *schedule("OneCycleLR"))
+    assert all(words in error for words in ("model.optimizer", "model.schedule", "Adagrad", "cycle_momentum"))
 
 
 def test_a_plateau_goes_on_with_its_lr_and_with_new_settings(fit: Fit) -> None:

@@ -1,5 +1,6 @@
 """Run directories: what a run leaves, and that nothing is lost or changed by a stop, a move or a crash."""
 
+import math
 import shutil
 import signal
 from collections.abc import Callable
@@ -216,6 +217,48 @@ def test_run_that_has_used_its_time_says_so(tmp_path: Path, fails: Callable[...,
     before = read(tmp_path / "run")
     more = ["--trainer.max_time=null", f"--trainer.max_epochs={before['epoch'] + 2}"]
     assert resume(tmp_path / "run", *more).trainer.global_step > before["global_step"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--trainer.max_epochs=1"], ["trainer.max_epochs", "--trainer.max_epochs 4"]),
+        (["--trainer.max_steps=19"], ["trainer.max_steps", "--trainer.max_steps 40"]),
+        (["--data.dataset=mnist"], ["digits", "--init_from"]),
+        (["--trainer.max_epochs=-1", "--model.schedule=OneCycleLR"], ["model.schedule", "trainer.max_steps"]),
+        (["--trainer.max_epochs=3", "--trainer.callbacks=[runs.Failing]"], ["LookupError"]),
+        (["--trainer.devices=0"], ["devices"]),
+    ],
+    ids=str,
+)
+def test_run_that_cannot_go_on_says_why_and_is_unchanged(
+    flags: list[str], words: list[str], copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {name: (copy / name).read_bytes() for name in files(copy) - {"events"}}
+    capsys.readouterr()
+
+    assert stop("fit", f"--ckpt_path={copy}", *flags) in (1, 2)
+
+    error = capsys.readouterr().err
+    assert all(word in error for word in words), error
+    assert files(copy) - {"error.txt"} == before.keys() | {"events"}
+    assert {name: (copy / name).read_bytes() for name in before} == before
+
+
+def test_run_that_goes_on_beyond_its_max_steps_is_as_one_that_had_more(tmp_path: Path) -> None:
+    """Its first end is in an epoch, its second at the end of one."""
+    flags = ["fit", *SMALL, *CHANCE, "--trainer.log_every_n_steps=3", "--trainer.max_epochs=-1"]
+    main([*flags, "--trainer.max_steps=27", "--run_dir=whole"])
+    main([*flags, "--trainer.max_steps=4", "--run_dir=run"])
+    for num_steps in (20, 27):
+        resume(tmp_path / "run", f"--trainer.max_steps={num_steps}")
+
+    assert_same(learned(tmp_path / "run"), learned(tmp_path / "whole"))
+    points, expected = curves(tmp_path / "run"), curves(tmp_path / "whole")
+    for tag in expected:
+        assert not any(math.isnan(value) for _, value in points[tag])
+        # A row more where the run ended first.
+        assert set(points[tag]) >= set(expected[tag]), tag
 
 
 def test_moved_run_goes_on_and_keeps_its_best(fit: Callable[..., Any], tmp_path: Path) -> None:

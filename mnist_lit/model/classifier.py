@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 import sys
 from typing import Any, Self
 
@@ -81,7 +82,7 @@ class Classifier(LightningModule):
         self.val_metrics = metrics.clone("val/")
         self.test_metrics = metrics.clone("test/")
         self.best_acc = 0.0
-        self.schedule_steps = 0  # done before the checkpoint that a run goes on from
+        self.schedule_done = (0, math.inf)  # steps before the checkpoint that a run goes on from, learning rate there
         self.is_fitting = False
         self.configure_optimizers()  # a wrong argument is found now, not when training begins
 
@@ -105,7 +106,7 @@ class Classifier(LightningModule):
         self.is_fitting = stage == "fit"
         if not self.is_fitting:
             return
-        self.best_acc, self.schedule_steps = 0.0, 0  # a run that goes on gets them back from its checkpoint
+        self.best_acc, self.schedule_done = 0.0, (0, math.inf)  # a run that goes on gets them back from its checkpoint
         statistics = getattr(self.trainer.datamodule, "statistics", None)  # type: ignore[attr-defined]
         for name, value in zip(("mean", "std"), statistics or (), strict=False):
             if name in dict(self.network.named_buffers(recurse=False)):
@@ -189,10 +190,18 @@ class Classifier(LightningModule):
             # Other schedules are those of a subclass, or of Lightning's finder of the learning rate.
             if config.name == SCHEDULE and not isinstance(config.scheduler, ReduceLROnPlateau):
                 assert self.schedule is not None
-                num_steps = self.schedule_steps + optim.remaining_steps(self.trainer)
+                num_done, lr_before = self.schedule_done
+                num_steps = num_done + optim.remaining_steps(self.trainer)
                 config.scheduler = optim.build_schedule(
-                    self.schedule, config.scheduler.optimizer, self.lr, num_steps, num_done=self.schedule_steps
+                    self.schedule, config.scheduler.optimizer, self.lr, num_steps, num_done=num_done
                 )
+                lr = config.scheduler.get_last_lr()[0]
+                if lr > lr_before and self.trainer.is_global_zero:
+                    print(
+                        f"note: model.schedule covers {num_steps:,} steps now, so the learning rate rises again, "
+                        f"to {lr:.2g}; --model.schedule null keeps it at --model.lr",
+                        file=sys.stderr,
+                    )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["val_acc_best"] = self.best_acc
@@ -208,7 +217,7 @@ class Classifier(LightningModule):
                 setattr(metric, part, value.to(metric.device))
         if self.is_fitting and type(self).configure_optimizers is Classifier.configure_optimizers:
             configured = optim.build_optimizer(self.optimizer, self.network, self.lr)
-            self.schedule_steps = optim.apply_settings(checkpoint, self.hparams, configured)
+            self.schedule_done = optim.apply_settings(checkpoint, self.hparams, configured)
 
 
 class ConvNet(Classifier):

@@ -14,7 +14,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from mnist_lit.class_paths import accepted_parameters, instantiate
-from mnist_lit.errors import MNISTLitError
+from mnist_lit.errors import MNISTLitError, UsageError
 from mnist_lit.training.run_dir import is_global_zero
 
 __all__ = [
@@ -69,7 +69,10 @@ def build_schedule(
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] = lr  # not what another schedule or a checkpoint has set
     lengths = dict.fromkeys(LENGTHS, max(1, num_steps))
-    schedule: LRScheduler = instantiate(factory, optimizer, max_lr=lr, **lengths)
+    try:
+        schedule: LRScheduler = instantiate(factory, optimizer, max_lr=lr, **lengths)
+    except ValueError as error:  # torch's sentence may be about either of them
+        raise UsageError(f"model.schedule with model.optimizer {type(optimizer).__name__}: {error}") from error
     with warnings.catch_warnings(action="ignore"):  # the optimizer has made no step yet
         for _ in range(num_done):
             schedule.step()
@@ -82,8 +85,10 @@ def remaining_steps(trainer: Trainer) -> float:
     num_steps = math.inf
     if trainer.max_epochs not in (None, -1) and not math.isinf(trainer.num_training_batches):
         per_epoch = math.ceil(trainer.num_training_batches / num_batches)
-        # An epoch that was stopped may have been longer than those of this run.
-        num_done = 0 if progress.is_last_batch else min(per_epoch, progress.current.ready // num_batches)
+        # Where an epoch was stopped beyond the length that it has now, Lightning begins it anew.
+        current = progress.current
+        is_anew = progress.is_last_batch or current.completed < current.ready >= trainer.num_training_batches
+        num_done = 0 if is_anew else min(per_epoch, current.ready // num_batches)
         num_steps = (trainer.max_epochs - trainer.current_epoch) * per_epoch - num_done
     if trainer.max_steps != -1:
         num_steps = min(num_steps, trainer.max_steps - trainer.global_step)
@@ -100,8 +105,10 @@ def check_states(optimizer: Optimizer) -> None:
                 raise MNISTLitError("the checkpoint's optimizer_states are of another network")
 
 
-def apply_settings(checkpoint: dict[str, Any], hyper_parameters: Mapping[str, Any], configured: Optimizer) -> int:
-    """Give a checkpoint's states the settings of this run, and return the steps that the schedule has done."""
+def apply_settings(
+    checkpoint: dict[str, Any], hyper_parameters: Mapping[str, Any], configured: Optimizer
+) -> tuple[int, float]:
+    """Give a checkpoint's states the settings of this run; return the schedule's steps and learning rate so far."""
     recorded = checkpoint.get("hyper_parameters") or {}
     has_same = {}
     for name in ("optimizer", "schedule"):
@@ -111,6 +118,7 @@ def apply_settings(checkpoint: dict[str, Any], hyper_parameters: Mapping[str, An
         if before != now and is_global_zero():
             print(f"note: model.{name} is {now} here, {before} in the checkpoint: its state is fresh", file=sys.stderr)
     schedules, checkpoint["lr_schedulers"] = checkpoint.get("lr_schedulers", []) if has_same["schedule"] else [], []
+    done = [(state["last_epoch"], state.get("_last_lr", [math.inf])[0]) for state in schedules]
     has_plateau = any("num_bad_epochs" in state for state in schedules)  # it follows the loss, not the steps
     if has_plateau:
         checkpoint["lr_schedulers"] = [{name: state[name] for name in PLATEAU_STATE} for state in schedules]
@@ -123,4 +131,4 @@ def apply_settings(checkpoint: dict[str, Any], hyper_parameters: Mapping[str, An
     for state in checkpoint.get("optimizer_states", []):
         for group, own in zip(state["param_groups"], configured.param_groups, strict=False):
             group.update({name: value for name, value in own.items() if name in settings})
-    return int(schedules[0]["last_epoch"]) if schedules and not has_plateau else 0
+    return done[0] if done and not has_plateau else (0, math.inf)

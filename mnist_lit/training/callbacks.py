@@ -10,6 +10,7 @@ import torch
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, PositiveInt
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, EMAWeightAveraging, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.trainer.states import TrainerFn
 
 from mnist_lit.errors import Stopped, UsageError
 from mnist_lit.signals import handle_signals
@@ -62,6 +63,8 @@ class LastCheckpoint(Checkpoint):
         if batches["current"]["ready"] and not batches["is_last_batch"]:
             for progress in (loop["epoch_progress"]["total"], loop["epoch_progress"]["current"]):
                 progress["processed"] = progress["completed"] = progress["started"] - 1
+        if trainer.state.fn == TrainerFn.FITTING:
+            _check_limits(trainer, loop["epoch_progress"]["current"]["started"], checkpoint["global_step"])
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.should_stop:
@@ -110,6 +113,16 @@ class LastCheckpoint(Checkpoint):
             return self.received
         received = torch.tensor(self.received, device=trainer.strategy.root_device)
         return int(trainer.strategy.reduce(received, reduce_op="max"))
+
+
+def _check_limits(trainer: Trainer, num_epochs: int, num_steps: int) -> None:
+    for name, num_begun in (("max_epochs", num_epochs), ("max_steps", num_steps)):
+        limit = getattr(trainer, name)
+        if limit is not None and 0 <= limit < num_begun:
+            raise UsageError(
+                f"trainer.{name} is {limit}, but the checkpoint is from number {num_begun:,}\n"
+                f"give more, for example --trainer.{name} {2 * num_begun}"
+            )
 
 
 class EarlyStop(EarlyStopping):

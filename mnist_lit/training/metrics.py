@@ -18,7 +18,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from torch.utils.tensorboard.summary import hparams
 
 from mnist_lit.formatting import flatten, format_value
-from mnist_lit.training.run_dir import atomic_write, is_global_zero, write_text
+from mnist_lit.training.run_dir import atomic_write, is_global_zero, write_text, write_yaml
 
 __all__ = ["MetricsWriter", "TensorBoard"]
 
@@ -44,7 +44,7 @@ class MetricsWriter(Callback):
         self.best_step = self.judged_step = -1
         self.seconds, self.num_images = 0.0, 0
         self.started = 0.0
-        self.has_logged_params = False
+        self.has_logged_params = self.has_recorded_config = False
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "seconds": self._elapsed(), "num_images": self.num_images}
@@ -63,6 +63,9 @@ class MetricsWriter(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any
     ) -> None:
         self.num_images += len(batch[1]) * trainer.world_size
+        if not self.has_recorded_config and trainer.is_global_zero:
+            self.has_recorded_config = True
+            write_yaml(self.file.with_name("config.yaml"), self.config)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.has_logged_params:

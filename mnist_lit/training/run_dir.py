@@ -6,13 +6,15 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
+import yaml
 from filelock import FileLock, Timeout
 from lightning_utilities.core.rank_zero import rank_zero_only
 
 from mnist_lit.errors import UsageError
 
-__all__ = ["LOGS", "RunDir", "atomic_write", "is_global_zero", "write_text"]
+__all__ = ["LOGS", "RunDir", "atomic_write", "is_global_zero", "write_text", "write_yaml"]
 
 LOGS = Path("logs")
 LOCK = ".fit.lock"
@@ -86,6 +88,11 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # names of files need not be UTF-8
+
+
+def write_yaml(path: Path, content: dict[str, Any]) -> None:
+    """Write a YAML file atomically, with the keys in their order."""
+    write_text(path, yaml.safe_dump(content, sort_keys=False))
 
 
 @contextmanager
