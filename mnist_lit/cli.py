@@ -56,16 +56,7 @@ PARSERS: dict[Any, LightningArgumentParser] = {}
 
 
 class CLI(LightningCLI):
-    """Builds trainer, model and data of one command.
-
-    Args:
-        command: The command.
-        command_line: What follows it.
-        model_class: The LightningModule.
-        datamodule_class: The LightningDataModule.
-        callbacks: Callbacks of the trainer beside the configured ones.
-        is_dry: Whether nothing is run or written.
-    """
+    """Builds trainer, model and data of one command; its arguments are those of `main`."""
 
     model: Classifier
     datamodule: MNISTDataModule
