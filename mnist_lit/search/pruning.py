@@ -11,8 +11,6 @@ from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from mnist_lit.errors import did_you_mean
 from mnist_lit.search.settings import Objective, UnknownMetricError
 
-__all__ = ["Pruning"]
-
 # Numbers of metrics.json, which a run writes when it ends.
 RUN_METRICS = ("parameters", "seconds", "images_per_second")
 
@@ -21,30 +19,36 @@ class Pruning(Callback):
     """Report metrics at each validation, and stop pruned trials."""
 
     def __init__(self, objectives: Sequence[Objective], trial: optuna.Trial | None) -> None:
-        self.objectives = objectives
-        self.trial = trial
+        self.objectives, self.trial, self.is_pruned = objectives, trial, False
         names = [objective.metric for objective in objectives]
         self.history: dict[str, list[float]] = {name: [] for name in names if name not in RUN_METRICS}
-        self.is_pruned = False
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:
             return
         for metric, values in self.history.items():
             if metric not in trainer.callback_metrics:
-                raise _unknown_metric(metric, list(trainer.callback_metrics))
+                names = [*trainer.callback_metrics, *RUN_METRICS]
+                hints = f"{did_you_mean(metric, names)}\nthere are {', '.join(names)}"
+                raise UnknownMetricError(f"objective.metric: no run logs {metric} at its validations\n{hints}")
             values.append(float(trainer.callback_metrics[metric]))
         is_end = trainer.global_step >= trainer.estimated_stepping_batches
-        if self._report() and not is_end:
+        if self._should_prune() and not is_end:
             self.is_pruned = trainer.should_stop = True
 
-    def scores(self, metrics: dict[str, Any]) -> list[float]:
-        """Return the score for each objective."""
-        return [self._score(objective, metrics) for objective in self.objectives]
+    def score(self, objective: Objective, metrics: dict[str, Any]) -> float:
+        """Return the score for an objective; not a number if it has no value."""
+        if objective.metric in RUN_METRICS:
+            return float(metrics[objective.metric])
+        values = self.history[objective.metric]
+        if objective.value == "last":
+            return values[-1] if values else math.nan
+        best = max if objective.direction == "maximize" else min
+        return best((value for value in values if not math.isnan(value)), default=math.nan)
 
-    def _report(self) -> bool:
-        """Report the last value to the study, and return whether the trial should be pruned."""
-        values = self.history.get(self.objectives[0].metric, [])
+    def _should_prune(self) -> bool:
+        """Report the last value to the study, and ask the pruner."""
+        values = self.history.get(self.objectives[0].metric)
         if self.trial is None or len(self.objectives) > 1 or not values or math.isnan(values[-1]):
             return False
         try:
@@ -54,20 +58,3 @@ class Pruning(Callback):
             return True  # another driver has failed this trial as stale
         except StorageInternalError:
             return False  # a database that goes away misses this value
-
-    def _score(self, objective: Objective, metrics: dict[str, Any]) -> float:
-        if objective.metric in RUN_METRICS:
-            return float(metrics[objective.metric])
-        values = self.history[objective.metric]
-        if not values:
-            raise UnknownMetricError(f"objective.metric: {objective.metric} is never logged: no trial is validated")
-        if objective.value == "last":
-            return values[-1]
-        best = max if objective.direction == "maximize" else min
-        return best((value for value in values if not math.isnan(value)), default=math.nan)
-
-
-def _unknown_metric(metric: str, logged: list[str]) -> UnknownMetricError:
-    names = [*logged, *RUN_METRICS]
-    lines = [f"objective.metric: no run logs {metric} at its validations", did_you_mean(metric, names)]
-    return UnknownMetricError("\n".join([*filter(None, lines), f"there are {', '.join(names)}"]))

@@ -21,8 +21,6 @@ from mnist_lit.search.settings import Settings
 from mnist_lit.search.study import ranked
 from mnist_lit.training.run_dir import write_text
 
-__all__ = ["write_report"]
-
 MAX_LINES = 100  # a browser takes seconds for more, and nobody can tell them apart
 MIN_SCORES = 4  # with fewer different ones the importance of keys is chance
 
@@ -47,9 +45,8 @@ def write_report(study: optuna.Study, settings: Settings) -> Path:
         plots=plots,
         plotly=get_plotlyjs(),
     )
-    file = settings.folder / "report" / "index.html"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_text(file, page)
+    (settings.folder / "report").mkdir(parents=True, exist_ok=True)
+    write_text(file := settings.folder / "report" / "index.html", page)
     return file
 
 
@@ -61,12 +58,11 @@ def _draw(study: optuna.Study, settings: Settings, index: int) -> dict[str, list
     if not scores:
         return {}
     axis = _axis(settings.metrics[index], scores, sign)
+    plots = {"history": [_history(study, index, axis, complete[:1])]}
+    if any(len(trial.intermediate_values) > 1 for trial in trials):
+        plots["curves"] = [_curves(study, complete[:1])]
     keys = {key for trial in complete for key in trial.user_attrs["params"]} if len(complete) > 1 else ()
-    plots = {
-        "history": [_history(study, index, axis, complete[:1])],
-        "curves": [_curves(study, complete[:1])] if any(len(trial.intermediate_values) > 1 for trial in trials) else [],
-        "slices": [_slice(complete, index, key, settings) for key in settings.space if key in keys],
-    }
+    plots["slices"] = [_slice(complete, index, key, settings) for key in settings.space if key in keys]
     for figure in chain(*plots.values()):
         figure.update_yaxes(axis)
     if len(set(scores)) >= MIN_SCORES and keys:

@@ -1,7 +1,9 @@
 """Results of a search: trials.csv, best.yaml, a table for the console, and the best trials with other seeds."""
 
+import contextlib
 import csv
 import io
+import itertools
 import json
 import pickle
 import shlex
@@ -25,8 +27,6 @@ from mnist_lit.search.study import counted, ranked
 from mnist_lit.search.worker import Result, Worker, train
 from mnist_lit.training.run_dir import write_text
 
-__all__ = ["confirm", "confirmed_scores", "fit_command", "format_results", "format_scores", "write_results"]
-
 NUM_SHOWN = 10
 
 
@@ -35,7 +35,11 @@ def write_results(study: optuna.Study, settings: Settings) -> None:
     finished, best = [trial for trial in counted(study) if trial.state.is_finished()], ranked(study)
     write_text(settings.folder / "trials.csv", _csv(finished, settings))
     if best:
-        write_text(settings.folder / "best.yaml", _best_overlay(best[0], len(finished), settings))
+        scores = ", ".join(f"{name} {score!r}" for name, score in zip(settings.metrics, best[0].values, strict=True))
+        comment = f"Trial {best[0].number}, the best of {len(finished)} trials of the study {settings.study_name}"
+        overlay = yaml.safe_dump(nested(best[0].user_attrs["overrides"]), sort_keys=False)
+        text = f"# {comment}: {scores}\n# Train it again: {fit_command(settings)}\n{overlay}"
+        write_text(settings.folder / "best.yaml", text)
     kept = {trial.number for trial in best[: settings.keep_checkpoints]}
     numbers = {trial.number for trial in finished}
     for trial in study.get_trials(deepcopy=False):
@@ -51,27 +55,23 @@ def confirm(
     """Train the best trials with the seeds after that of the search, and note their scores in the study."""
     if settings.confirm is None:
         return
-    seeds = range(seed + 1, seed + 1 + settings.confirm.seeds)
+    trials, seeds = ranked(study)[: settings.confirm.top], range(seed + 1, seed + 1 + settings.confirm.seeds)
     futures: dict[str, Future[Result]] = {}
-    for trial in ranked(study)[: settings.confirm.top]:
-        for seed in seeds:
-            name = f"confirmed/{trial.number}/{seed}"
-            if name in study.user_attrs:
-                continue
-            run_dir = settings.folder / "confirm" / f"{trial.number:04d}_seed_{seed}"
-            shutil.rmtree(run_dir, ignore_errors=True)  # of a start that was stopped
-            overlay = settings.folder / "overlays" / f"{run_dir.name}.yaml"
-            args = trial_args(settings, overlay, {**trial.user_attrs["overrides"], "seed_everything": seed})
-            worker = workers[len(futures) % len(workers)]
-            args.append(f"--run_dir={run_dir}")
-            futures[name] = worker.submit(train, program, args, settings.objectives, pickle.dumps(None))
+    for trial, new_seed in itertools.product(trials, seeds):
+        name = f"confirmed/{trial.number}/{new_seed}"
+        if name in study.user_attrs:
+            continue
+        run_dir = settings.folder / "confirm" / f"{trial.number:04d}_seed_{new_seed}"
+        shutil.rmtree(run_dir, ignore_errors=True)  # of a start that was stopped
+        args = trial_args(settings, run_dir, {**trial.user_attrs["overrides"], "seed_everything": new_seed})
+        worker = workers[len(futures) % len(workers)]
+        futures[name] = worker.submit(train, program, args, settings.objectives, pickle.dumps(None))
     for name, future in futures.items():
-        try:
+        # Where a worker has died, the lines of the result count the trainings that there are.
+        with contextlib.suppress(BrokenProcessPool):
             if values := future.result().values:
                 study.set_user_attr(name, values[0])
                 print(f"{name.replace('/', ' ')}: {format_scores(settings, values)}", flush=True)
-        except BrokenProcessPool:
-            continue  # the lines of the result count the trainings that there are
 
 
 def confirmed_scores(study: optuna.Study) -> dict[int, list[float]]:
@@ -110,27 +110,20 @@ def format_scores(settings: Settings, scores: Sequence[float]) -> str:
 
 def _csv(trials: list[FrozenTrial], settings: Settings) -> str:
     file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    extra = [] if "seconds" in settings.metrics else ["seconds"]
-    writer.writerow(["number", "state", *settings.metrics, *settings.space, *extra, "run_dir", "error"])
+    names = ["number", "state", *settings.metrics, *settings.space, "seconds", "run_dir", "error"]
+    writer = csv.DictWriter(file, list(dict.fromkeys(names)), extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
     for trial in trials:
-        attrs = trial.user_attrs
-        scores = trial.values if trial.state == TrialState.COMPLETE else [""] * len(settings.metrics)
-        values = [attrs.get("params", {}).get(key, "") for key in settings.space]
-        params = [value if isinstance(value, int | float | str) else json.dumps(value) for value in values]
-        facts = [attrs.get(name, "") for name in (*extra, "run_dir", "error")]
-        writer.writerow([trial.number, trial.state.name, *scores, *params, *facts])
+        row = {"number": trial.number, "state": trial.state.name, **trial.user_attrs}
+        for key, value in trial.user_attrs.get("params", {}).items():
+            row[key] = value if isinstance(value, int | float | str) else json.dumps(value)
+        if trial.state == TrialState.COMPLETE:  # a pruned one has its last value
+            row |= zip(settings.metrics, trial.values, strict=True)
+        writer.writerow(row)
     return file.getvalue()
-
-
-def _best_overlay(trial: FrozenTrial, num_trials: int, settings: Settings) -> str:
-    scores = ", ".join(f"{metric} {score!r}" for metric, score in zip(settings.metrics, trial.values, strict=True))
-    comment = f"Trial {trial.number}, the best of {num_trials} trials of the study {settings.study_name}: {scores}"
-    overlay = yaml.safe_dump(nested(trial.user_attrs["overrides"]), sort_keys=False)
-    return f"# {comment}\n# Train it again: {fit_command(settings)}\n{overlay}"
 
 
 def fit_command(settings: Settings) -> str:
     """Return the command that trains the best trial again."""
-    configs = [str(file) for file in [*settings.configs, settings.folder / "best.yaml"]]
+    configs = [*settings.configs, str(settings.folder / "best.yaml")]
     return f"{program_name()} fit {' '.join(f'--config {shlex.quote(config)}' for config in configs)}"

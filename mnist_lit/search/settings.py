@@ -1,16 +1,14 @@
 """Parse a search config and its flags into typed settings."""
 
-import json
 import re
-import shlex
 from argparse import ArgumentError
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, Protocol
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt, restricted_string_type
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler, TPESampler
@@ -20,18 +18,14 @@ from mnist_lit.command_line import CommandLine, find_config, program_name
 from mnist_lit.errors import UsageError
 from mnist_lit.parser_errors import explain, explain_object
 
-__all__ = ["Objective", "SearchArgs", "Settings", "UnknownMetricError", "hide_password", "parse"]
-
 DEFAULT_CONFIG = "configs/search.yaml"
-MAPPINGS = ("space", "overrides")
 StudyName = restricted_string_type("StudyName", r"^[A-Za-z0-9][\w.-]{0,99}$", docstring="The name of a folder.")
 
 
 class SamplerFactory(Protocol):
-    """Builds a sampler."""
+    """Builds a sampler; a class is given those of these arguments that it takes, so that they are no keys."""
 
-    def __call__(self, *, search_space: dict[str, list[Any]]) -> BaseSampler:
-        """Build a sampler; of these arguments a class is given those that it takes, so that they are no keys."""
+    def __call__(self, *, search_space: dict[str, list[Any]]) -> BaseSampler: ...
 
 
 class UnknownMetricError(UsageError):
@@ -91,14 +85,15 @@ class Settings:
         confirm: Which trials are trained again with other seeds when the search is done, if any.
     """
 
-    space: dict[str, Any] = field(default_factory=dict)
+    # A plain dict keeps what was typed: of dict[str, Any] the parser would import the classes and add their arguments.
+    space: dict = field(default_factory=dict)  # type: ignore[type-arg]
     study_name: StudyName = "mnist"  # type: ignore[valid-type]
     objective: Objective | list[Objective] = field(default_factory=Objective)
     n_trials: PositiveInt = 50
     timeout: PositiveFloat | None = None
     workers: PositiveInt = 1
     configs: list[str] = field(default_factory=lambda: ["configs/base.yaml"])
-    overrides: dict[str, Any] = field(default_factory=dict)
+    overrides: dict = field(default_factory=dict)  # type: ignore[type-arg]
     sampler: SamplerFactory = TPESampler  # type: ignore[assignment]  # it is given the arguments that it takes
     pruner: BasePruner | None = None
     storage: str | None = None
@@ -126,36 +121,46 @@ PARTS = {"": Settings, "objective.": Objective, "confirm.": Confirm}
 KEYS = ["fresh", *(f"{group}{part.name}" for group, kind in PARTS.items() for part in fields(kind))]
 
 
-class SearchArgs(NamedTuple):
-    """A parsed command line; its `yaml` and the `command` that goes on with the search are without passwords."""
+def parse(args: Sequence[str]) -> tuple[Settings, bool, str]:
+    """Parse a command line.
 
-    settings: Settings
-    fresh: bool
-    yaml: str
-    command: str
-
-
-def parse(args: Sequence[str]) -> SearchArgs:
-    """Parse a command line."""
+    Returns:
+        The settings, whether the study begins anew, and all keys as YAML, without passwords.
+    """
     typed = CommandLine(f"{program_name()} search", args)
     if not typed.configs:
         typed = CommandLine(typed.program, [f"--config={DEFAULT_CONFIG}", *args])
-    mappings, flags = _take_mappings(typed)
+    single, flags = _take_single_keys(typed.flags)
+    printing = [flag for flag in flags if flag.startswith("--print_config")]
+    layers = [*(f"--config={config}" for config in typed.configs), *(flag for flag in flags if flag not in printing)]
     parser = _parser(typed)
-    config = _parse(parser, typed, [flag for flag in flags if not flag.startswith("--print_config")])
-    dump = _dump(parser, config, mappings)
-    if any(flag.startswith("--print_config") for flag in flags):
+    try:
+        config = parser.parse_args(layers)
+        for name, keys in single.items():
+            config[name] = {str(key): value for key, value in {**(config[name] or {}), **keys}.items()}
+    except (ArgumentError, TypeError, ValueError) as error:
+        raise UsageError(explain(str(error), KEYS, typed)) from error
+    for key, class_path in called_functions({"sampler": config.sampler.as_dict()}):
+        raise UsageError(f"{typed.origin(key)}: {class_path} is no class")
+    file = typed.origin("configs").partition(", line ")
+    config.configs = [str(find_config(name, Path(file[0]).parent if file[1] else None)) for name in config.configs]
+    plain = yaml.safe_load(parser.dump(config, skip_unset=False))
+    del plain["fresh"]
+    plain["storage"] = hide_password(config.storage) if config.storage else None
+    dump = yaml.safe_dump(plain, sort_keys=False)
+    if printing:
         print(dump, end="")
         raise SystemExit(0)
     try:
         objects = parser.instantiate(config)
     except (ImportError, TypeError, ValueError) as error:  # of the pruner: the sampler is made later
         raise UsageError(f"{typed.origin('pruner')}: {explain_object(str(error))}") from error
-    settings = Settings(**{part.name: objects[part.name] for part in fields(Settings)} | mappings)
+    settings = Settings(**{part.name: objects[part.name] for part in fields(Settings)})
     if not settings.objectives:
         raise UsageError("objective: needs a metric")
-    command = [*typed.program.split(), *(hide_password(arg) for arg in args if arg != "--fresh")]
-    return SearchArgs(settings, config.fresh, dump, shlex.join(command))
+    if not settings.space:
+        raise UsageError("space: there is nothing to search\nadd for example  model.dropout: {low: 0.0, high: 0.5}")
+    return settings, config.fresh, dump
 
 
 def hide_password(text: str) -> str:
@@ -176,51 +181,19 @@ def _parser(typed: CommandLine) -> ArgumentParser:
     return parser
 
 
-def _parse(parser: ArgumentParser, typed: CommandLine, flags: Sequence[str]) -> Namespace:
-    files = [{key: value for key, value in content.items() if key not in MAPPINGS} for content in typed.contents]
-    try:
-        config = parser.parse_args([*(f"--config={json.dumps(file, default=str)}" for file in files if file), *flags])
-    except (ArgumentError, TypeError, ValueError) as error:
-        raise UsageError(explain(str(error), KEYS, typed)) from error
-    for key, class_path in called_functions(config.as_dict()):
-        raise UsageError(f"{typed.origin(key)}: {class_path} is no class")
-    file = typed.origin("configs").partition(", line ")
-    config.configs = [str(find_config(name, Path(file[0]).parent if file[1] else None)) for name in config.configs]
-    return config
-
-
-def _take_mappings(typed: CommandLine) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """Return `space` and `overrides` as they were typed, and the other flags.
-
-    The parser would import the classes in them, and add all of their arguments.
-    """
-    mappings: dict[str, Any] = {name: {} for name in MAPPINGS}
-    for content in typed.contents:
-        mappings |= {name: content[name] for name in MAPPINGS if name in content}
+def _take_single_keys(flags: Sequence[str]) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Take flags like `--overrides.model.lr 0.1`, of which the parser would split the key, from the others."""
+    single: dict[str, dict[str, Any]] = {"space": {}, "overrides": {}}
     others: list[str] = []
-    flags = iter(typed.flags)
-    for flag in flags:
+    remaining = iter(flags)
+    for flag in remaining:
         name, has_value, text = flag.partition("=")
         group, _, key = name.removeprefix("--").partition(".")
-        if group not in mappings:
+        if group not in single or not key:
             others.append(flag)
             continue
         try:
-            value = yaml.safe_load(text if has_value else next(flags, ""))
+            single[group][key] = yaml.safe_load(text if has_value else next(remaining, ""))
         except yaml.YAMLError as error:
             raise UsageError(f"{name}: is no valid YAML") from error
-        mappings[group] = {**mappings[group], key: value} if key else value
-    for name, mapping in mappings.items():
-        if not isinstance(mapping, dict):
-            raise UsageError(f"{typed.origin(name)}: must be of type dict, got {mapping}")
-    if not mappings["space"]:
-        raise UsageError("space: there is nothing to search\nadd for example  model.dropout: {low: 0.0, high: 0.5}")
-    return {name: {str(key): mapping[key] for key in mapping} for name, mapping in mappings.items()}, others
-
-
-def _dump(parser: ArgumentParser, config: Namespace, mappings: dict[str, Any]) -> str:
-    plain = yaml.safe_load(parser.dump(config, skip_unset=False))
-    del plain["fresh"]
-    if plain["storage"]:
-        plain["storage"] = hide_password(plain["storage"])
-    return yaml.safe_dump({**plain, **mappings}, sort_keys=False)
+    return single, others

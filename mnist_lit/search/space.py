@@ -1,7 +1,6 @@
 """The search space: entries of a search config as Optuna's distributions."""
 
 import copy
-import itertools
 import json
 import math
 import warnings
@@ -15,34 +14,29 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 
 from mnist_lit.errors import UsageError, did_you_mean
 
-__all__ = ["Params", "Space", "flat", "nested"]
-
 Params = dict[str, Any]
 MAX_REPEATS = 200  # corners in a row that show no new bound, which may stand below rare conditions
 SCALARS = (bool, int, float, str, type(None))
 
 
 class Corner:
-    """Suggests bounds in place of a trial, those first that no corner has had."""
+    """Suggests bounds in place of a trial: those first that no corner has had, then any values."""
 
-    def __init__(self, seen: set[tuple[str, Any]], wanted: Mapping[str, list[Any]], random: Random) -> None:
-        self.seen = seen
-        self.wanted = wanted
-        self.random = random
-        self.is_new = False
+    def __init__(self, seen: set[tuple[str, Any]], random: Random) -> None:
+        self.seen, self.random, self.is_new = seen, random, False
 
-    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
-        unseen = [choice for choice in choices if (name, choice) not in self.seen]
-        value = unseen[0] if unseen else self.random.choice(choices)
-        self.seen.add((name, value))
+    def suggest_categorical(self, name: str, bounds: Sequence[Any], values: Sequence[Any] = ()) -> Any:
+        unseen = [bound for bound in bounds if (name, bound) not in self.seen]
+        self.seen.update((name, bound) for bound in unseen[:1])
         self.is_new |= bool(unseen)
-        return value
+        return unseen[0] if unseen else self.random.choice(values or bounds)
 
-    def suggest_float(self, name: str, low: float, high: float, **_: Any) -> Any:
-        wanted = [value for value in self.wanted.get(name, []) if isinstance(value, int | float)]
-        return self.suggest_categorical(name, [low, high, *(value for value in wanted if low < value < high)])
+    def suggest_float(self, name: str, low: float, high: float, **_: Any) -> float:
+        return float(self.suggest_categorical(name, [low, high]))
 
-    suggest_int = suggest_float
+    def suggest_int(self, name: str, low: int, high: int, step: int, **_: Any) -> int:
+        # The condition of another key may name a value between the bounds.
+        return int(self.suggest_categorical(name, [low, high], range(low, high + 1, step)))
 
 
 @dataclass(frozen=True)
@@ -62,14 +56,12 @@ class Scalar:
                 return trial.suggest_int(name, low, high, log=log, step=step)
 
     def grid(self, name: str) -> dict[str, list[Any]]:
-        match self.distribution:
-            case CategoricalDistribution(choices=names):
-                return {name: list(names)}
-            case IntDistribution(low=low, high=high, step=step):
-                return {name: list(range(low, high + 1, step))}
-            case FloatDistribution(low=low, high=high, step=float(step)):
-                return {name: [round(low + number * step, 12) for number in range(round((high - low) / step) + 1)]}
-        raise UsageError(f"space.{name}: a grid needs a step or choices, an interval has no end of values")
+        if isinstance(self.distribution, CategoricalDistribution):
+            return {name: list(self.distribution.choices)}
+        low, high, step = self.distribution.low, self.distribution.high, self.distribution.step
+        if step is None:
+            raise UsageError(f"space.{name}: a grid needs a step or choices, an interval has no end of values")
+        return {name: [round(low + number * step, 12) for number in range(round((high - low) / step) + 1)]}
 
 
 @dataclass(frozen=True)
@@ -84,16 +76,17 @@ class ScalarList:
         return [item.suggest(trial, f"{name}.{position}") for position, item in enumerate(self.items[:length])]
 
     def grid(self, name: str) -> dict[str, list[Any]]:
-        parts = {f"{name}.{position}": item for position, item in enumerate(self.items)}
-        parts |= {f"{name}.length": self.length} if self.length else {}
-        return {part: values for key, scalar in parts.items() for part, values in scalar.grid(key).items()}
+        grid = self.length.grid(f"{name}.length") if self.length else {}
+        for position, item in enumerate(self.items):
+            grid |= item.grid(f"{name}.{position}")
+        return grid
 
 
 class Space:
     """The keys of `fit` that a search varies."""
 
     def __init__(self, declared: Mapping[str, Any], base: Mapping[str, Any]) -> None:
-        self.base = base
+        self.fixed = {key: value for key, value in base.items() if key not in declared}
         self.dimensions: dict[str, Scalar | ScalarList] = {}
         self.conditions: dict[str, dict[str, list[Any]]] = {}
         for key, entry in declared.items():
@@ -101,66 +94,51 @@ class Space:
             _check_names(where, entry, ["low", "high", "step", "log", "choices", "items", "length", "when"])
             when = entry.get("when", {})
             _check_names(f"{where}.when", when, when)
-            self.conditions[key] = {
-                other: value if isinstance(value, list) else [value] for other, value in when.items()
-            }
+            self.conditions[key] = {name: value if isinstance(value, list) else [value] for name, value in when.items()}
             for other, values in self.conditions[key].items():
-                self._check_condition(f"{where}.when.{other}", other, values, is_later=other in declared)
-            rest = {name: value for name, value in entry.items() if name != "when"}
-            self.dimensions[key] = _parse(where, rest, base.get(key))
+                self._check_condition(f"{where}.when.{other}", other, values)
+            self.dimensions[key] = _parse(where, {name: entry[name] for name in entry if name != "when"}, base.get(key))
 
     def suggest(self, trial: Trial | Corner) -> Params:
         """Suggest a value for each key whose condition is met."""
         params: Params = {}
         for key, dimension in self.dimensions.items():
-            if self._is_met(key, params):
+            known = {**self.fixed, **params}
+            if all(other in known and known[other] in values for other, values in self.conditions[key].items()):
                 params[key] = dimension.suggest(trial, key)
         return params
 
     def corners(self) -> Iterator[Params]:
         """List points in which every bound of every key occurs: if these are valid, those between them are."""
-        wanted: dict[str, list[Any]] = {}
-        for other, values in itertools.chain.from_iterable(map(dict.items, self.conditions.values())):
-            wanted.setdefault(other, []).extend(values)
         seen: set[tuple[str, Any]] = set()
         random, num_repeats = Random(0), 0
         while num_repeats < MAX_REPEATS:
-            corner = Corner(seen, wanted, random)
-            point = self.suggest(corner)
-            num_repeats = 0 if corner.is_new else num_repeats + 1
+            point = self.suggest(corner := Corner(seen, random))
+            num_repeats += 1
             if corner.is_new:
+                num_repeats = 0
                 yield point
 
     def grid(self) -> dict[str, list[Any]]:
         """List all values of each of Optuna's parameters."""
         return {name: values for key, part in self.dimensions.items() for name, values in part.grid(key).items()}
 
-    def _is_met(self, key: str, params: Params) -> bool:
-        for other, values in self.conditions[key].items():
-            known = params if other in self.dimensions else self.base
-            if other not in known or known[other] not in values:
-                return False
-        return True
-
-    def _check_condition(self, where: str, other: str, values: list[Any], *, is_later: bool) -> None:
-        if other in self.dimensions:
-            choices = getattr(self.dimensions[other], "choices", ())
-            if choices and (wrong := [value for value in values if value not in choices]):
-                raise UsageError(f"{where}: space.{other} is never {wrong[0]}")
-        elif is_later:
-            raise UsageError(f"{where}: {other} has to stand above it in the space")
-        elif other not in self.base:
-            raise UsageError(f"{where}: there is no such key\n{did_you_mean(other, self.base)}")
+    def _check_condition(self, where: str, other: str, values: list[Any]) -> None:
+        if other not in self.dimensions and other not in self.fixed:
+            hint = did_you_mean(other, [*self.dimensions, *self.fixed])
+            raise UsageError(f"{where}: is neither a key above it in the space nor another key of fit\n{hint}")
+        choices = getattr(self.dimensions.get(other), "choices", ())
+        if choices and (wrong := [value for value in values if value not in choices]):
+            raise UsageError(f"{where}: space.{other} is never {wrong[0]}")
 
 
 def _parse(where: str, entry: Mapping[str, Any], default: Any) -> Scalar | ScalarList:
     if "items" not in entry and "length" not in entry:
         return _parse_scalar(where, entry, default)
-    items = entry.get("items")
-    if isinstance(items, list) and items and len(entry) == 1:
-        scalars = [_parse_scalar(f"{where}.items.{number}", item, None) for number, item in enumerate(items)]
-        return ScalarList(scalars)
     _check_names(where, entry, ["length", "items"])
+    items = entry.get("items")
+    if isinstance(items, list) and "length" not in entry:
+        return ScalarList([_parse_scalar(f"{where}.items.{number}", item, None) for number, item in enumerate(items)])
     length = _parse_scalar(f"{where}.length", entry.get("length"), None)
     if not isinstance(length.distribution, IntDistribution) or length.distribution.low < 0:
         raise UsageError(f"{where}.length: must be like {{low: 1, high: 3}}, whole numbers from 0")
@@ -177,9 +155,7 @@ def _parse_scalar(where: str, entry: Any, default: Any) -> Scalar:
         raise UsageError(f"{where}: {error}") from error
 
 
-def _choice(choices: Any) -> Scalar:
-    if not isinstance(choices, list):
-        raise TypeError(f"choices must be a list, got {choices}")
+def _choice(choices: list[Any]) -> Scalar:
     texts = [json.dumps(choice, default=str) for choice in choices]
     if twice := next((text for text in texts if texts.count(text) > 1), None):
         raise ValueError(f"{twice} stands twice in choices")
@@ -188,12 +164,10 @@ def _choice(choices: Any) -> Scalar:
     return Scalar(CategoricalDistribution(choices if are_distinct else texts), tuple(choices))
 
 
-def _number(default: Any, low: Any = None, high: Any = None, step: Any = None, log: Any = False) -> Scalar:
-    for name, number in {"low": low, "high": high, "step": 1 if step is None else step}.items():
+def _number(default: Any, low: Any = None, high: Any = None, step: Any = None, log: bool = False) -> Scalar:
+    for name, number in {"low": low, "high": high, "step": step or 1}.items():
         if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
             raise ValueError(f"{name} must be a finite number, got {number}")
-    if not isinstance(log, bool):
-        raise TypeError(f"log must be true or false, got {log}")
     are_whole = all(isinstance(number, int | None) for number in (low, high, step)) and not isinstance(default, float)
     with warnings.catch_warnings(action="ignore"):  # that high is no multiple of the step
         if are_whole:

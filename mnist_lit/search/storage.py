@@ -1,5 +1,6 @@
 """Open the storage of a study: a journal on a disk that may be full, or a database that may be away."""
 
+import contextlib
 import functools
 import os
 import sys
@@ -16,8 +17,6 @@ from sqlalchemy.exc import ArgumentError, IntegrityError, NoSuchModuleError, Pro
 from mnist_lit.errors import MNISTLitError, UsageError
 from mnist_lit.search.settings import Settings, hide_password
 from mnist_lit.signals import raise_if_stopped
-
-__all__ = ["HEARTBEAT", "DatabaseGoneError", "open_database", "open_storage"]
 
 # Seconds between two heartbeats, seconds without one after which a trial is stale, and seconds to wait for a database.
 HEARTBEAT, GRACE_PERIOD, PATIENCE = 10, 60, 600
@@ -36,10 +35,7 @@ class DatabaseGoneError(MNISTLitError):
 
 
 class JournalLock(JournalFileOpenLock):
-    """Lock a journal for writing until the end of the process at the latest.
-
-    Optuna's lock would keep others waiting where its holder was killed.
-    """
+    """Locks a journal for writing; unlike Optuna's own locks, it ends with the process that holds it."""
 
     def __init__(self, journal: Path) -> None:
         self.journal = journal
@@ -70,8 +66,8 @@ def open_storage(settings: Settings) -> BaseStorage:
     except (ArgumentError, NoSuchModuleError) as error:
         raise UsageError(f"storage: {url} is no URL of a database: {error}") from error
     except ImportError as error:
-        hint = "pip install 'mnist_lit[postgresql]'"
-        raise UsageError(f"storage: {url} needs a driver that is not installed\n{hint}") from error
+        text = f"storage: {url} needs a driver that is not installed\npip install 'mnist_lit[postgresql]'"
+        raise UsageError(text) from error
     except SQLAlchemyError as error:
         raise MNISTLitError(f"storage: {url} cannot be used: {_reason(error)}") from error
 
@@ -82,20 +78,13 @@ def open_database(url: str) -> RDBStorage:
     kwargs: dict[str, Any] = {"creator": functools.partial(_connect, url), "pool_pre_ping": True}
     if url.startswith("sqlite"):
         kwargs = {"connect_args": {"timeout": 60}}
-    open_rdb = functools.partial(
-        RDBStorage,
-        url,
-        engine_kwargs=kwargs,
-        heartbeat_interval=HEARTBEAT,
-        grace_period=GRACE_PERIOD,
-        heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
-    )
+    kwargs = {"engine_kwargs": kwargs, "heartbeat_interval": HEARTBEAT, "grace_period": GRACE_PERIOD}
+    kwargs["heartbeat_stale_trial_callback"] = RetryHeartbeatStaleTrialCallback()
     for _ in range(4):
-        try:
-            return open_rdb()
-        except (IntegrityError, ProgrammingError):
-            time.sleep(1)  # another driver has made the tables in the same moment
-    return open_rdb()
+        with contextlib.suppress(IntegrityError, ProgrammingError):
+            return RDBStorage(url, **kwargs)
+        time.sleep(1)  # another driver has made the tables in the same moment
+    return RDBStorage(url, **kwargs)
 
 
 def _connect(url: str) -> Any:
@@ -106,23 +95,19 @@ def _connect(url: str) -> Any:
     args, kwargs = dialect.create_connect_args(parts)
     if parts.get_backend_name() == "postgresql":
         kwargs = {**POSTGRESQL, **kwargs}
-    start, is_waiting = time.monotonic(), False
+    deadline, is_waiting = time.monotonic() + PATIENCE, False
     while True:
         try:
-            connection = driver.connect(*args, **kwargs)
+            return driver.connect(*args, **kwargs)
         except driver.OperationalError as error:
-            if time.monotonic() - start > PATIENCE:
+            if time.monotonic() > deadline:
                 reason = f"storage: the database does not come back: {_reason(error)}"
                 raise DatabaseGoneError(f"{reason}\nwhat was done is kept; the same command goes on") from error
             if not is_waiting:
                 print(f"waiting for the database: {_reason(error)}", file=sys.stderr, flush=True)
-            is_waiting = True
-            raise_if_stopped()
-            time.sleep(1)
-        else:
-            if is_waiting:
-                print("the database is back", file=sys.stderr, flush=True)
-            return connection
+        is_waiting = True
+        raise_if_stopped()
+        time.sleep(1)
 
 
 def _reason(error: BaseException) -> str:

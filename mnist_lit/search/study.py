@@ -4,13 +4,12 @@ import contextlib
 import itertools
 import json
 from collections.abc import Mapping
-from importlib.util import find_spec
 from typing import Any
 
 import optuna
 from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
 from optuna.pruners import NopPruner
-from optuna.samplers import BaseSampler, BruteForceSampler, CmaEsSampler
+from optuna.samplers import BaseSampler, BruteForceSampler
 from optuna.storages import BaseStorage
 from optuna.storages import RetryHeartbeatStaleTrialCallback as Retry
 from optuna.study import StudyDirection
@@ -21,8 +20,6 @@ from mnist_lit.errors import UsageError
 from mnist_lit.search.settings import Settings
 from mnist_lit.search.space import Space, flat
 from mnist_lit.search.storage import open_storage
-
-__all__ = ["Study", "counted", "fail_and_retry", "open_study", "ranked"]
 
 
 class Study(optuna.Study):
@@ -74,7 +71,7 @@ def fail_and_retry(study: Study, number: int, reason: str, *, max_retries: int |
 
 
 def open_study(settings: Settings, space: Space, about: Mapping[str, Any], *, fresh: bool) -> Study:
-    """Make a study, or load it to go on."""
+    """Make a study, or load it to go on; `about` is what makes its trials comparable."""
     sampler, about = _sampler(settings, space), json.loads(json.dumps(about))
     name, directions = str(settings.study_name), [objective.direction for objective in settings.objectives]
     if fresh:
@@ -89,9 +86,13 @@ def open_study(settings: Settings, space: Space, about: Mapping[str, Any], *, fr
     study.storage = storage
     earlier = study.user_attrs.get("about", about)
     if earlier != about:
-        if any(trial.state not in (TrialState.FAIL, TrialState.WAITING) for trial in study.trials):
-            raise UsageError(f"the study {name} is about something else\n{_difference(earlier, about)}")
-        return open_study(settings, space, about, fresh=True)  # a first attempt that had a mistake
+        if all(trial.state in (TrialState.FAIL, TrialState.WAITING) for trial in study.trials):
+            return open_study(settings, space, about, fresh=True)  # a first attempt that had a mistake
+        old, new = flat(earlier), flat(about)
+        key = next(key for key in {**old, **new} if old.get(key) != new.get(key))
+        difference = f"{key} was {json.dumps(old.get(key, 'absent'))}, is {json.dumps(new.get(key, 'absent'))}"
+        hint = "begin anew with --fresh, or give another --study_name"
+        raise UsageError(f"the study {name} is about something else\n{difference}\n{hint}")
     study.set_user_attr("about", about)
     study.set_metric_names(settings.metrics)
     return study
@@ -111,22 +112,13 @@ def _archive(settings: Settings) -> None:
         optuna.delete_study(study_name=name, storage=storage)
 
 
-def _difference(earlier: Mapping[str, Any], about: Mapping[str, Any]) -> str:
-    old, new = flat(earlier), flat(about)
-    key = next(key for key in {**old, **new} if old.get(key) != new.get(key))
-    old_value, new_value = (json.dumps(values.get(key, "absent")) for values in (old, new))
-    return f"{key} was {old_value}, is {new_value}\nbegin anew with --fresh, or give another --study_name"
-
-
 def _sampler(settings: Settings, space: Space) -> BaseSampler:
-    classes = getattr(settings.sampler, "args", ())  # the parser makes a partial function of a class path
-    if CmaEsSampler in classes and not find_spec("cmaes"):  # Optuna would miss it in the second trial
-        raise UsageError("sampler: CmaEsSampler needs the package cmaes\npip install 'mnist_lit[samplers]'")
-    # Without its grid, a brute-force sampler would find out in the middle of a search that a space is infinite.
-    needs_grid = BruteForceSampler in classes or "search_space" in accepted_parameters(settings.sampler)
-    grid = {"search_space": space.grid()} if needs_grid else {}
+    # The parser makes a partial function of a class path. Without its grid, a brute-force sampler would find out in the
+    # middle of a search that a space is infinite.
+    is_brute_force = BruteForceSampler in getattr(settings.sampler, "args", ())
+    needs_grid = is_brute_force or "search_space" in accepted_parameters(settings.sampler)
     try:
-        sampler: BaseSampler = instantiate(settings.sampler, **grid)
+        sampler: BaseSampler = instantiate(settings.sampler, **{"search_space": space.grid()} if needs_grid else {})
     except (ImportError, TypeError, ValueError) as error:
         raise UsageError(f"sampler: {error}") from error
     return sampler

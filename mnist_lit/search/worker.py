@@ -1,6 +1,7 @@
 """Train trials in processes of their own."""
 
 import errno
+import functools
 import gc
 import json
 import math
@@ -13,10 +14,9 @@ import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import connection
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from optuna.trial import TrialState
 from tqdm import tqdm
@@ -25,9 +25,6 @@ from mnist_lit.errors import MNISTLitError, Stopped, describe_machine_error, is_
 from mnist_lit.search.settings import Objective, UnknownMetricError
 from mnist_lit.signals import defer_signals, ignore_sigint
 
-__all__ = ["Result", "Worker", "kill_workers", "new_workers", "train"]
-
-Returned = TypeVar("Returned")
 # Imported once: a worker is a fork of the process that has done so.
 multiprocessing.set_forkserver_preload(["mnist_lit.commands", "mnist_lit.search.pruning"])
 
@@ -55,19 +52,16 @@ class Worker:
     """Runs functions in a process of its own; where that has died, the next call starts another."""
 
     def __init__(self, log: Path, gpu: str | None = None) -> None:
-        self.arguments = (log, gpu)
-        self.executor = self._new_executor()
+        self.new_executor = functools.partial(ProcessPoolExecutor, 1, WorkerContext(), _start_worker, (log, gpu))
+        self.executor = self.new_executor()
 
-    def submit(self, function: Callable[..., Returned], *args: Any, **kwargs: Any) -> Future[Returned]:
+    def submit(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Future[Any]:
         with defer_signals(), ignore_sigint():  # while the process starts
             try:
                 return self.executor.submit(function, *args, **kwargs)
             except BrokenProcessPool:
-                self.executor = self._new_executor()
+                self.executor = self.new_executor()
                 return self.executor.submit(function, *args, **kwargs)
-
-    def _new_executor(self) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(1, WorkerContext(), _start_worker, self.arguments)
 
 
 def new_workers(number: int, num_gpus: int, log: Path) -> list[Worker]:
@@ -79,11 +73,10 @@ def new_workers(number: int, num_gpus: int, log: Path) -> list[Worker]:
 
 def kill_workers() -> None:
     """Kill all workers of this process, and wait for their end."""
-    processes = [process for process in multiprocessing.active_children() if isinstance(process, WorkerProcess)]
-    for process in processes:
-        process.kill()
-    for process in processes:
-        connection.wait([process.sentinel], timeout=10)
+    for process in multiprocessing.active_children():
+        if isinstance(process, WorkerProcess):
+            process.kill()
+            process.join(10)
 
 
 def train(program: Callable[..., Any], args: list[str], objectives: Sequence[Objective], trial: bytes) -> Result:
@@ -94,23 +87,24 @@ def train(program: Callable[..., Any], args: list[str], objectives: Sequence[Obj
         pruning = Pruning(objectives, pickle.loads(trial))
         run_dir = program(args, callbacks=[pruning]).run_dir
         metrics = json.loads((run_dir / "metrics.json").read_text(encoding="utf-8"))
-        scores, seconds = pruning.scores(metrics), metrics["seconds"]
+        scores = [pruning.score(objective, metrics) for objective in objectives]
     except (Exception, SystemExit, Stopped) as error:
         return _failure(error.__cause__ if isinstance(error, SystemExit) and error.__cause__ else error)
     finally:
         gc.collect()  # the trainer and the model refer to each other
     if pruning.is_pruned:
-        return Result(TrialState.PRUNED, None, seconds)
-    if wrong := [objective.metric for objective, score in zip(objectives, scores, strict=True) if math.isnan(score)]:
-        return Result(TrialState.FAIL, None, seconds, f"{wrong[0]} is not a number")
-    return Result(TrialState.COMPLETE, scores, seconds)
+        return Result(TrialState.PRUNED, None, metrics["seconds"])
+    for objective, score in zip(objectives, scores, strict=True):
+        if math.isnan(score):
+            return Result(TrialState.FAIL, None, metrics["seconds"], f"{objective.metric} is not a number")
+    return Result(TrialState.COMPLETE, scores, metrics["seconds"])
 
 
 def _failure(error: BaseException) -> Result:
     if isinstance(error, Stopped):
         return Result(TrialState.WAITING, error="its worker was stopped")
     if isinstance(error, UnknownMetricError):
-        raise UnknownMetricError(str(error))
+        raise error
     if is_disk_full(error):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     traceback.print_exception(error)  # into the log of the workers
