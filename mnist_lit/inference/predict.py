@@ -90,9 +90,9 @@ def _draw(picture: Path, files: Sequence["ImageFile"], predictions: Sequence[Pre
     """Draw the first images above the network's input."""
     texts = []
     for file, prediction in zip(files[:MAX_IMAGES], predictions, strict=False):
-        # The font lacks most other characters, and formulas stand between dollar signs.
+        # The font lacks most other characters.
         text = f"{escape_unprintable(prediction.summary)}\n{escape_unprintable(shorten(file.file.name, 22))}"
-        texts.append(text.encode("ascii", "replace").decode().replace("$", r"\$"))
+        texts.append(text.encode("ascii", "replace").decode())
     tiles = torch.stack([_tile(file) for file in files[: len(texts)]])
     caption = "each image above the network's input"
     figure = plot_images(f"Predictions: {len(texts)} of {len(predictions):,} images", caption, tiles, texts)
