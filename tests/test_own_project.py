@@ -11,14 +11,15 @@ from conftest import PROJECT
 
 TOUR = """
 import sys
+
 import mnist_lit
-assert "torch" not in sys.modules
 from mnist_lit import main
 
-assert mnist_lit.__file__.startswith({site!r})
 small = ["--report=false", "--pictures.enabled=false", "--trainer.max_epochs=1"]
 digits = ["fit", "--config", "configs/base.yaml", "--config", "configs/digits.yaml", *small]
 if __name__ == "__main__":
+    assert "torch" not in sys.modules
+    assert mnist_lit.__file__.startswith({site!r})
     main([*digits, "--run_dir=one"])
     main([*digits, "--run_dir=two", "--model.channels=[4]"])
     main(["test", "--ckpt_path=one"])
