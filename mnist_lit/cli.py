@@ -15,7 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning_utilities.core.rank_zero import rank_zero_only
 
-from mnist_lit.command_line import CommandLine
+from mnist_lit.command_line import DATA_DIR_VARIABLE, CommandLine
 from mnist_lit.data.datamodule import MNISTDataModule
 from mnist_lit.data.folder import find_classes
 from mnist_lit.errors import UsageError, format_own_frames
@@ -129,6 +129,11 @@ class CLI(LightningCLI):
             path = expand_home(path)
             self.checkpoint = find_checkpoint(path, for_fit=is_fit)
             self.goes_on = is_fit and Path(path).is_dir()
+            variable = self.command_line.environment.get("data.data_dir")
+            is_folder = self.checkpoint.config.get("data", {}).get("dataset") == "folder"
+            if is_folder and variable and variable.name == DATA_DIR_VARIABLE:
+                # Downloaded data sets lie there; the images of a folder lie where the run has found them.
+                del self.command_line.environment["data.data_dir"]
         elif is_fit and (path := self.command_line.value_of("init_from")) is not None:
             self.initial = find_checkpoint(expand_home(path), key="init_from")
         self.config = parse(parser, self.command_line, self._base())

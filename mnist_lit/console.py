@@ -36,6 +36,7 @@ IGNORED_WARNINGS = (
     "`isinstance.treespec, LeafSpec.` is deprecated",  # in Lightning's call of torch
     "Using padding='same' with even kernel lengths",  # the copy is small
     "`torch.jit.trace",  # TensorBoard's graph
+    r"Glyph .* missing from font",  # names of classes in other scripts
     "__array__ implementation doesn't accept a copy keyword",  # torchmetrics gives matplotlib a tensor
 )
 

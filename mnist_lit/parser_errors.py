@@ -39,6 +39,8 @@ MODULES = (
 LONG_WORD = re.compile(r"([^\s'\"]{200})[^\s'\"]+")
 LIST = ("Expected a list", "Expected a List")
 STEPS = "it is filled in: the number of steps of the run"
+# The arguments of `main` that replace what these keys configure.
+OWN_CLASSES = {"model": "model_class", "data": "datamodule_class"}
 # Arguments of optimizers and schedules that other keys give.
 FILLED_IN = {
     "lr": "it is model.lr",
@@ -67,6 +69,8 @@ def explain(message: str, keys: Iterable[str], command_line: CommandLine) -> str
     key, *inner = ["".join(found) for found in KEY.findall(message)] or [""]
     arguments = [*inner, *("".join(found) for found in ARGUMENT.findall(message))]
     names = [name for argument in arguments for name in (argument, f"{key}.{argument}", f"{key}.init_args.{argument}")]
+    if hint := "Unable to load config" in message and _own_class(key, command_line):
+        return f"{command_line.origin(key)}: {command_line.value_of(key)} is no config file\n{hint}"
     given = next((name for name in [*names, key] if command_line.is_given(name)), key)
     arguments = [name.removeprefix(f"{key}.") for name in keys if name.startswith(f"{key}.")]
     return f"{command_line.origin(given, message)}: {explain_object(message, arguments)}" if key else message
@@ -114,11 +118,23 @@ def explain_trainer(message: str, settings: Mapping[str, Any], command_line: Com
     return f"{command_line.origin(key) if key else 'trainer'}: {message}"
 
 
+def _own_class(key: str, command_line: CommandLine) -> str:
+    """Say how a class of one's own takes the place of the model or the data; empty for other keys."""
+    group, _, argument = key.partition(".")
+    if group not in OWN_CLASSES or argument.partition(".")[0] not in ("", "class_path", "init_args"):
+        return ""
+    path = command_line.value_of(f"{group}.class_path") or command_line.value_of(group) or "Mine"
+    name = path.rpartition(".")[2]
+    return f"for a class of your own run a file that calls main({OWN_CLASSES[group]}={name}): docs/your_own.md"
+
+
 def unknown_key(key: str, keys: Iterable[str], command_line: CommandLine) -> str:
     """Name an unknown key, where it was given, and the nearest keys."""
     if not command_line.is_given(key) and key in command_line.flags:
         hint = "did you mean --config?" if key.endswith((".yaml", ".yml")) else "write a list as '[a, b]', with quotes"
         return f"{key}: belongs to no key\n{hint}"
+    if hint := _own_class(key, command_line):
+        return f"{command_line.origin(key)}: there is no such key\n{hint}"
     known = set(keys)
     groups = {name.rpartition(".")[0] for name in known if "." in name}
     ends = sorted(name for name in known if name.endswith(f".{key}"))

@@ -14,7 +14,9 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import SMALL
 
+from mnist_lit import main
 from mnist_lit.data.datasets import DATASETS, load, stratified_split
 from mnist_lit.errors import MNISTLitError
 
@@ -298,3 +300,47 @@ def test_stratified_split_is_exact_sorted_proportional_and_always_the_same(num_h
     state = torch.manual_seed(num_held_out).get_state()
     assert torch.equal(held_out, stratified_split(labels, num_held_out)[1])
     assert torch.equal(state, torch.get_rng_state())
+
+
+# EMNIST
+
+
+@pytest.fixture
+def emnist(tmp_path: Path) -> Path:
+    """Small files of its letters: an image of label n, 1 to 26, has a bright pixel in column n of its third row."""
+    raw = tmp_path / "EMNIST" / "raw"
+    for split, num in (("train", 104), ("test", 26)):
+        labels = torch.arange(num, dtype=torch.uint8) % 26 + 1
+        images = torch.zeros(num, 28, 28, dtype=torch.uint8)
+        images[torch.arange(num), labels.long(), 3] = 255  # the files have rows and columns exchanged
+        write_idx(raw, f"emnist-letters-{split}-images-idx3-ubyte", (num, 28, 28))
+        file = write_idx(raw, f"emnist-letters-{split}-labels-idx1-ubyte", (num,))
+        file.write_bytes(file.read_bytes()[:8] + labels.numpy().tobytes())
+        file = raw / f"emnist-letters-{split}-images-idx3-ubyte"
+        content = file.read_bytes()[:16] + images.numpy().tobytes()
+        file.with_name(f"{file.name}.gz").write_bytes(gzip.compress(content))
+        file.unlink()
+    return raw
+
+
+def test_letters_of_emnist_are_upright_and_begin_with_0(emnist: Path) -> None:
+    flags = [*SMALL, f"--data.data_dir={emnist.parents[1]}", "--data.dataset=emnist_letters", "--data.val_size=26"]
+    cli = main(["fit", *flags, "--test_after_fit=true"])
+    assert (cli.model.num_classes, cli.datamodule.class_names[:2]) == (26, ("a", "b"))
+    test = cli.datamodule.splits["test"]
+    assert test.labels.tolist() == list(range(26))
+    assert test.images[:, 3].argmax(dim=1).tolist() == list(range(1, 27))
+
+
+def test_missing_and_damaged_files_of_emnist_are_named(emnist: Path, tmp_path: Path, fails: Any) -> None:
+    file = emnist / "emnist-letters-train-labels-idx1-ubyte"
+    fit = ["fit", *SMALL, f"--data.data_dir={tmp_path}", "--data.dataset=emnist_letters", "--data.val_size=26"]
+    content = file.read_bytes()
+    for damaged in (b"", b"<html>", content[:-1], content[:8] + bytes(104)):
+        file.write_bytes(damaged)
+        assert "EMNIST" in fails(*fit, code=1)
+    file.unlink()
+    error = fails(*fit, code=1)
+    assert str(file) in error
+    assert "EMNIST(" in error
+    assert not Path("logs").exists()

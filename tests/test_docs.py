@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import PROJECT, SMALL
+from test_folder import write as write_images
 
 import mnist_lit
 from mnist_lit import main
@@ -105,12 +106,13 @@ def change(file: Path, section: str, **settings: Any) -> None:
 
 
 def test_every_section_is_tried_below() -> None:
-    assert list(SECTIONS) == ["A network", "A data set", "Another name"]
+    assert list(SECTIONS) == ["A network", "Images", "Data in code", "Another name"]
 
 
 def test_a_network(project: Path) -> None:
-    (code,) = blocks(SECTIONS["A network"], "python")
-    (project / "mynet.py").write_text(code)
+    mynet, resnet = blocks(SECTIONS["A network"], "python")
+    (project / "mynet.py").write_text(mynet)
+    (project / "resnet.py").write_text(resnet)
 
     for command in commands(SECTIONS["A network"]):
         done(command, project)
@@ -122,7 +124,7 @@ def test_a_network(project: Path) -> None:
 
 
 def test_a_search_over_a_network_of_ones_own(project: Path) -> None:
-    (code,) = blocks(SECTIONS["A network"], "python")
+    code, _ = blocks(SECTIONS["A network"], "python")
     (project / "mynet.py").write_text(code)
     space = "space: {model.width: {choices: [4, 8]}}\nconfigs: [configs/digits.yaml]\nn_trials: 2\n"
     (project / "space.yaml").write_text(f"{space}overrides: {{trainer.max_epochs: 1}}\n")
@@ -134,15 +136,32 @@ def test_a_search_over_a_network_of_ones_own(project: Path) -> None:
     assert "width:" in best
 
 
-def test_a_data_set(project: Path) -> None:
-    (code,) = blocks(SECTIONS["A data set"], "python")
+def test_images(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(project)
+    write_images(project / "images" / "train")
+    write_images(project / "images" / "test", num=5)
+    write_images(project / "others" / "train", shapes=("box", "disc"))
+    for line in commands(SECTIONS["Images"]):
+        main(shlex.split(line.removeprefix("python -m mnist_lit ")))
+
+    assert "test/acc" in metrics(project / "logs" / "images")
+    assert len((project / "logs" / "images" / "predictions.csv").read_text().splitlines()) == 16
+    assert (project / "logs" / "run_1" / "checkpoints" / "best.ckpt").is_file()
+
+
+def test_data_in_code_and_a_search_over_it(project: Path) -> None:
+    (code,) = blocks(SECTIONS["Data in code"], "python")
     (project / "letters.py").write_text(code)
     write_letters(project / "data")
 
-    for command in commands(SECTIONS["A data set"]):
+    for command in commands(SECTIONS["Data in code"]):
         done(command, project)
 
     assert metrics(project / "logs" / "letters")["dataset"] == "letters"
+    base = "data: {dataset: letters, val_size: 100}\ntrainer: {max_epochs: 1}\n"
+    (project / "base.yaml").write_text(base)
+    (project / "space.yaml").write_text("space: {data.batch_size: {choices: [64, 128]}}\nconfigs: [base.yaml]\n")
+    done("python -m letters search --config space.yaml --n_trials 2 --workers 2", project)
 
 
 @pytest.mark.skipif(mnist_lit.__name__ == "shapes", reason="this project has that name by now")

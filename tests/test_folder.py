@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -162,6 +163,10 @@ def damage(folder: Path) -> None:
         (folder / "train" / "cross" / f"{number}.png").write_bytes(b"\x89PNG")
 
 
+def pipe(folder: Path) -> None:
+    os.mkfifo(folder / "train" / "box" / "pipe.png")
+
+
 def stranger(folder: Path) -> None:
     (folder / "test" / "star").mkdir()
 
@@ -173,6 +178,7 @@ def stranger(folder: Path) -> None:
         (alone, "only one class, 'disc'"),
         (stray, "images/train/0.png is in no folder of a class"),
         (damage, "images/train/cross/0.png, .* and 2 more"),
+        (pipe, "images/train/box/pipe.png"),
         (stranger, "images/test/star is none of the classes box, cross, disc"),
         (lambda folder: (folder / "train").rename(folder / "training"), "no folder of a class in images/train"),
         (lambda folder: (folder / "test").rename(folder / "tests"), "no images/test\n.*--data.test_size"),
@@ -190,6 +196,26 @@ def test_a_folder_that_cannot_be_used_is_a_short_error(
 def test_images_that_do_not_fit_into_memory_are_refused(images: Path) -> None:
     with pytest.raises(UsageError, match="do not fit"):
         data(images, image_size=1_000_000).fetch("fit")
+
+
+def test_names_of_all_kinds_and_a_variable_that_stands_for_other_data(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("-dash", "$\\frac", "a b", "a,b", "x.y", "über", "日本")
+    write(tmp_path / "images" / "train", num=6, shapes=names)
+    (tmp_path / "images" / "train" / "x.y" / "notes.txt").touch()
+    (tmp_path / "images" / "train" / "x.y" / "._0.png").touch()
+    (tmp_path / "images" / "train" / ".cache").mkdir()
+    main(["fit", *FOLDER, "--data.test_size=7", "--pictures.enabled=true", "--trainer.max_epochs=1", "--run_dir=run"])
+    monkeypatch.setenv("MNIST_LIT_DATA", "elsewhere")
+
+    main(["test", "--ckpt_path=run"])
+    main(["predict", "--ckpt_path=run", "--data.predict_paths=images/train/a b/0.png"])
+
+    output, errors = capfd.readouterr()
+    assert errors == ""
+    assert "train: 35 images" in output
+    assert list(rows(Path("run"))[0])[3:] == [f"p{name}" for name in sorted(names)]
 
 
 def test_other_data_sets_have_one_channel(fails: Callable[..., str]) -> None:

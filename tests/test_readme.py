@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import PROJECT
+from test_folder import write as write_images
 
 from mnist_lit import main
 
@@ -24,6 +25,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("clone")
     for name in ("README.md", "configs", "docs", "mnist_lit", "pyproject.toml", "scripts", "tests"):
         (folder / name).symlink_to(PROJECT / name)
+    write_images(folder / "drawings" / "train", num=20)
     return folder
 
 

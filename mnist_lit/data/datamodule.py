@@ -18,17 +18,13 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from mnist_lit.command_line import DATA_DIR_VARIABLE
 from mnist_lit.data.augment import Augment
-from mnist_lit.data.datasets import DATASETS, Batch, DatasetInfo, ImageDataset, stratified_split
+from mnist_lit.data.datasets import DATASETS, Batch, DatasetInfo, DatasetName, ImageDataset, stratified_split
 from mnist_lit.data.folder import ImageFolder, find_classes
 from mnist_lit.errors import UsageError
 
 if TYPE_CHECKING:
     from mnist_lit.data.digits import Candidate
     from mnist_lit.data.image_files import ImageFile
-
-    DatasetName = str
-else:
-    DatasetName = Literal[(*DATASETS, "folder")]  # the parser checks the key against the registry
 
 __all__ = ["MNISTDataModule", "preprocess"]
 
@@ -38,8 +34,9 @@ class MNISTDataModule(LightningDataModule):
 
     Args:
         data_dir: Folder of the data sets, laid out like torchvision's; default `$MNIST_LIT_DATA`, else `data`.
-        dataset: Name of the data set; `digits` is bundled with scikit-learn and needs no download, `folder` stands for
-            images in `train/CLASS` and `test/CLASS` below `data_dir`, in two classes or more.
+        dataset: Name of the data set: `mnist`, `fashion_mnist`, `kmnist`, `emnist_letters`; `digits`, which are bundled
+            with scikit-learn and need no download; `folder`, images in `train/CLASS` and `test/CLASS` below `data_dir`,
+            in two classes or more; or one that a project has added to `DATASETS`.
         batch_size: Images in a training batch, 1 or more (on each device).
         eval_batch_size: Images in a validation, test or prediction batch, 1 or more (on each device).
         val_size: Images of the training set, 0 or more, that are held out for validation: a stratified choice that
@@ -56,8 +53,9 @@ class MNISTDataModule(LightningDataModule):
         mirrors: URLs of folders to download from, tried in this order; default those of the data set.
         timeout: Seconds without an answer, above 0, after which the next mirror is tried.
         predict_paths: Images for `predict` instead of the test split: image files, folders of them, or patterns in
-            quotes (`'photos/*.jpg'`), each image with one digit of any size, position and colour. Of several digits
-            the clearest large one is read, of several pages or frames the first; a note says so.
+            quotes (`'photos/*.jpg'`), each image with one digit of any size, position and colour (of `folder`:
+            anything). Of several digits the clearest large one is taken, of several pages or frames the first; a note
+            says so.
 
     Raises:
         UsageError: If `resident` and `num_workers` exclude each other.
@@ -87,7 +85,7 @@ class MNISTDataModule(LightningDataModule):
         if resident and num_workers:
             raise UsageError("data.resident and data.num_workers exclude each other\nuse --data.num_workers 0")
         self.data_dir = Path(data_dir or os.environ.get(DATA_DIR_VARIABLE, "data"))
-        self.dataset = dataset
+        self.dataset = str(dataset)
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.val_size = val_size
@@ -155,9 +153,10 @@ class MNISTDataModule(LightningDataModule):
         """Convert any picture to images of the data set, one of which it shows; nothing if there is no digit in it."""
         from mnist_lit.data.digits import Candidate, extract_candidates  # here, as image libraries take a second
 
-        if isinstance(self.source, ImageFolder):
-            return [Candidate(self.source.convert(image))]
-        return extract_candidates(image)
+        if self.source.convert is None:
+            return extract_candidates(image)
+        pixels = self.source.convert(image)
+        return [] if pixels is None else [Candidate(pixels)]
 
     def train_dataloader(self) -> DataLoader[Batch]:
         assert self.trainer is not None

@@ -4,17 +4,22 @@ import string
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
+import numpy as np
 import torch
+from jsonargparse.typing import extend_base_type
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 from torchvision import datasets  # type: ignore[import-untyped]
 
+from mnist_lit.data import emnist
 from mnist_lit.data.mnist_files import MNISTFiles, Split
 
-__all__ = ["DATASETS", "Batch", "DatasetInfo", "ImageDataset", "Split", "load", "stratified_split"]
+__all__ = ["DATASETS", "Batch", "DatasetInfo", "DatasetName", "ImageDataset", "Split", "load", "stratified_split"]
 
 Batch: TypeAlias = tuple[Tensor, Tensor]
 
@@ -30,11 +35,14 @@ class DatasetInfo:
         load: Function of the data folder and a split. It returns images, uint8 of shape (n, h, w) or (n, c, h, w) with
             bright ink on 0, and labels, int64 of shape (n,).
         prepare: Function like `MNISTFiles.prepare` that makes sure that the files of some splits are there.
+        convert: Function that makes any picture an image of the data set, uint8, or None if there is nothing on it;
+            default the ink in the form of MNIST.
     """
 
     class_names: tuple[str, ...]
     load: Callable[[Path, Split], tuple[Tensor, Tensor]]
     prepare: Callable[[Path, Collection[Split], Sequence[str] | None, bool, float], None] = lambda *_: None
+    convert: Callable[[Image.Image], NDArray[np.uint8] | None] | None = None
 
 
 class ImageDataset(Dataset[Batch]):
@@ -104,10 +112,20 @@ MNIST = MNISTFiles(
 )
 FASHION_MNIST = MNISTFiles(datasets.FashionMNIST, ["https://storage.googleapis.com/tensorflow/tf-keras-datasets/"])
 KMNIST = MNISTFiles(datasets.KMNIST, ["https://codh.rois.ac.jp/kmnist/dataset/kmnist/"])
-# An entry that is added before `mnist_lit.data.datamodule` is imported is a valid `data.dataset`, too.
+# Any entry is a valid `data.dataset`: a project adds its own.
 DATASETS = {
     "mnist": DatasetInfo(DIGITS, MNIST.load, MNIST.prepare),
     "fashion_mnist": DatasetInfo(tuple(datasets.FashionMNIST.classes), FASHION_MNIST.load, FASHION_MNIST.prepare),
     "kmnist": DatasetInfo(tuple(datasets.KMNIST.classes), KMNIST.load, KMNIST.prepare),
+    "emnist_letters": DatasetInfo(tuple(string.ascii_lowercase), emnist.load, emnist.prepare),
     "digits": DatasetInfo(DIGITS, _load_digits),
 }
+
+
+def _check_name(_: type, name: str) -> None:
+    if name not in (names := (*DATASETS, "folder")):
+        raise ValueError(f"must be one of {', '.join(map(repr, names))}, got {name}")
+
+
+# Not a Literal, which would be fixed before a worker of a search has imported a project's own data sets.
+DatasetName: Any = extend_base_type("DatasetName", str, _check_name)

@@ -54,9 +54,9 @@ class ImageFolder:
         """Load images, uint8 of shape (n, h, w) or, in colour, (n, 3, h, w), and labels of shape (n,)."""
         files = self._find(data_dir, split)
         shape = (len(files), *[self.in_channels] * (self.in_channels > 1), self.image_size, self.image_size)
-        gigabytes, memory = np.prod(shape, dtype=float) / 1e9, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        rank_zero_only(print)(f"{split}: {len(files):,} images, {gigabytes:,.3f} GB in memory", flush=True)
-        if gigabytes > 0.8 * memory / 1e9:
+        size, memory = np.prod(shape, dtype=float), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        rank_zero_only(print)(f"{split}: {len(files):,} images, {size / 1e6:,.1f} MB in memory", flush=True)
+        if size > 0.8 * memory:
             raise UsageError(f"they do not fit into {memory / 1e9:,.0f} GB of memory\nmake data.image_size smaller")
         images, damaged = torch.empty(shape, dtype=torch.uint8), []
         with warnings.catch_warnings(action="ignore"), ThreadPoolExecutor() as pool:  # Pillow decodes in parallel
@@ -89,6 +89,8 @@ class ImageFolder:
         return pixels if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
     def _open(self, path: str) -> NDArray[np.uint8] | None:
+        if not Path(path).is_file():
+            return None  # opening a pipe would block
         try:
             with Image.open(path) as image:
                 return self.convert(image)

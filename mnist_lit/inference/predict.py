@@ -117,10 +117,10 @@ def _draw(picture: Path, predictions: Sequence[Prediction]) -> None:
     shown = predictions[:MAX_IMAGES]
     texts = []
     for prediction in shown:
-        # The font lacks most other characters, and formulas stand between dollar signs.
+        # The font lacks most other characters.
         name = shorten(escape_unprintable(Path(prediction.path).name), 22)
         text = f"{escape_unprintable(prediction.summary)}\n{name}"
-        texts.append(text.encode("ascii", "replace").decode().replace("$", r"\$"))
+        texts.append(text.encode("ascii", "replace").decode())
     tiles = torch.stack([_tile(prediction) for prediction in shown])
     caption = "each image above the network's input"
     figure = plot_images(f"Predictions: {len(texts)} of {len(predictions):,} images", caption, tiles, texts)

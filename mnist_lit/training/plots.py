@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import matplotlib as mpl
 import numpy as np
 import torch
 from jsonargparse.typing import PositiveInt
@@ -24,6 +25,8 @@ from mnist_lit.training.metrics import MetricsWriter
 from mnist_lit.training.run_dir import atomic_write
 
 __all__ = ["Pictures", "plot_confusion", "plot_images"]
+
+mpl.rcParams["text.parse_math"] = False  # names of classes and files with dollar signs are no formulas
 
 DPI = 100
 NUM_COLUMNS = 9
@@ -170,7 +173,7 @@ def plot_images(title: str, caption: str, images: Tensor, texts: Sequence[str]) 
 
 def plot_confusion(title: str, counts: Tensor, names: Sequence[str]) -> Figure:
     """Plot a confusion matrix of counts (num_classes, num_classes), true classes in rows."""
-    side = max(7.0, 0.35 * len(counts))
+    side = min(max(7.0, 0.35 * len(counts)), 40.0)  # beyond a hundred classes a picture of gigabytes
     figure = Figure(figsize=(side, side), dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
     has_counts = len(counts) <= MAX_CLASSES_WITH_COUNTS

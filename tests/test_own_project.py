@@ -1,0 +1,79 @@
+"""A class on the stock command line, and the package as a dependency: an installed wheel outside of this repository."""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import PROJECT
+
+TOUR = """
+import sys
+
+import mnist_lit
+from mnist_lit import main
+
+small = ["--report=false", "--pictures.enabled=false", "--trainer.max_epochs=1"]
+digits = ["fit", "--config", "configs/base.yaml", "--config", "configs/digits.yaml", *small]
+if __name__ == "__main__":
+    assert "torch" not in sys.modules
+    assert mnist_lit.__file__.startswith({site!r})
+    main([*digits, "--run_dir=one"])
+    main([*digits, "--run_dir=two", "--model.channels=[4]"])
+    main(["test", "--ckpt_path=one"])
+    main(["predict", "--ckpt_path=one"])
+    main(["export", "--ckpt_path=one", "--output=model.pt2"])
+    main(["search", "--config=space.yaml", "--n_trials=1"])
+    main(["compare", "one", "two"])
+"""
+SPACE = """
+configs: [configs/base.yaml, configs/digits.yaml]
+overrides: {trainer.max_epochs: 1}
+space: {model.lr: {low: 0.01, high: 0.02}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("flag", "call"),
+    [
+        ("--model.class_path=mymodel.MyNet", "main(model_class=MyNet)"),
+        ("--model=mymodel.MyNet", "main(model_class=MyNet)"),
+        ("--data.class_path=mydata.MyData", "main(datamodule_class=MyData)"),
+    ],
+)
+def test_a_class_path_of_model_or_data_says_how_it_is_done(flag: str, call: str, fails: Callable[..., str]) -> None:
+    error = fails("fit", flag)
+    assert call in error
+    assert "docs/your_own.md" in error
+
+
+def test_an_installed_wheel_does_all_outside_of_the_repository(tmp_path: Path) -> None:
+    if not (uv := shutil.which("uv")):
+        pytest.skip("needs uv")
+    build = [uv, "build", "--wheel", "--out-dir", str(tmp_path / "wheel"), str(PROJECT)]
+    built = subprocess.run(build, capture_output=True, text=True, timeout=120, check=False)
+    if built.returncode:
+        pytest.skip(f"the wheel cannot be built here: {built.stderr[-300:]}")
+    site, project = tmp_path / "site", tmp_path / "project"
+    [wheel] = (tmp_path / "wheel").glob("*.whl")
+    subprocess.run([uv, "pip", "install", "--no-deps", "--target", site, wheel], check=True, capture_output=True)
+    project.mkdir()
+    (project / "tour.py").write_text(TOUR.format(site=str(site)))
+    (project / "space.yaml").write_text(SPACE)
+
+    done = subprocess.run(
+        [sys.executable, "tour.py"],
+        cwd=project,
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(site), "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+    assert done.stderr == ""
+    assert "val/acc" in done.stdout
+    files = ("one/predictions.csv", "model.pt2", "logs/search/mnist/best.yaml")
+    assert all((project / file).is_file() for file in files)
