@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from mnist_lit.data.datamodule import MNISTDataModule
     from mnist_lit.model.classifier import Classifier
 
-__all__ = ["main", "short_errors"]
 
 HELP = """usage: {program} COMMAND [--config FILE]... [--any.key VALUE]...
 

@@ -7,8 +7,6 @@ from typing import Any
 
 from jsonargparse import set_parsing_settings
 
-__all__ = ["accepted_parameters", "called_functions", "instantiate", "walk"]
-
 # jsonargparse 4 only warns of these: a class path that can run, delete or load anything is refused, and a value of any
 # type is never made an object.
 set_parsing_settings(import_path_denylist=[], instantiate_subclass_spec_in_any=False)

@@ -30,8 +30,6 @@ from mnist_lit.training.metrics import MetricsWriter, TensorBoard
 from mnist_lit.training.plots import Pictures
 from mnist_lit.training.run_dir import LOGS, RunDir, is_global_zero, write_yaml
 
-__all__ = ["CLI"]
-
 CALLBACKS = {"checkpoint": BestCheckpoint, "early_stopping": EarlyStop, "ema": EMA, "pictures": Pictures}
 LINKED = ("image_size", "in_channels")  # arguments of a model that the data has, too
 TRAINER_DEFAULTS = {

@@ -11,9 +11,6 @@ import yaml
 
 from mnist_lit.errors import UsageError, did_you_mean
 
-__all__ = ["COMMANDS", "DATA_DIR_VARIABLE", "DEBUG_VARIABLE", "CommandLine"]
-__all__ += ["find_config", "program_name", "read_config", "read_environment"]
-
 COMMANDS = {
     "fit": "train a model, keep its best and its last checkpoint",
     "validate": "evaluate a checkpoint on the validation split",

@@ -21,8 +21,6 @@ from mnist_lit.training.checkpoints import LAST, read_checkpoint
 from mnist_lit.training.hardware import configure_cpu
 from mnist_lit.training.run_dir import is_global_zero, write_text
 
-__all__ = ["Commands", "run"]
-
 
 def run(command: str, command_line: CommandLine, *, is_dry: bool = False, **kwargs: Any) -> "Commands":
     """Build what a command line asks for, and run its command unless it is a dry run."""

@@ -11,8 +11,6 @@ from typing import Any
 
 from mnist_lit.formatting import METRICS, format_score
 
-__all__ = ["configure_logging", "fit_lines", "format_summary", "metric_lines"]
-
 LOG_LEVELS = {
     "lightning.pytorch": logging.WARNING,
     "lightning.fabric": logging.WARNING,

@@ -10,9 +10,6 @@ import traceback
 from collections.abc import Iterable
 from pathlib import Path
 
-__all__ = ["MNISTLitError", "Stopped", "UsageError", "describe_machine_error", "did_you_mean"]
-__all__ += ["format_own_frames", "is_disk_full"]
-
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 ADVICE = {
     **dict.fromkeys(DISK_FULL, "make room on that disk"),

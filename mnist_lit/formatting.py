@@ -5,9 +5,6 @@ from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from typing import Any
 
-__all__ = ["METRICS", "escape_unprintable", "flatten", "format_duration", "format_score", "format_value"]
-__all__ += ["short_names", "shorten"]
-
 METRICS = ("val/acc", "val/loss", "val/f1", "test/acc", "test/loss", "test/f1")  # in the order of tables
 
 

@@ -11,8 +11,6 @@ from typing import Any
 from mnist_lit.command_line import CommandLine
 from mnist_lit.errors import did_you_mean
 
-__all__ = ["explain", "explain_object", "explain_trainer", "unknown_key"]
-
 UNKNOWN = re.compile(
     r"unrecognized arguments: (?:--)?([^\s=]+)|(?:Group '([^']+)' )?does not accept option '([^']+)'|^Option '([^']+)'"
 )

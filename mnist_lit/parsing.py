@@ -17,8 +17,6 @@ from mnist_lit.command_line import CommandLine
 from mnist_lit.errors import UsageError
 from mnist_lit.parser_errors import explain
 
-__all__ = ["Parser", "expand_home", "parse"]
-
 # Some defaults of Lightning are strings of a class of their own: Timer's interval, for one.
 yaml.SafeDumper.add_multi_representer(str, yaml.SafeDumper.represent_str)
 

@@ -9,8 +9,6 @@ from types import FrameType
 
 from mnist_lit.errors import Stopped
 
-__all__ = ["defer_signals", "handle_signals", "ignore_sigint", "raise_if_stopped", "raise_on_signals"]
-
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 RECEIVED: list[int] = []
 

@@ -15,7 +15,8 @@ from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from mnist_lit import ConvNet, main
-from mnist_lit.data.datasets import DATASETS, DatasetInfo, Split
+from mnist_lit.data.datasets import DATASETS, DatasetInfo
+from mnist_lit.data.mnist_files import Split
 
 Fails = Callable[..., str]
 Fit = Callable[..., Any]

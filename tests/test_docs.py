@@ -19,7 +19,8 @@ from test_folder import write as write_images
 
 import mnist_lit
 from mnist_lit import main
-from mnist_lit.data.datasets import Split, load
+from mnist_lit.data.datasets import load
+from mnist_lit.data.mnist_files import Split
 
 Completed = subprocess.CompletedProcess[str]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from conftest import CONFIGS
 
-MAX_FILES, MAX_FUNCTIONS = 26, 126  # more is a step back
+MAX_FILES, MAX_FUNCTIONS = 20, 114  # more is a step back
 SCRIPT = """
 import json, sys, threading
 from pathlib import Path

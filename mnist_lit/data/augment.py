@@ -10,8 +10,6 @@ from jsonargparse.typing import ClosedUnitInterval, restricted_number_type
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-__all__ = ["Augment", "inverse_affine"]
-
 # Any, because mypy accepts no type that is made at run time.
 RotationAngle: Any = restricted_number_type(None, float, [(">=", 0), ("<=", 180)])
 ShearAngle: Any = restricted_number_type(None, float, [(">=", 0), ("<=", 45)])

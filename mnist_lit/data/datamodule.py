@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from mnist_lit.data.digits import Candidate
     from mnist_lit.data.image_files import ImageFile
 
-__all__ = ["MNISTDataModule", "preprocess"]
-
 
 class MNISTDataModule(LightningDataModule):
     """Hold a data set in memory; resize and augment its batches on the training device.

@@ -19,8 +19,6 @@ from torchvision import datasets  # type: ignore[import-untyped]
 from mnist_lit.data import emnist
 from mnist_lit.data.mnist_files import MNISTFiles, Split
 
-__all__ = ["DATASETS", "Batch", "DatasetInfo", "DatasetName", "ImageDataset", "Split", "load", "stratified_split"]
-
 Batch: TypeAlias = tuple[Tensor, Tensor]
 
 NUM_TEST_DIGITS = 360

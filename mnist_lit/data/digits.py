@@ -30,8 +30,6 @@ from mnist_lit.data.segmentation import (
     stroke_width,
 )
 
-__all__ = ["Candidate", "choose", "extract_candidates", "to_colors"]
-
 SIDE = 28  # of an MNIST image
 BOX = 20  # longer side of its digit
 STROKE_WIDTH = 0.125  # of its strokes, as a share of the digit's longer side

@@ -13,8 +13,6 @@ from torch import Tensor
 from mnist_lit.data.mnist_files import Split
 from mnist_lit.errors import MNISTLitError
 
-__all__ = ["load", "prepare"]
-
 NUM_LETTERS = 26
 KINDS = ("images-idx3", "labels-idx1")
 

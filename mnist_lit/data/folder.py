@@ -17,10 +17,9 @@ from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset  # type: ignore[import-untyped]
 from tqdm import tqdm
 
-from mnist_lit.data.datasets import Split, stratified_split
+from mnist_lit.data.datasets import stratified_split
+from mnist_lit.data.mnist_files import Split
 from mnist_lit.errors import UsageError
-
-__all__ = ["ImageFolder", "find_classes"]
 
 LAYOUT = "put images into train/CLASS and test/CLASS below data.data_dir, or give another --data.data_dir"
 

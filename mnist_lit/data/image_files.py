@@ -14,8 +14,6 @@ from tqdm import tqdm
 from mnist_lit.data.digits import Candidate, to_colors
 from mnist_lit.errors import UsageError
 
-__all__ = ["ImageFile", "find_files", "load_image_files", "thumbnail"]
-
 Convert = Callable[[Image.Image], Sequence[Candidate]]
 
 

@@ -22,8 +22,6 @@ from torch import Tensor
 
 from mnist_lit.errors import MNISTLitError
 
-__all__ = ["MNISTFiles", "Split"]
-
 Split: TypeAlias = Literal["train", "test"]
 
 SHAPES: dict[str, dict[str, tuple[int, ...]]] = {

@@ -10,19 +10,6 @@ from scipy import ndimage
 from skimage.filters import threshold_otsu
 from skimage.measure import label, regionprops
 
-__all__ = [
-    "Box",
-    "Gray",
-    "Mask",
-    "crop",
-    "estimate_ink",
-    "fill_holes",
-    "find_enclosed",
-    "luminance",
-    "segment_digits",
-    "stroke_width",
-]
-
 Gray = NDArray[Any]  # floats, 0 to 1
 Mask = NDArray[np.bool_]
 Box = tuple[float, float, float, float]  # top, left, bottom, right

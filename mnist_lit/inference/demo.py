@@ -24,7 +24,6 @@ try:
 except ModuleNotFoundError as error:
     raise UsageError(f"the demo needs the package {error.name}\npip install 'mnist_lit[demo]'") from error
 
-__all__ = ["serve"]
 
 TITLE = "Which class is it?"
 EXPLANATION = "Draw, or drop a photograph anywhere on this page: the network predicts the class at once."

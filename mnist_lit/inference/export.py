@@ -18,8 +18,6 @@ from mnist_lit.errors import MNISTLitError, UsageError
 from mnist_lit.model.classifier import Classifier
 from mnist_lit.signals import raise_if_stopped
 
-__all__ = ["check_output", "export_model"]
-
 TOLERANCE = 1e-4  # of a probability
 PACKAGES = {".onnx": ("onnx", "onnxscript", "onnxruntime"), ".pt2": ()}
 DYNAMIC_SHAPES = {"images": {0: Dim("n", min=1)}}

@@ -21,7 +21,6 @@ from mnist_lit.training.run_dir import atomic_write, write_text
 if TYPE_CHECKING:
     from mnist_lit.data.image_files import ImageFile
 
-__all__ = ["report_predictions"]
 
 NO_DIGIT = "no digit"
 MAX_ROWS = 20

@@ -22,8 +22,6 @@ from mnist_lit.model.networks import Activation, GlobalPool, Norm, Pooling
 from mnist_lit.model.optim import OptimizerFactory, ScheduleFactory
 from mnist_lit.training.checkpoints import find_checkpoint
 
-__all__ = ["Batch", "Classifier", "ConvNet"]
-
 Batch = tuple[Tensor, Tensor]
 SCHEDULE = "model.schedule"
 

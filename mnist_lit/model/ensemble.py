@@ -12,8 +12,6 @@ from torch.nn import functional as F
 from mnist_lit.data.augment import inverse_affine
 from mnist_lit.errors import UsageError
 
-__all__ = ["Ensemble", "distortions", "load_ensemble", "mean_probabilities"]
-
 TURN, SCALE, SLANT = math.radians(9), 0.09, math.tan(math.radians(8))
 
 

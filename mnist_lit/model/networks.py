@@ -8,9 +8,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-__all__ = ["GLOBAL_POOLS", "POOLINGS", "Activation", "GlobalPool", "Network", "Norm", "Pooling", "Residual"]
-__all__ += ["convolution", "dense", "num_features"]
-
 Activation = Literal["relu", "gelu", "silu", "leaky_relu"]
 GlobalPool = Literal["none", "avg", "max"]
 Norm = Literal["batch", "layer", "none"]

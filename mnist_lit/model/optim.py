@@ -17,16 +17,6 @@ from mnist_lit.class_paths import accepted_parameters, instantiate
 from mnist_lit.errors import MNISTLitError, UsageError
 from mnist_lit.training.run_dir import is_global_zero
 
-__all__ = [
-    "OptimizerFactory",
-    "ScheduleFactory",
-    "apply_settings",
-    "build_optimizer",
-    "build_schedule",
-    "check_states",
-    "remaining_steps",
-]
-
 LENGTHS = ("total_steps", "total_iters", "T_max")
 PLATEAU_STATE = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch")
 

@@ -9,8 +9,6 @@ from mnist_lit.command_line import read_config
 from mnist_lit.errors import UsageError
 from mnist_lit.formatting import METRICS, escape_unprintable, flatten, format_score, format_value, short_names, shorten
 
-__all__ = ["compare", "read_run"]
-
 USAGE = "usage: python -m mnist_lit compare RUN RUN...    run directories, or those of a search's trials"
 RESULTS = (*METRICS, "epoch", "seconds", "images_per_second", "parameters", "device")
 MAX_WIDTH = 40

@@ -17,8 +17,6 @@ from mnist_lit.reports.compare import read_run
 from mnist_lit.reports.template import render
 from mnist_lit.training.run_dir import write_text
 
-__all__ = ["write_run_report"]
-
 CURVES = {"Loss": ("train/loss", "val/loss"), "Accuracy": ("train/acc", "val/acc"), "Learning rate": ("lr",)}
 COLORS = ("#2f7fd6", "#e8590c")  # legible on white and on black
 INK = "#010203"  # stands for the colour of the page's text, which is known to the browser only

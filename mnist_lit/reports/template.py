@@ -7,8 +7,6 @@ from jinja2 import Environment, PackageLoader
 
 from mnist_lit.formatting import format_duration, format_score, format_value, shorten
 
-__all__ = ["render"]
-
 
 def render(template: str, **values: Any) -> str:
     """Fill in a template of the package, such as `reports/run_report.html.jinja`; every value is escaped."""

@@ -16,8 +16,6 @@ from mnist_lit.errors import Stopped, UsageError
 from mnist_lit.signals import handle_signals
 from mnist_lit.training.checkpoints import BEST, LAST
 
-__all__ = ["EMA", "BestCheckpoint", "EarlyStop", "LastCheckpoint", "Progress"]
-
 
 class BestCheckpoint(ModelCheckpoint):
     """Keep the checkpoint of the best epoch as `checkpoints/best.ckpt`, beside the last one as `last.ckpt`.

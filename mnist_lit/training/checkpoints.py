@@ -22,9 +22,6 @@ from mnist_lit.command_line import read_config
 from mnist_lit.errors import MNISTLitError, UsageError
 from mnist_lit.training.run_dir import atomic_write, is_global_zero
 
-__all__ = ["BEST", "LAST", "AtomicCheckpointIO", "Checkpoint", "check_network", "find_checkpoint"]
-__all__ += ["load_weights", "read_checkpoint"]
-
 BEST, LAST = "best.ckpt", "last.ckpt"
 # Classes that only training needs; whoever uses the weights may not have them.
 TRAINING_KEYS = ("optimizer", "schedule", "callbacks", "logger", "plugins", "profiler")

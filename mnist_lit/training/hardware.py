@@ -6,8 +6,6 @@ import sys
 
 import torch
 
-__all__ = ["configure_cpu", "native_precision"]
-
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from malloc.h of glibc
 GIGABYTE = 2**30
 

@@ -20,8 +20,6 @@ from torch.utils.tensorboard.summary import hparams
 from mnist_lit.formatting import flatten, format_value
 from mnist_lit.training.run_dir import atomic_write, is_global_zero, write_text, write_yaml
 
-__all__ = ["MetricsWriter", "TensorBoard"]
-
 PACKAGES = ("mnist_lit", "torch", "torchvision", "lightning", "torchmetrics")
 # Hyper-parameters that are logged even where they have their defaults.
 ALWAYS = ("model.lr", "model.channels", "data.batch_size", "trainer.max_epochs")

@@ -24,8 +24,6 @@ from torchvision.utils import make_grid  # type: ignore[import-untyped]
 from mnist_lit.training.metrics import MetricsWriter
 from mnist_lit.training.run_dir import atomic_write
 
-__all__ = ["Pictures", "plot_confusion", "plot_images"]
-
 mpl.rcParams["text.parse_math"] = False  # names of classes and files with dollar signs are no formulas
 
 DPI = 100

@@ -14,8 +14,6 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 
 from mnist_lit.errors import UsageError
 
-__all__ = ["LOGS", "RunDir", "atomic_write", "is_global_zero", "write_text", "write_yaml"]
-
 LOGS = Path("logs")
 LOCK = ".fit.lock"
 PART = ".part"
