@@ -128,8 +128,7 @@ class CLI(LightningCLI):
             self.checkpoint = find_checkpoint(path, for_fit=is_fit)
             self.goes_on = is_fit and Path(path).is_dir()
             variable = self.command_line.environment.get("data.data_dir")
-            is_folder = self.checkpoint.config.get("data", {}).get("dataset") == "folder"
-            if is_folder and variable and variable.name == DATA_DIR_VARIABLE:
+            if self.checkpoint.dataset == "folder" and variable and variable.name == DATA_DIR_VARIABLE:
                 # Downloaded data sets lie there; the images of a folder lie where the run has found them.
                 del self.command_line.environment["data.data_dir"]
         elif is_fit and (path := self.command_line.value_of("init_from")) is not None:
@@ -200,8 +199,12 @@ class CLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         if self.checkpoint is not None:
-            if self.command == "fit" and self.checkpoint.file is not None:
-                self._check_dataset(self.checkpoint)
+            dataset = self.datamodule.dataset
+            if self.command == "fit" and self.checkpoint.file and self.checkpoint.dataset not in (None, dataset):
+                raise UsageError(
+                    f"ckpt_path: that run is of data.dataset {self.checkpoint.dataset}, not of {dataset}\n"
+                    f"start a new one from its weights: --init_from {self.command_line.value_of('ckpt_path')}"
+                )
             check_network(self.checkpoint, self.model.state_dict(), self.plain_config["model"])
             if self.ensemble:
                 files = [str(member.file) for member in (self.checkpoint, *self.ensemble)]
@@ -218,21 +221,13 @@ class CLI(LightningCLI):
         self.run_dir = self.claimed.path
         return self._make_trainer(**kwargs)
 
-    def _check_dataset(self, checkpoint: Checkpoint) -> None:
-        dataset = checkpoint.config.get("data", {}).get("dataset", self.datamodule.dataset)
-        if dataset != self.datamodule.dataset:
-            raise UsageError(
-                f"ckpt_path: that run is of data.dataset {dataset}, not of {self.datamodule.dataset}\n"
-                f"start a new one from its weights: --init_from {self.command_line.value_of('ckpt_path')}"
-            )
-
     def _claim(self) -> RunDir:
         """Find or make the run directory of this command, locked if it is trained in."""
         existing, wanted = self.checkpoint.run_dir if self.checkpoint else None, self.wanted_run_dir
         if self.checkpoint and not self.goes_on:
             # Results are of that run's network and data only.
-            dataset = self.checkpoint.config.get("data", {}).get("dataset", self.datamodule.dataset)
-            if self.command == "fit" or self.ensemble or dataset != self.datamodule.dataset:
+            is_of_run = self.checkpoint.dataset in (None, self.datamodule.dataset)
+            if self.command == "fit" or self.ensemble or not is_of_run:
                 existing = None
         if self.command in WITHOUT_RUN or not is_global_zero():
             return RunDir(wanted or existing or LOGS)

@@ -39,6 +39,11 @@ class Checkpoint:
     step: int = 0  # optimizer steps done
     shapes: dict[str, torch.Size] = field(default_factory=dict)
 
+    @property
+    def dataset(self) -> str | None:
+        """Return the data set that it was trained on, if that is known."""
+        return (self.config.get("data") or {}).get("dataset")
+
 
 def find_checkpoint(path: str, *, for_fit: bool = False, key: str = "ckpt_path") -> Checkpoint:
     """Find the checkpoint of a file, a URL or a run directory: its best one, for fit its last; errors name the key."""
