@@ -23,8 +23,8 @@ from mnist_lit.data.segmentation import (
     Mask,
     crop,
     estimate_ink,
-    fill_holes,
     find_enclosed,
+    is_rectangular,
     luminance,
     segment_digits,
     stroke_width,
@@ -50,7 +50,7 @@ class Candidate(NamedTuple):
         box: Where it is in the image.
         plane: Whether it is dark (0), bright (1) or of another colour (2).
         is_solid: Whether its shape has neither bays nor holes, like that of a 1.
-        is_convex: Whether its outline has no bays, like that of a 0.
+        is_sheet: Whether its outline is that of a sheet or a frame.
     """
 
     digit: NDArray[np.uint8]
@@ -58,7 +58,7 @@ class Candidate(NamedTuple):
     box: Box = (0, 0, SIDE, SIDE)
     plane: int = 1
     is_solid: bool = False
-    is_convex: bool = False
+    is_sheet: bool = False
 
 
 def extract_candidates(image: Image.Image) -> list[Candidate]:
@@ -71,16 +71,16 @@ def extract_candidates(image: Image.Image) -> list[Candidate]:
 
 
 def _weight(candidate: Candidate, others: Sequence[Candidate]) -> float:
-    """Weigh down what is around a digit (circles, boxes, sheets) and the counters of digits."""
+    """Weigh down circles and boxes around digits, sheets, and the counters of digits."""
     height = candidate.box[2] - candidate.box[0]
     for other in others:
         is_same = other.plane == candidate.plane
-        is_frame = is_same or (candidate.is_convex and not other.is_solid)
-        if is_frame and other.box[2] - other.box[0] > 0.2 * height and _encloses(candidate.box, other.box):
+        if is_same and other.box[2] - other.box[0] > 0.2 * height and _encloses(candidate.box, other.box):
             return 0.3
-        if not is_same and candidate.is_solid and _encloses(other.box, candidate.box):
+        is_counter = not is_same and candidate.is_solid and not other.is_sheet
+        if is_counter and _encloses(other.box, candidate.box):
             return 0.3
-    return 1
+    return 0.3 if candidate.is_sheet else 1
 
 
 def _encloses(box: Box, other: Box) -> bool:
@@ -161,9 +161,9 @@ def _search(
         candidates += _search(part, detail, (top + rows[0], left + columns[0]), crop(region), depth + 1)
     for digit, prior, edges, plane in _digits(small, max(EDGE_WIDTH, WORKING_SIDE // detail), outside):
         box = (*(start + scale * edge for start, edge in zip(2 * origin, edges, strict=True)),)
-        hull = convex_hull_image(digit).sum()
-        is_solid, is_convex = digit.sum() > 0.8 * hull, fill_holes(digit).sum() > 0.9 * hull
-        candidates.append(Candidate(_center(_normalize_stroke_width(digit)), prior, box, plane, is_solid, is_convex))
+        is_solid = bool(digit.sum() > 0.8 * convex_hull_image(digit).sum())
+        is_sheet = digit.shape[0] < 2 * digit.shape[1] and is_rectangular(digit)
+        candidates.append(Candidate(_center(_normalize_stroke_width(digit)), prior, box, plane, is_solid, is_sheet))
     return candidates
 
 

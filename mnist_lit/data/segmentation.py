@@ -43,6 +43,16 @@ def fill_holes(mask: Mask) -> Mask:
     return np.asarray(outside != outside[0, 0])[1:-1, 1:-1]
 
 
+def is_rectangular(mask: Mask) -> bool:
+    """Check whether a filled shape fills its smallest rectangle of any direction, like a sheet or a frame."""
+    filled = fill_holes(mask)
+    edge = np.argwhere(filled & ~ndimage.binary_erosion(filled))
+    angles = np.linspace(0, np.pi / 2, 46)
+    axes = np.stack([np.cos(angles), np.sin(angles)]), np.stack([-np.sin(angles), np.cos(angles)])
+    height, width = (np.ptp(edge @ axis, axis=0) + 1 for axis in axes)
+    return bool(filled.sum() > 0.88 * (height * width).min())
+
+
 def luminance(colors: Gray) -> Gray:
     """Weigh red, green and blue as people see them."""
     return np.asarray(colors @ np.array([0.299, 0.587, 0.114], dtype=np.float32))
@@ -144,7 +154,8 @@ def _is_like_a_digit(region: Any) -> bool:
     height, width = region.image.shape
     if _is_flat(region) or stroke_width(region.image) > 0.4 * max(height, width):
         return False
-    return bool(height > 2 * width or region.area < 0.5 * region.area_bbox or region.solidity < 0.9)
+    is_spot = region.area > 0.5 * region.area_bbox and region.solidity > 0.9
+    return bool(height > 2 * width or not is_spot or region.area < 0.99 * fill_holes(region.image).sum())
 
 
 def _likelihood(region: Any, shape: tuple[int, ...]) -> float:
