@@ -9,6 +9,7 @@ import numpy as np
 from drawings import Grey, _image, _light, _placed, _sheet, _shot, _written
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
+from scipy import ndimage
 
 __all__ = ["SCENES"]
 
@@ -122,6 +123,13 @@ def underlined(digit: int, rng: RNG) -> Image.Image:
     )
 
 
+def hollow(digit: int, rng: RNG) -> Image.Image:
+    """Only its outline is drawn."""
+    ink = _clean(digit, rng, side := int(rng.integers(200, 400)), pen=(0.12, 0.16)) > 0.5
+    outline = ink & ~ndimage.binary_erosion(ink, iterations=max(2, int(side * rng.uniform(0.008, 0.018))))
+    return _image(_shot(0.95 - 0.8 * outline, rng))
+
+
 def faint(digit: int, rng: RNG) -> Image.Image:
     ink, paper = _clean(digit, rng, int(rng.integers(100, 400))), rng.uniform(0.1, 0.95)
     contrast = rng.uniform(0.04, 0.12)
@@ -158,7 +166,7 @@ def broken_pixel(digit: int, rng: RNG) -> Image.Image:
 SCENES: dict[str, Callable[[int, RNG], Any]] = {
     function.__name__: function
     for function in (
-        enlarged, pixelated, unfocused, note, screen, white_margin, colormap, figure, circled, boxed, underlined, faint,
-        half_transparent, equal_lightness, broken_pixel,
+        enlarged, pixelated, unfocused, note, screen, white_margin, colormap, figure, circled, boxed, underlined,
+        hollow, faint, half_transparent, equal_lightness, broken_pixel,
     )
 }  # fmt: skip

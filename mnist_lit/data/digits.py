@@ -23,6 +23,7 @@ from mnist_lit.data.segmentation import (
     Mask,
     crop,
     estimate_ink,
+    fill_holes,
     find_enclosed,
     is_rectangular,
     luminance,
@@ -51,6 +52,7 @@ class Candidate(NamedTuple):
         plane: Whether it is dark (0), bright (1) or of another colour (2).
         is_solid: Whether its shape has neither bays nor holes, like that of a 1.
         is_sheet: Whether its outline is that of a sheet or a frame.
+        is_outline: Whether it is as bulky as the outline of a digit, which surrounds counters.
     """
 
     digit: NDArray[np.uint8]
@@ -59,6 +61,7 @@ class Candidate(NamedTuple):
     plane: int = 1
     is_solid: bool = False
     is_sheet: bool = False
+    is_outline: bool = False
 
 
 def extract_candidates(image: Image.Image) -> list[Candidate]:
@@ -75,9 +78,10 @@ def _weight(candidate: Candidate, others: Sequence[Candidate]) -> float:
     height = candidate.box[2] - candidate.box[0]
     for other in others:
         is_same = other.plane == candidate.plane
-        if is_same and other.box[2] - other.box[0] > 0.2 * height and _encloses(candidate.box, other.box):
+        is_inside = other.box[2] - other.box[0] > 0.2 * height and _encloses(candidate.box, other.box)
+        if is_same and is_inside and not candidate.is_outline:
             return 0.3
-        is_counter = not is_same and candidate.is_solid and not other.is_sheet
+        is_counter = other.is_outline if is_same else candidate.is_solid and not other.is_sheet
         if is_counter and _encloses(other.box, candidate.box):
             return 0.3
     return 0.3 if candidate.is_sheet else 1
@@ -161,9 +165,12 @@ def _search(
         candidates += _search(part, detail, (top + rows[0], left + columns[0]), crop(region), depth + 1)
     for digit, prior, edges, plane in _digits(small, max(EDGE_WIDTH, WORKING_SIDE // detail), outside):
         box = (*(start + scale * edge for start, edge in zip(2 * origin, edges, strict=True)),)
-        is_solid = bool(digit.sum() > 0.8 * convex_hull_image(digit).sum())
+        hull = convex_hull_image(digit).sum()
+        is_solid = bool(digit.sum() > 0.8 * hull)
+        is_outline = bool(0.4 * hull < fill_holes(digit).sum() < 0.9 * hull)
         is_sheet = digit.shape[0] < 2 * digit.shape[1] and is_rectangular(digit)
-        candidates.append(Candidate(_center(_normalize_stroke_width(digit)), prior, box, plane, is_solid, is_sheet))
+        form = _center(_normalize_stroke_width(digit))
+        candidates.append(Candidate(form, prior, box, plane, is_solid, is_sheet, is_outline))
     return candidates
 
 

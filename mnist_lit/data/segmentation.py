@@ -15,7 +15,7 @@ Mask = NDArray[np.bool_]
 Box = tuple[float, float, float, float]  # top, left, bottom, right
 
 MIN_CONTRAST = 0.02
-SHARP = 0.4  # share of the contrast that is reached within the width of an edge
+SHARP = 0.3  # share of the contrast that is reached within the width of an edge
 MIN_AREA = 30
 MAX_COMPONENTS = 6  # that become candidates
 
@@ -143,6 +143,10 @@ def _likely_components(mask: Mask, outside: Mask) -> Iterator[tuple[Mask, float,
             yield group, likelihood, (start_y, start_x)
             likelihood *= 0.8
         yield main.image, likelihood, (top, left)
+        filled = fill_holes(main.image)
+        if 2 * main.area < filled.sum() < 0.85 * main.area_convex:  # perhaps the outline of a digit
+            inner = fill_holes(filled & ~main.image & (components[main.slice] > 0))
+            yield filled & ~inner, 0.6 * likelihood, (top, left)
 
 
 def _is_flat(region: Any) -> bool:
