@@ -185,7 +185,8 @@ class CLI(LightningCLI):
         """Return the defaults of all keys as plain data."""
         defaults = self.parser.get_defaults()
         defaults.trainer.precision = native_precision(self.config.trainer.accelerator)
-        return self._plain(defaults)
+        # A run's page, which other commands write, too, compares with the keys of `fit`.
+        return {"init_from": None, **self._plain(defaults)}
 
     # Objects
 
