@@ -24,14 +24,20 @@ from mnist_lit.model.ensemble import load_ensemble
 from mnist_lit.parser_errors import explain_object, explain_trainer
 from mnist_lit.parsing import Parser, expand_home, parse
 from mnist_lit.training.callbacks import EMA, BestCheckpoint, EarlyStop, LastCheckpoint, Progress
-from mnist_lit.training.checkpoints import AtomicCheckpointIO, Checkpoint, check_network, find_checkpoint, load_weights
+from mnist_lit.training.checkpoints import (
+    LINKED,
+    AtomicCheckpointIO,
+    Checkpoint,
+    check_network,
+    find_checkpoint,
+    load_weights,
+)
 from mnist_lit.training.hardware import native_precision
 from mnist_lit.training.metrics import MetricsWriter, TensorBoard
 from mnist_lit.training.plots import Pictures
 from mnist_lit.training.run_dir import LOGS, RunDir, is_global_zero, write_yaml
 
 CALLBACKS = {"checkpoint": BestCheckpoint, "early_stopping": EarlyStop, "ema": EMA, "pictures": Pictures}
-LINKED = ("image_size", "in_channels")  # arguments of a model that the data has, too
 TRAINER_DEFAULTS = {
     "max_epochs": 10,
     "num_sanity_val_steps": 0,
@@ -225,11 +231,10 @@ class CLI(LightningCLI):
     def _claim(self) -> RunDir:
         """Find or make the run directory of this command, locked if it is trained in."""
         existing, wanted = self.checkpoint.run_dir if self.checkpoint else None, self.wanted_run_dir
-        if self.checkpoint and not self.goes_on:
-            # Results are of that run's network and data only.
-            is_of_run = self.checkpoint.dataset in (None, self.datamodule.dataset)
-            if self.command == "fit" or self.ensemble or not is_of_run:
-                existing = None
+        is_of_data = self.checkpoint is not None and self.checkpoint.dataset in (None, self.datamodule.dataset)
+        # Results are of that run's network and data only.
+        if not self.goes_on and (self.command == "fit" or self.ensemble or not is_of_data):
+            existing = None
         if self.command in WITHOUT_RUN or not is_global_zero():
             return RunDir(wanted or existing or LOGS)
         if existing is None or (wanted is not None and wanted.resolve() != existing.resolve()):
@@ -285,14 +290,11 @@ class CLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         if self.is_dry or self.command in WITHOUT_RUN:
             return
-        if (
-            not self.goes_on
-        ):  # else MetricsWriter does, after a first batch: a command that fails before changes nothing
+        # MetricsWriter writes that of a run that goes on, after a first batch: what fails before changes nothing.
+        if not self.goes_on:
             name = "config.yaml" if self.command == "fit" else f"config.{self.command}.yaml"
             write_yaml(self.run_dir / name, self.plain_config)
         num_parameters = sum(parameter.numel() for parameter in self.model.parameters())
-        device = self.trainer.strategy.root_device.type
-        print(
-            f"{self.command}: {self.datamodule.dataset}, {num_parameters:,} parameters, "
-            f"{device}, {self.trainer.precision}, in {self.run_dir}"
-        )
+        hardware = f"{self.trainer.strategy.root_device.type}, {self.trainer.precision}"
+        network = f"{self.datamodule.dataset}, {num_parameters:,} parameters"
+        print(f"{self.command}: {network}, {hardware}, in {self.run_dir}")

@@ -23,6 +23,7 @@ from mnist_lit.errors import MNISTLitError, UsageError
 from mnist_lit.training.run_dir import atomic_write, is_global_zero
 
 BEST, LAST = "best.ckpt", "last.ckpt"
+LINKED = ("image_size", "in_channels")  # arguments of a model that the data has, too
 # Classes that only training needs; whoever uses the weights may not have them.
 TRAINING_KEYS = ("optimizer", "schedule", "callbacks", "logger", "plugins", "profiler")
 PATHS = ("data_dir", "mirrors", "predict_paths")
@@ -87,8 +88,7 @@ def _read(file: Path, run_dir: Path | None, *, for_fit: bool) -> Checkpoint:
 
 
 def _make_config(model: dict[str, Any]) -> dict[str, Any]:
-    linked = ("image_size", "in_channels")
-    return {"model": _without(model, linked), "data": {key: model[key] for key in linked if key in model}}
+    return {"model": _without(model, LINKED), "data": {key: model[key] for key in LINKED if key in model}}
 
 
 def _without(group: dict[str, Any], keys: Iterable[str]) -> dict[str, Any]:
