@@ -1,11 +1,12 @@
 """Values, scores, durations and names as text."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
 METRICS = ("val/acc", "val/loss", "val/f1", "test/acc", "test/loss", "test/f1")  # in the order of tables
+MAX_WIDTH = 40  # of a column
 
 
 def format_value(value: object) -> str:
@@ -33,6 +34,13 @@ def flatten(config: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
             flat[key], arguments = value["class_path"], value.get("init_args") or {}
         flat |= flatten(arguments, f"{key}.") if isinstance(arguments, Mapping) else {key: value}
     return flat
+
+
+def format_table(rows: Sequence[Sequence[str]]) -> str:
+    """Align the cells of each column; the first row holds headings, the first column names."""
+    cells = [[name, *(escape_unprintable(shorten(cell, MAX_WIDTH)) for cell in row)] for name, *row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in cells)
 
 
 def shorten(text: str, limit: int) -> str:

@@ -7,11 +7,10 @@ from typing import Any
 
 from mnist_lit.command_line import read_config
 from mnist_lit.errors import UsageError
-from mnist_lit.formatting import METRICS, escape_unprintable, flatten, format_score, format_value, short_names, shorten
+from mnist_lit.formatting import METRICS, flatten, format_score, format_table, format_value, short_names
 
 USAGE = "usage: python -m mnist_lit compare RUN RUN...    run directories, or those of a search's trials"
 RESULTS = (*METRICS, "epoch", "seconds", "images_per_second", "parameters", "device")
-MAX_WIDTH = 40
 ABSENT = "\N{EN DASH}"
 
 
@@ -43,14 +42,8 @@ def compare(args: Sequence[str]) -> None:
     rows = [["", *short_names(paths, "/").values()]]
     rows += [[name, *(result.get(name, ABSENT) for result in results)] for name in names]
     rows += [[key, *(config.get(key, ABSENT) for config in configs)] for key in differing]
-    print(_table(rows))
+    print(format_table(rows))
 
 
 def _format(name: str, value: object) -> str:
     return format_score(name, value) if isinstance(value, int | float) else format_value(value)
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    cells = [[name, *(escape_unprintable(shorten(cell, MAX_WIDTH)) for cell in row)] for name, *row in rows]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in cells)

@@ -19,7 +19,7 @@ import yaml
 from optuna.trial import FrozenTrial, TrialState
 
 from mnist_lit.command_line import program_name
-from mnist_lit.formatting import escape_unprintable, format_score, format_value, short_names
+from mnist_lit.formatting import format_score, format_table, format_value, short_names
 from mnist_lit.search.check import trial_args
 from mnist_lit.search.settings import Settings
 from mnist_lit.search.space import nested
@@ -56,45 +56,41 @@ def confirm(
     if settings.confirm is None:
         return
     trials, seeds = ranked(study)[: settings.confirm.top], range(seed + 1, seed + 1 + settings.confirm.seeds)
-    futures: dict[str, Future[Result]] = {}
+    confirmed: dict[str, dict[str, float]] = study.user_attrs.get("confirmed", {})
+    futures: dict[tuple[str, str], Future[Result]] = {}
     for trial, new_seed in itertools.product(trials, seeds):
-        name = f"confirmed/{trial.number}/{new_seed}"
-        if name in study.user_attrs:
+        number, seed_name = str(trial.number), str(new_seed)
+        if seed_name in confirmed.setdefault(number, {}):
             continue
         run_dir = settings.folder / "confirm" / f"{trial.number:04d}_seed_{new_seed}"
         shutil.rmtree(run_dir, ignore_errors=True)  # of a start that was stopped
         args = trial_args(settings, run_dir, {**trial.user_attrs["overrides"], "seed_everything": new_seed})
         worker = workers[len(futures) % len(workers)]
-        futures[name] = worker.submit(train, program, args, settings.objectives, pickle.dumps(None))
-    for name, future in futures.items():
+        futures[number, seed_name] = worker.submit(train, program, args, settings.objectives, pickle.dumps(None))
+    for (number, seed_name), future in futures.items():
         # Where a worker has died, the lines of the result count the trainings that there are.
         with contextlib.suppress(BrokenProcessPool):
             if values := future.result().values:
-                study.set_user_attr(name, values[0])
-                print(f"{name.replace('/', ' ')}: {format_scores(settings, values)}", flush=True)
+                confirmed[number][seed_name] = values[0]
+                study.set_user_attr("confirmed", confirmed)
+                print(f"trial {number} with seed {seed_name}: {format_scores(settings, values)}", flush=True)
 
 
 def confirmed_scores(study: optuna.Study) -> dict[int, list[float]]:
     """Collect the scores of trials that were trained again with other seeds, by their numbers."""
-    confirmed: dict[int, list[float]] = {}
-    for name, score in study.user_attrs.items():
-        if name.startswith("confirmed/"):
-            confirmed.setdefault(int(name.split("/")[1]), []).append(score)
-    return confirmed
+    return {int(number): [*new.values()] for number, new in study.user_attrs.get("confirmed", {}).items() if new}
 
 
 def format_results(study: optuna.Study, settings: Settings) -> str:
     """Format the ten best trials, and those that were trained again, for the console."""
-    keys, names = list(settings.space), short_names([*settings.metrics, *settings.space])
-    rows = [["trial", *settings.metrics, *(names[key] for key in keys), "seconds"]]
+    names = short_names([*settings.metrics, *settings.space])
+    rows = [["trial", *settings.metrics, *(names[key] for key in settings.space), "seconds"]]
     for trial in ranked(study)[:NUM_SHOWN]:
         scores = [format_score(metric, score) for metric, score in zip(settings.metrics, trial.values, strict=True)]
         params = trial.user_attrs["params"]
-        values = [escape_unprintable(format_value(params[key])) if key in params else "" for key in keys]
+        values = [format_value(params[key]) if key in params else "" for key in settings.space]
         rows.append([str(trial.number), *scores, *values, f"{trial.user_attrs.get('seconds', 0):.1f}"])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    metric = settings.metrics[0]
+    lines, metric = [format_table(rows)], settings.metrics[0]
     for number, new in confirmed_scores(study).items():
         deviation = f" ± {format_score(metric, statistics.stdev(new))}" if len(new) > 1 else ""
         first, mean = (format_score(metric, score) for score in (study.trials[number].values[0], statistics.mean(new)))

@@ -17,6 +17,7 @@ from mnist_lit.class_paths import called_functions
 from mnist_lit.command_line import CommandLine, find_config, program_name
 from mnist_lit.errors import UsageError
 from mnist_lit.parser_errors import explain, explain_object
+from mnist_lit.search.space import ENTRY, flat
 
 DEFAULT_CONFIG = "configs/search.yaml"
 StudyName = restricted_string_type("StudyName", r"^[A-Za-z0-9][\w.-]{0,99}$", docstring="The name of a folder.")
@@ -130,25 +131,22 @@ def parse(args: Sequence[str]) -> tuple[Settings, bool, str]:
     typed = CommandLine(f"{program_name()} search", args)
     if not typed.configs:
         typed = CommandLine(typed.program, [f"--config={DEFAULT_CONFIG}", *args])
-    single, flags = _take_single_keys(typed.flags)
-    printing = [flag for flag in flags if flag.startswith("--print_config")]
-    layers = [*(f"--config={config}" for config in typed.configs), *(flag for flag in flags if flag not in printing)]
-    parser = _parser(typed)
+    parser = _parser(typed.program)
     try:
-        config = parser.parse_args(layers)
-        for name, keys in single.items():
-            config[name] = {str(key): value for key, value in {**(config[name] or {}), **keys}.items()}
+        config = parser.parse_args(typed.layers())
     except (ArgumentError, TypeError, ValueError) as error:
         raise UsageError(explain(str(error), KEYS, typed)) from error
     for key, class_path in called_functions({"sampler": config.sampler.as_dict()}):
         raise UsageError(f"{typed.origin(key)}: {class_path} is no class")
     file = typed.origin("configs").partition(", line ")
     config.configs = [str(find_config(name, Path(file[0]).parent if file[1] else None)) for name in config.configs]
+    # A flag gives `{model: {lr: ...}}`, a file may give `{model.lr: ...}`.
+    config.space, config.overrides = flat(config.space, ENTRY), flat(config.overrides, ("class_path",))
+    is_fresh, is_printed = config.pop("fresh"), config.pop("print_config")
     plain = yaml.safe_load(parser.dump(config, skip_unset=False))
-    del plain["fresh"]
     plain["storage"] = hide_password(config.storage) if config.storage else None
     dump = yaml.safe_dump(plain, sort_keys=False)
-    if printing:
+    if is_printed:
         print(dump, end="")
         raise SystemExit(0)
     try:
@@ -160,7 +158,7 @@ def parse(args: Sequence[str]) -> tuple[Settings, bool, str]:
         raise UsageError("objective: needs a metric")
     if not settings.space:
         raise UsageError("space: there is nothing to search\nadd for example  model.dropout: {low: 0.0, high: 0.5}")
-    return settings, config.fresh, dump
+    return settings, is_fresh, dump
 
 
 def hide_password(text: str) -> str:
@@ -169,31 +167,13 @@ def hide_password(text: str) -> str:
     return re.sub(r"(\bpassword=)[^&]*", r"\1***", text)
 
 
-def _parser(typed: CommandLine) -> ArgumentParser:
-    parser = ArgumentParser(prog=typed.program, description=Settings.__doc__, exit_on_error=False, allow_abbrev=False)
+def _parser(program: str) -> ArgumentParser:
+    parser = ArgumentParser(
+        prog=program, description=Settings.__doc__, exit_on_error=False, allow_abbrev=False, print_config=None
+    )
     parser.add_argument("-c", "--config", action="config", help="A YAML file of the keys below; may be repeated.")
+    parser.add_argument("--print_config", action="store_true", help="Print all keys as they are set, and exit.")
     parser.add_argument("--fresh", action="store_true", help="Begin anew; an earlier study of that name is renamed.")
     parser.add_class_arguments(Settings, as_group=False)
-    if not (typed.is_given("pruner") or typed.is_given("pruner.class_path")):
-        # Another class would inherit the arguments of the default that it has, too.
-        default = {"class_path": "optuna.pruners.MedianPruner", "init_args": {"n_warmup_steps": 1}}
-        parser.set_defaults(pruner=default)
+    parser.set_defaults(pruner={"class_path": "optuna.pruners.MedianPruner", "init_args": {"n_warmup_steps": 1}})
     return parser
-
-
-def _take_single_keys(flags: Sequence[str]) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """Take flags like `--overrides.model.lr 0.1`, of which the parser would split the key, from the others."""
-    single: dict[str, dict[str, Any]] = {"space": {}, "overrides": {}}
-    others: list[str] = []
-    remaining = iter(flags)
-    for flag in remaining:
-        name, has_value, text = flag.partition("=")
-        group, _, key = name.removeprefix("--").partition(".")
-        if group not in single or not key:
-            others.append(flag)
-            continue
-        try:
-            single[group][key] = yaml.safe_load(text if has_value else next(remaining, ""))
-        except yaml.YAMLError as error:
-            raise UsageError(f"{name}: is no valid YAML") from error
-    return single, others

@@ -6,37 +6,19 @@ import math
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from random import Random
 from typing import Any
 
-from optuna import Trial
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import FixedTrial, Trial
 
 from mnist_lit.errors import UsageError, did_you_mean
 
 Params = dict[str, Any]
-MAX_REPEATS = 200  # corners in a row that show no new bound, which may stand below rare conditions
+ENTRY = ("low", "high", "step", "log", "choices", "items", "length", "when")  # what an entry of a space may hold
+NUM_DRAWS = 500  # of corners: a bound may stand below rare conditions
 SCALARS = (bool, int, float, str, type(None))
-
-
-class Corner:
-    """Suggests bounds in place of a trial: those first that no corner has had, then any values."""
-
-    def __init__(self, seen: set[tuple[str, Any]], random: Random) -> None:
-        self.seen, self.random, self.is_new = seen, random, False
-
-    def suggest_categorical(self, name: str, bounds: Sequence[Any], values: Sequence[Any] = ()) -> Any:
-        unseen = [bound for bound in bounds if (name, bound) not in self.seen]
-        self.seen.update((name, bound) for bound in unseen[:1])
-        self.is_new |= bool(unseen)
-        return unseen[0] if unseen else self.random.choice(values or bounds)
-
-    def suggest_float(self, name: str, low: float, high: float, **_: Any) -> float:
-        return float(self.suggest_categorical(name, [low, high]))
-
-    def suggest_int(self, name: str, low: int, high: int, step: int, **_: Any) -> int:
-        # The condition of another key may name a value between the bounds.
-        return int(self.suggest_categorical(name, [low, high], range(low, high + 1, step)))
 
 
 @dataclass(frozen=True)
@@ -46,7 +28,7 @@ class Scalar:
     distribution: CategoricalDistribution | FloatDistribution | IntDistribution
     choices: tuple[Any, ...] = ()
 
-    def suggest(self, trial: Trial | Corner, name: str) -> Any:
+    def suggest(self, trial: Trial | FixedTrial, name: str) -> Any:
         match self.distribution:
             case CategoricalDistribution(choices=names):
                 return self.choices[names.index(trial.suggest_categorical(name, names))]
@@ -55,13 +37,24 @@ class Scalar:
             case IntDistribution(low=low, high=high, log=log, step=step):
                 return trial.suggest_int(name, low, high, log=log, step=step)
 
-    def grid(self, name: str) -> dict[str, list[Any]]:
+    def bounds(self, named: Sequence[Any] = ()) -> list[Any]:
+        """List all choices, or the ends of a range and the numbers between them that conditions name."""
         if isinstance(self.distribution, CategoricalDistribution):
-            return {name: list(self.distribution.choices)}
+            return list(self.distribution.choices)
+        low, high = self.distribution.low, self.distribution.high
+        return [low, high, *(value for value in named if isinstance(value, int | float) and low < value < high)]
+
+    def values(self, name: str) -> list[Any]:
+        """List all values."""
+        if isinstance(self.distribution, CategoricalDistribution):
+            return self.bounds()
         low, high, step = self.distribution.low, self.distribution.high, self.distribution.step
         if step is None:
             raise UsageError(f"space.{name}: a grid needs a step or choices, an interval has no end of values")
-        return {name: [round(low + number * step, 12) for number in range(round((high - low) / step) + 1)]}
+        return [round(low + number * step, 12) for number in range(round((high - low) / step) + 1)]
+
+    def parts(self, name: str) -> "dict[str, Scalar]":
+        return {name: self}
 
 
 @dataclass(frozen=True)
@@ -71,15 +64,14 @@ class ScalarList:
     items: list[Scalar]
     length: Scalar | None = None
 
-    def suggest(self, trial: Trial | Corner, name: str) -> list[Any]:
+    def suggest(self, trial: Trial | FixedTrial, name: str) -> list[Any]:
         length = self.length.suggest(trial, f"{name}.length") if self.length else len(self.items)
         return [item.suggest(trial, f"{name}.{position}") for position, item in enumerate(self.items[:length])]
 
-    def grid(self, name: str) -> dict[str, list[Any]]:
-        grid = self.length.grid(f"{name}.length") if self.length else {}
-        for position, item in enumerate(self.items):
-            grid |= item.grid(f"{name}.{position}")
-        return grid
+    def parts(self, name: str) -> dict[str, Scalar]:
+        """Name the parameters of Optuna that make up the list."""
+        length = {f"{name}.length": self.length} if self.length else {}
+        return length | {f"{name}.{position}": item for position, item in enumerate(self.items)}
 
 
 class Space:
@@ -91,7 +83,7 @@ class Space:
         self.conditions: dict[str, dict[str, list[Any]]] = {}
         for key, entry in declared.items():
             where = f"space.{key}"
-            _check_names(where, entry, ["low", "high", "step", "log", "choices", "items", "length", "when"])
+            _check_names(where, entry, ENTRY)
             when = entry.get("when", {})
             _check_names(f"{where}.when", when, when)
             self.conditions[key] = {name: value if isinstance(value, list) else [value] for name, value in when.items()}
@@ -99,7 +91,7 @@ class Space:
                 self._check_condition(f"{where}.when.{other}", other, values)
             self.dimensions[key] = _parse(where, {name: entry[name] for name in entry if name != "when"}, base.get(key))
 
-    def suggest(self, trial: Trial | Corner) -> Params:
+    def suggest(self, trial: Trial | FixedTrial) -> Params:
         """Suggest a value for each key whose condition is met."""
         params: Params = {}
         for key, dimension in self.dimensions.items():
@@ -110,18 +102,25 @@ class Space:
 
     def corners(self) -> Iterator[Params]:
         """List points in which every bound of every key occurs: if these are valid, those between them are."""
+        named: dict[str, list[Any]] = {}
+        for other, values in chain(*(condition.items() for condition in self.conditions.values())):
+            named.setdefault(other, []).extend(values)
+        bounds = {name: part.bounds(named.get(name, ())) for name, part in self._parts().items()}
         seen: set[tuple[str, Any]] = set()
-        random, num_repeats = Random(0), 0
-        while num_repeats < MAX_REPEATS:
-            point = self.suggest(corner := Corner(seen, random))
-            num_repeats += 1
-            if corner.is_new:
-                num_repeats = 0
+        random = Random(0)
+        for _ in range(NUM_DRAWS):
+            unseen = {name: [end for end in ends if (name, end) not in seen] or ends for name, ends in bounds.items()}
+            point = self.suggest(trial := FixedTrial({name: random.choice(ends) for name, ends in unseen.items()}))
+            if not trial.params.items() <= seen:
+                seen.update(trial.params.items())
                 yield point
 
     def grid(self) -> dict[str, list[Any]]:
         """List all values of each of Optuna's parameters."""
-        return {name: values for key, part in self.dimensions.items() for name, values in part.grid(key).items()}
+        return {name: part.values(name) for name, part in self._parts().items()}
+
+    def _parts(self) -> dict[str, Scalar]:
+        return dict(chain(*(dimension.parts(key).items() for key, dimension in self.dimensions.items())))
 
     def _check_condition(self, where: str, other: str, values: list[Any]) -> None:
         if other not in self.dimensions and other not in self.fixed:
@@ -183,13 +182,13 @@ def _check_names(where: str, entry: Any, names: Collection[str]) -> None:
         raise UsageError(f"{where}: there is no {unknown}\n{hint}")
 
 
-def flat(tree: Mapping[str, Any], prefix: str = "") -> Params:
-    """Turn mappings of mappings into keys with dots."""
-    leaves: Params = {}
+def flat(tree: Mapping[str, Any], leaves: Collection[str] = (), prefix: str = "") -> Params:
+    """Turn mappings of mappings into keys with dots, but keep those that have one of the names of `leaves`."""
+    values: Params = {}
     for name, value in tree.items():
-        key = f"{prefix}{name}"
-        leaves |= flat(value, f"{key}.") if isinstance(value, Mapping) and value else {key: value}
-    return leaves
+        key, is_branch = f"{prefix}{name}", isinstance(value, Mapping) and value and not set(leaves) & value.keys()
+        values |= flat(value, leaves, f"{key}.") if is_branch else {key: value}
+    return values
 
 
 def nested(params: Mapping[str, Any]) -> Params:

@@ -1,7 +1,5 @@
 """Open the storage of a study: a journal on a disk that may be full, or a database that may be away."""
 
-import contextlib
-import functools
 import os
 import sys
 import time
@@ -11,7 +9,7 @@ from typing import Any
 from filelock import FileLock
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
-from sqlalchemy import NullPool, create_engine, make_url
+from sqlalchemy import Dialect, event, make_url
 from sqlalchemy.exc import ArgumentError, IntegrityError, NoSuchModuleError, ProgrammingError, SQLAlchemyError
 
 from mnist_lit.errors import MNISTLitError, UsageError
@@ -73,33 +71,30 @@ def open_storage(settings: Settings) -> BaseStorage:
 
 
 def open_database(url: str) -> RDBStorage:
-    """Open a database, and make Optuna's tables where there are none."""
-    create_engine(url, poolclass=NullPool).connect().close()  # a database that is away now is not waited for
-    kwargs: dict[str, Any] = {"creator": functools.partial(_connect, url), "pool_pre_ping": True}
-    if url.startswith("sqlite"):
-        kwargs = {"connect_args": {"timeout": 60}}
-    kwargs = {"engine_kwargs": kwargs, "heartbeat_interval": HEARTBEAT, "grace_period": GRACE_PERIOD}
+    """Open a database, and make Optuna's tables where there are none; one that is away now is not waited for."""
+    backend, given = make_url(url).get_backend_name(), make_url(url).query
+    defaults: dict[str, Any] = {"postgresql": POSTGRESQL, "sqlite": {"timeout": 60}}
+    args = {name: value for name, value in defaults.get(backend, {}).items() if name not in given}
+    kwargs: dict[str, Any] = {"heartbeat_interval": HEARTBEAT, "grace_period": GRACE_PERIOD}
     kwargs["heartbeat_stale_trial_callback"] = RetryHeartbeatStaleTrialCallback()
-    for _ in range(4):
-        with contextlib.suppress(IntegrityError, ProgrammingError):
-            return RDBStorage(url, **kwargs)
-        time.sleep(1)  # another driver has made the tables in the same moment
-    return RDBStorage(url, **kwargs)
+    kwargs["engine_kwargs"] = {"connect_args": args, "pool_pre_ping": True}
+    try:
+        storage = RDBStorage(url, **kwargs)
+    except (IntegrityError, ProgrammingError):  # another driver has made the tables in the same moment
+        time.sleep(3)
+        storage = RDBStorage(url, **kwargs)
+    if backend != "sqlite":
+        event.listen(storage.engine, "do_connect", _wait_for_database)
+    return storage
 
 
-def _connect(url: str) -> Any:
+def _wait_for_database(dialect: Dialect, _record: Any, args: Any, kwargs: Any) -> Any:
     """Connect to a database, and wait for it while it is away."""
-    parts = make_url(url)
-    dialect = parts.get_dialect()()
-    driver = dialect.import_dbapi()
-    args, kwargs = dialect.create_connect_args(parts)
-    if parts.get_backend_name() == "postgresql":
-        kwargs = {**POSTGRESQL, **kwargs}
     deadline, is_waiting = time.monotonic() + PATIENCE, False
     while True:
         try:
-            return driver.connect(*args, **kwargs)
-        except driver.OperationalError as error:
+            return dialect.connect(*args, **kwargs)
+        except dialect.loaded_dbapi.OperationalError as error:
             if time.monotonic() > deadline:
                 reason = f"storage: the database does not come back: {_reason(error)}"
                 raise DatabaseGoneError(f"{reason}\nwhat was done is kept; the same command goes on") from error

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from optuna.trial import TrialState
+from sqlalchemy.exc import SQLAlchemyError
 from tqdm import tqdm
 
 from mnist_lit.errors import MNISTLitError, Stopped, describe_machine_error, is_disk_full
@@ -101,8 +102,8 @@ def train(program: Callable[..., Any], args: list[str], objectives: Sequence[Obj
 
 
 def _failure(error: BaseException) -> Result:
-    if isinstance(error, Stopped):
-        return Result(TrialState.WAITING, error="its worker was stopped")
+    if isinstance(error, Stopped | SQLAlchemyError):
+        return Result(TrialState.WAITING, error="its worker was stopped, or its database away")
     if isinstance(error, UnknownMetricError):
         raise error
     if is_disk_full(error):
