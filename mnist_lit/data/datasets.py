@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 from torchvision import datasets  # type: ignore[import-untyped]
 
-from mnist_lit.data import emnist
 from mnist_lit.data.mnist_files import MNISTFiles, Split
+from mnist_lit.errors import MNISTLitError
 
 Batch: TypeAlias = tuple[Tensor, Tensor]
 
@@ -97,6 +97,24 @@ def _load_digits(_: Path, split: Split) -> tuple[Tensor, Tensor]:
     return images[indices], labels[indices]
 
 
+def _load_letters(data_dir: Path, split: Split) -> tuple[Tensor, Tensor]:
+    """Load the letters of EMNIST, which torchvision has downloaded."""
+    try:
+        letters = datasets.EMNIST(data_dir, "letters", train=split == "train")
+        # Rows and columns are exchanged in the files, and the label of a is 1.
+        return letters.data.transpose(1, 2).contiguous(), letters.targets - 1
+    except (AssertionError, OSError, RuntimeError, TypeError, ValueError) as error:
+        raise MNISTLitError(
+            f"EMNIST: {data_dir}/EMNIST/raw has no intact files of {split}: {error}\nremove what is there, then: "
+            f"python -c \"from torchvision.datasets import EMNIST; EMNIST({str(data_dir)!r}, 'letters', download=True)\""
+        ) from error
+
+
+def _prepare_letters(data_dir: Path, splits: Collection[Split], *_: Any) -> None:
+    for split in splits:
+        _load_letters(data_dir, split)
+
+
 DIGITS = tuple(string.digits)
 MNIST = MNISTFiles(
     datasets.MNIST,
@@ -115,7 +133,7 @@ DATASETS = {
     "mnist": DatasetInfo(DIGITS, MNIST.load, MNIST.prepare),
     "fashion_mnist": DatasetInfo(tuple(datasets.FashionMNIST.classes), FASHION_MNIST.load, FASHION_MNIST.prepare),
     "kmnist": DatasetInfo(tuple(datasets.KMNIST.classes), KMNIST.load, KMNIST.prepare),
-    "emnist_letters": DatasetInfo(tuple(string.ascii_lowercase), emnist.load, emnist.prepare),
+    "emnist_letters": DatasetInfo(tuple(string.ascii_lowercase), _load_letters, _prepare_letters),
     "digits": DatasetInfo(DIGITS, _load_digits),
 }
 
