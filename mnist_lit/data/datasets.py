@@ -105,8 +105,9 @@ def _load_letters(data_dir: Path, split: Split) -> tuple[Tensor, Tensor]:
         return letters.data.transpose(1, 2).contiguous(), letters.targets - 1
     except (AssertionError, OSError, RuntimeError, TypeError, ValueError) as error:
         raise MNISTLitError(
-            f"EMNIST: {data_dir}/EMNIST/raw has no intact files of {split}: {error}\nremove what is there, then: "
-            f"python -c \"from torchvision.datasets import EMNIST; EMNIST({str(data_dir)!r}, 'letters', download=True)\""
+            f"EMNIST: {data_dir}/EMNIST/raw has no intact files of {split}: {error}\n"
+            f"remove what is there, then: python -c "
+            f"\"from torchvision.datasets import EMNIST; EMNIST({str(data_dir)!r}, 'letters', download=True)\""
         ) from error
 
 
