@@ -1,12 +1,12 @@
 """The LightningCLI: objects from layers of configuration, and the commands that run them."""
 
 import inspect
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-import yaml
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
@@ -184,7 +184,9 @@ class CLI(LightningCLI):
         self.plain_config = {**self.config_dump, "model": model}
 
     def _plain(self, config: Namespace) -> dict[str, Any]:
-        plain: dict[str, Any] = yaml.safe_load(self.parser.dump(config, skip_unset=False, skip_link_targets=False))
+        # As JSON, which is ten times as fast as YAML; it was checked when it was parsed.
+        options = {"skip_unset": False, "skip_link_targets": False, "skip_validation": True}
+        plain: dict[str, Any] = json.loads(self.parser.dump(config, format="json", **options))
         return plain
 
     def defaults(self) -> dict[str, Any]:

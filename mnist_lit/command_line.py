@@ -46,6 +46,7 @@ class CommandLine:
     Attributes:
         configs: Paths of the config files, the strongest last.
         contents: What these files hold.
+        nodes: The same as YAML nodes, which know their lines.
         flags: All other arguments.
 
     Raises:
@@ -64,6 +65,7 @@ class CommandLine:
             raise UsageError("--config needs the path of a YAML file") from None
         self.configs = [str(find_config(config)) for config in known.config]
         self.contents = [read_config(Path(config)) for config in self.configs]
+        self.nodes = [yaml.compose(Path(config).read_text(encoding="utf-8")) for config in self.configs]
 
     def layers(self) -> list[str]:
         """List all arguments in order of precedence, the strongest last."""
@@ -96,9 +98,8 @@ class CommandLine:
             name, is_joined, value = flag.partition("=")
             if name.rstrip("+") == f"--{key}":
                 yield name, value if is_joined else following
-        for config in reversed(self.configs):
-            found = _find(yaml.compose(Path(config).read_text(encoding="utf-8")), key.split("."))
-            if found is not None:
+        for config, document in zip(reversed(self.configs), reversed(self.nodes), strict=True):
+            if found := _find(document, key.split(".")):
                 line, node = found[0].start_mark.line + 1, found[1]
                 yield f"{config}, line {line}: {key}", "null" if node.tag.endswith(":null") else str(node.value)
         if key in self.environment:
