@@ -82,7 +82,7 @@ class MNISTFiles:
         for url in (f"{mirror.rstrip('/')}/{name}.gz" for mirror in mirrors):
             try:
                 with urlopen(url, timeout=timeout) as response:
-                    content = response.read(MAX_BYTES)
+                    content = bytearray(response.read(MAX_BYTES))
                 _parse(content, name, self.sha256.get(name))
             except (OSError, HTTPException, ValueError) as error:
                 failures.append(f"{url} ({' '.join(str(error).split())})")
@@ -109,20 +109,23 @@ class MNISTFiles:
 
 @lru_cache(maxsize=4)  # all files of a data set: parsed once to be verified and used
 def _read(path: Path, name: str, sha256: str | None) -> Tensor:
-    return _parse(path.read_bytes(), name, sha256)
+    content = bytearray(path.stat().st_size)
+    with path.open("rb") as file:
+        file.readinto(content)  # into the memory of the images, which are not copied
+    return _parse(content, name, sha256)
 
 
-def _parse(content: bytes, name: str, sha256: str | None) -> Tensor:
+def _parse(content: bytearray, name: str, sha256: str | None) -> Tensor:
     """Parse the content of a file, raw or compressed; raise ValueError if it is damaged."""
     shape = (SHAPES["train"] | SHAPES["test"])[name]
     header = struct.pack(f">HBB{len(shape)}I", 0, 8, len(shape), *shape)  # 8 is the code of unsigned bytes
     size = len(header) + math.prod(shape)
     if content.startswith(b"\x1f\x8b"):
         try:
-            content = gzip.GzipFile(fileobj=BytesIO(content)).read(size + 1)  # no more, should it be a bomb
+            content = bytearray(gzip.GzipFile(fileobj=BytesIO(content)).read(size + 1))  # no more, should it be a bomb
         except (OSError, EOFError, zlib.error) as error:
             raise ValueError("wrong content") from error
-    values = torch.frombuffer(bytearray(content), dtype=torch.uint8)[len(header) :]
+    values = torch.frombuffer(content, dtype=torch.uint8)[len(header) :]
     is_intact = content.startswith(header) and len(content) == size and (len(shape) > 1 or int(values.max()) <= 9)
     if not is_intact or (sha256 and hashlib.sha256(content).hexdigest() != sha256):
         raise ValueError("wrong content")
