@@ -32,6 +32,7 @@ SMALL = [
     "--pictures.enabled=false",
     "--report=false",
 ]
+CHANCE = ["--model.dropout=0.3", "--data.augment.rotation=10", "--data.augment.translation=0.1", "--csv=true"]
 # With these its last epoch is the worst on any hardware: the learning rate grows until nothing is left of the weights.
 WORSE = [
     "--model.optimizer=SGD",
@@ -73,6 +74,29 @@ def mnist_dir() -> Path:
     return MNIST_DIR
 
 
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a small run of one epoch; tests that change it take a copy."""
+    run_dir = tmp_path_factory.mktemp("small") / "run"
+    main(["fit", *SMALL, "--trainer.max_epochs=1", f"--run_dir={run_dir}"])
+    return run_dir
+
+
+@pytest.fixture(scope="session")
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a small run with chance in it, that nothing has stopped."""
+    run_dir = tmp_path_factory.mktemp("whole") / "run"
+    main(["fit", *SMALL, *CHANCE, f"--run_dir={run_dir}"])
+    return run_dir
+
+
+@pytest.fixture(scope="session")
+def checkpoint(small_run: Path) -> dict[str, Any]:
+    """What a good checkpoint holds."""
+    content: dict[str, Any] = torch.load(small_run / "checkpoints" / "last.ckpt", weights_only=True)
+    return content
+
+
 @pytest.fixture
 def fit() -> Callable[..., Any]:
     """`fit(*flags)`: a small run in this process; the command line's result."""
@@ -97,20 +121,11 @@ def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 
 @pytest.fixture
 def shell() -> Callable[..., "subprocess.CompletedProcess[str]"]:
-    """`shell(*args)`: `python -m mnist_lit *args` as a process of its own, ended with its children after a while."""
+    """`shell(*args)`: `python -m mnist_lit *args` as a process of its own."""
 
-    def run(*args: str, timeout: float = 120, **kwargs: Any) -> "subprocess.CompletedProcess[str]":
+    def run(*args: str, **kwargs: Any) -> "subprocess.CompletedProcess[str]":
         command = [sys.executable, "-m", "mnist_lit", *args]
-        pipe = subprocess.PIPE
-        with subprocess.Popen(
-            command, stdout=pipe, stderr=pipe, text=True, start_new_session=True, **kwargs
-        ) as process:
-            try:
-                output, errors = process.communicate(timeout=timeout)
-            except BaseException:
-                os.killpg(process.pid, signal.SIGKILL)
-                raise
-        return subprocess.CompletedProcess(command, process.returncode, output, errors)
+        return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, **kwargs)
 
     return run
 

@@ -24,27 +24,17 @@ FOREVER = "--trainer.max_epochs=5000"
 
 
 class Trouble(Callback):
-    """Make trouble in one of the processes.
-
-    Args:
-        rank: The rank of that process.
-        batch: The training batch before which it happens, counted from 1; 0 for before the processes are connected.
-        kind: `raise`, `sleep` or the name of a signal.
-    """
+    """Make trouble, `raise`, `sleep` or a signal, in the process of a rank before a batch, counted from 1."""
 
     def __init__(self, rank: int, batch: int, kind: str) -> None:
         self.moment = (rank, batch)
         self.kind = kind
         self.num_batches = 0
-        if self.moment == (int(os.environ.get("LOCAL_RANK", "-1")), 0):
-            self._begin()
 
     def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
         self.num_batches += 1
-        if self.moment == (trainer.global_rank, self.num_batches):
-            self._begin()
-
-    def _begin(self) -> None:
+        if self.moment != (trainer.global_rank, self.num_batches):
+            return
         if self.kind == "raise":
             raise LookupError("trouble")
         if self.kind == "sleep":
@@ -61,21 +51,15 @@ def trouble(*troubles: tuple[int, int, str]) -> str:
 
 
 class Command:
-    """A command with all processes that come of it.
+    """A command, of what follows `python`, with all processes that come of it."""
 
-    Args:
-        args: What follows `python`.
-        environment: Environment variables beside those of this process.
-        prefix: What precedes the command line, to start it on another host.
-    """
-
-    def __init__(self, args: Sequence[str], environment: Mapping[str, str], prefix: Sequence[str] = ()) -> None:
+    def __init__(self, args: Sequence[str], environment: Mapping[str, str]) -> None:
         path = os.pathsep.join(map(str, [PROJECT, PROJECT / "tests"]))
         # All of its processes have it in their environment; torchrun gives each a session of its own.
         self.mark = f"COMMAND={uuid4().hex}"
         marked = dict([self.mark.split("=")])
         self.process = subprocess.Popen(
-            [*prefix, sys.executable, *args],
+            [sys.executable, *args],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -89,18 +73,6 @@ class Command:
             with suppress(OSError):
                 if self.mark in (folder / "environ").read_text().split("\0"):  # a zombie has none
                     found.append(int(folder.name))
-        return found
-
-    def ranks(self) -> dict[int, int]:
-        """Map the local ranks of the run to its processes."""
-        found = {}
-        for pid in self.alive():
-            with suppress(OSError):
-                command = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
-                variables = Path(f"/proc/{pid}/environ").read_text().split("\0")
-                if {"mnist_lit", "mnist_lit.__main__"} & set(command) and "torch.distributed.run" not in command:
-                    rank = next((name for name in variables if name.startswith("LOCAL_RANK=")), "LOCAL_RANK=0")
-                    found[int(rank.partition("=")[2])] = pid
         return found
 
     def end(self, seconds: float = 240) -> tuple[int, str, str]:

@@ -18,16 +18,7 @@ PASSWORD = "secret"
 
 
 class Server:
-    """A server with data of its own.
-
-    Args:
-        folder: An empty folder for its data.
-        address: The address that it listens at.
-        prefix: What stands before its command line, to start it in another place.
-
-    Attributes:
-        url: Its URL, without a database.
-    """
+    """A server with data of its own in an empty folder; a prefix before its command line starts it elsewhere."""
 
     def __init__(self, folder: Path, address: str = "127.0.0.1", prefix: Sequence[str] = ()) -> None:
         self.folder = folder

@@ -17,31 +17,15 @@ from mnist_lit import main
 
 # 1,238 training images make 10 steps in each of the two epochs of a small run.
 STEPS_PER_EPOCH = 10
-CHANCE = ["--model.dropout=0.3", "--data.augment.rotation=10", "--data.augment.translation=0.1", "--csv=true"]
-LEARNED = {
-    "state_dict",
-    "optimizer_states",
-    "lr_schedulers",
-    "global_step",
-    "epoch",
-    "val_acc_best",
-    "current_model_state",
-    "averaging_state",
-}
+LEARNED = {"state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch", "val_acc_best"}
+LEARNED |= {"current_model_state", "averaging_state"}
 # Children are forked from a server that has torch imported, which saves seconds for each.
 CHILDREN = get_context("forkserver")
 CHILDREN.set_forkserver_preload(["mnist_lit.cli"])
 
 
 class Signals(Callback):
-    """Send a signal to the own process at a known moment.
-
-    Args:
-        signum: The signal.
-        batch: Training batches, 0 or more, that have begun at that moment.
-        during: The part of the run: `preparation`, `training`, `validation`, `end of epoch` or `test`.
-        times: How often it is sent, 1 or more.
-    """
+    """Send a signal to the own process in a part of the run, when as many training batches have begun."""
 
     def __init__(self, signum: int, batch: int, during: str = "training", times: int = 1) -> None:
         self.moment = (during, batch)
@@ -142,8 +126,8 @@ def curves(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
-def rows(run_dir: Path) -> list[dict[str, str]]:
-    with (run_dir / "metrics.csv").open(newline="") as file:
+def rows(run_dir: Path, name: str = "metrics.csv") -> list[dict[str, str]]:
+    with (run_dir / name).open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 

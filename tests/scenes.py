@@ -6,14 +6,13 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-from drawings import Grey, _image, _light, _placed, _sheet, _shot, _written
+from drawings import RNG, Grey, _image, _light, _placed, _sheet, _shot, _written
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
 __all__ = ["SCENES"]
 
-RNG = np.random.Generator
 COLOR_MAPS = ["jet", "viridis", "plasma", "inferno", "magma", "cividis", "hot", "coolwarm", "turbo", "Blues", "rainbow"]
 
 
@@ -108,9 +107,8 @@ def _marked(digit: int, rng: RNG, shape: str, half: float, top: float, bottom: f
 
 
 def circled(digit: int, rng: RNG) -> Image.Image:
-    return _marked(
-        digit, rng, "ellipse", (radius := rng.uniform(0.39, 0.48)) * rng.uniform(0.9, 1), 0.5 - radius, 0.5 + radius
-    )
+    radius = rng.uniform(0.39, 0.48)
+    return _marked(digit, rng, "ellipse", radius * rng.uniform(0.9, 1), 0.5 - radius, 0.5 + radius)
 
 
 def boxed(digit: int, rng: RNG) -> Image.Image:
@@ -118,9 +116,8 @@ def boxed(digit: int, rng: RNG) -> Image.Image:
 
 
 def underlined(digit: int, rng: RNG) -> Image.Image:
-    return _marked(
-        digit, rng, "line", rng.uniform(0.2, 0.45), y := rng.uniform(0.8, 0.88), y + rng.uniform(-0.03, 0.03)
-    )
+    half, y = rng.uniform(0.2, 0.45), rng.uniform(0.8, 0.88)
+    return _marked(digit, rng, "line", half, y, y + rng.uniform(-0.03, 0.03))
 
 
 def hollow(digit: int, rng: RNG) -> Image.Image:
@@ -146,10 +143,8 @@ def half_transparent(digit: int, rng: RNG) -> Image.Image:
 
 def equal_lightness(digit: int, rng: RNG) -> Image.Image:
     """Ink and paper differ in their hue only."""
-    paper, colors = (
-        np.full(3, 0.5),
-        np.array([[0.4, -0.2, 0.0], [0.4, -0.16, -0.23], [0.1, 0.05, -0.52], [0, 0.1, -0.5]]),
-    )
+    paper = np.full(3, 0.5)
+    colors = np.array([[0.4, -0.2, 0.0], [0.4, -0.16, -0.23], [0.1, 0.05, -0.52], [0, 0.1, -0.5]])
     color = colors[rng.integers(len(colors))] * rng.choice([-0.9, 0.9])
     pixels = paper + rng.uniform(-0.05, 0.05) + _clean(digit, rng, int(rng.integers(100, 400)))[..., None] * color
     return Image.fromarray((np.clip(pixels + rng.normal(0, 0.01, pixels.shape), 0, 1) * 255).astype(np.uint8))

@@ -1,6 +1,5 @@
 """Averaged predictions: test-time augmentation, and ensembles of checkpoints."""
 
-import csv
 import json
 import math
 from collections.abc import Callable
@@ -10,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 from conftest import SMALL
+from runs import rows
 from torch import Tensor
 
 from mnist_lit import ConvNet, main
-from mnist_lit.model.ensemble import distortions, mean_probabilities
+from mnist_lit.model.ensemble import distortions
 
 Fit = Callable[..., Any]
 Fails = Callable[..., str]
@@ -38,15 +38,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 def probabilities(folder: Path) -> Tensor:
     """Read the probabilities in predictions.csv."""
-    with (folder / "predictions.csv").open(newline="") as rows:
-        return torch.tensor([[float(row[f"p{label}"]) for label in range(10)] for row in csv.DictReader(rows)])
-
-
-def test_mean_of_probabilities_is_taken_after_the_softmax() -> None:
-    logits = [torch.tensor([[0.0, 5.0]]), torch.tensor([[100.0, 0.0]])]
-    expected = torch.stack([each.softmax(1) for each in logits]).mean(0)
-    assert mean_probabilities(logits).softmax(1).allclose(expected)
-    assert mean_probabilities([each.bfloat16() for each in logits]).dtype == torch.float32
+    table = rows(folder, "predictions.csv")
+    return torch.tensor([[float(row[f"p{label}"]) for label in range(10)] for row in table])
 
 
 def test_distortions_are_turns_changes_of_size_slants_and_moves() -> None:

@@ -58,32 +58,19 @@ MISTAKES = [
     (["--model.chanels=[8]"], "--model.chanels", "model.channels"),
     (["--model.batch_size=8"], "--model.batch_size", "data.batch_size"),
     (["--lr=0.1"], "--lr", "model.lr"),
-    (["--max_epochs=3"], "--max_epochs", "trainer.max_epochs"),
-    (["--trainer.max_epoch=3"], "--trainer.max_epoch", "trainer.max_epochs"),
     (["--data.augment.rotate=10"], "--data.augment.rotate", "data.augment.rotation"),
     (["--early_stoping.enabled=true"], "--early_stoping.enabled", "early_stopping.enabled"),
     (["--model.lr=fast"], "--model.lr", "fast"),
-    (["--model.lr=0,01"], "--model.lr", "0,01"),
     (["--model.lr=-0.1"], "--model.lr", ">0"),
     (["--model.dropout=1.5"], "--model.dropout", "<=1"),
-    (["--model.kernel_size=2.5"], "--model.kernel_size", "2.5"),
-    (["--model.channels=16"], "--model.channels", "16"),
     (["--model.pooling=maxx"], "--model.pooling", "max"),
-    (["--model.norm=bacth"], "--model.norm", "batch"),
-    (["--data.dataset=minst"], "--data.dataset", "mnist"),
-    (["--data.download=perhaps"], "--data.download", "perhaps"),
     (["--model.optimizer=AdamX"], "--model.optimizer", "Adam"),
-    (["--model.optimizer=SDG"], "--model.optimizer", "SGD"),
     (["--model.optimizer=SGD", "--model.optimizer.momentun=0.9"], "--model.optimizer.momentun", "momentum"),
-    (["--model.optimizer=SGD", "--model.optimizer.momentum=much"], "--model.optimizer.momentum", "much"),
     (["--model.optimizer=torch.optm.SGD"], "--model.optimizer", "torch.optm"),
-    (["--model.schedule=OneCycle"], "--model.schedule", "OneCycleLR"),
     (["--model.schedule=OneCycleLR", "--model.schedule.pct_strt=0.1"], "--model.schedule.pct_strt", "pct_start"),
     (["--trainer.callbacks=[{class_path: EarlyStoping}]"], "--trainer.callbacks", "EarlyStopping"),
     (["--trainer.accelerator=gppu"], "trainer.accelerator", "gppu"),
-    (["--trainer.precision=bf15"], "--trainer.precision", "bf15"),
     (["--config=bad.yaml"], "bad.yaml, line 2: model.lrr", "model.lr"),
-    (["--config=type.yaml"], "type.yaml, line 2: model.lr", "fast"),
     (["--config=class.yaml"], "class.yaml, line 4: model.optimizer", "momentum"),
     (["--config=syntax.yaml"], "syntax.yaml, line 3", "YAML"),
     (["--config=bda.yaml"], "bda.yaml", "bad.yaml"),
@@ -94,7 +81,6 @@ MISTAKES = [
 ]
 FILES = {
     "bad.yaml": "model:\n  lrr: 0.1\n",
-    "type.yaml": "model:\n  lr: fast\n",
     "class.yaml": "model:\n  optimizer:\n    class_path: SGD\n    init_args: {momentun: 0.9}\n",
     "syntax.yaml": "model:\n  lr: [0.1\n",
 }
@@ -106,9 +92,7 @@ def test_a_typical_mistake_is_named_where_it_stands(
 ) -> None:
     for name, text in FILES.items():
         (tmp_path / name).write_text(text)
-
     error = refused("fit", *SMALL, *flags)
-
     assert origin in error.splitlines()[0]
     assert hint in error
 
@@ -122,60 +106,28 @@ CONFIG_TEXTS: list[tuple[str | bytes, str]] = [
     ("trainer:\n  callbacks:\n  - class_path: A\n    class_path: B", "line 4"),
     # no YAML, or another one
     ("model: *nowhere", "line 1"),
-    ("model:\n  <<: 3", "line 2"),
     ("model: {lr: 1}\n---\nmodel: {}", "line 2"),
-    ("!thing\nmodel: {}", "line 1"),
     ("model: !!python/object/apply:os.system [touch executed]", "line 1"),
-    ("model.lr = 0.1", "bad.yaml"),
     ("---", "bad.yaml"),
-    ("? [model]\n: 1", "bad.yaml"),
     ("model: {lr: 1}\n".encode("utf-16"), "bad.yaml"),
-    (b"model: {pooling: a\x07}", "bad.yaml"),
-    ("model: {kernel_size: " + "9" * 5000 + "}", "bad.yaml"),
-    ("model: {pooling: !!timestamp 99}", "bad.yaml"),
     # unknown keys
     ("fit: {model: {lr: 0.1}}", "line 1: fit"),
     ("lr: 0.1", "line 1: lr"),
-    ("subcommand: fit", "line 1: subcommand"),
-    ("? " + "x" * 100_000 + "\n: 1", "there is no such key"),
     ("model: " + "{a: " * 200 + "1" + "}" * 200, "there is no such key"),
     # nothing where something has to be
     ("model:", "line 1: model"),
-    ("trainer: null", "line 1: trainer"),
-    ("checkpoint: null", "line 1: checkpoint"),
-    ("data: {augment: null}", "line 1: data.augment"),
-    ("data:\n  batch_size: null", "line 2: data.batch_size"),
-    ("data: {augment: {crop: null}}", "data.augment.crop"),
-    ("model: {lr: null}", "model.lr"),
-    ("model: {channels: [null]}", "model.channels"),
-    ("report: null", "report"),
     ('run_dir: ""', "line 1: run_dir"),
     # wrong types
-    ("model: 3", "line 1: model"),
-    ("early_stopping: []", "line 1: early_stopping"),
-    ("data: {augment: strong}", "line 1: data.augment"),
-    ("model: {lr: yes}", "model.lr"),
-    ("model: {lr: {value: 0.1}}", "model.lr"),
-    ("model: {lr: 2024-01-01}", "model.lr"),
-    ("model: {channels: [[1]]}", "model.channels"),
-    ("model: {channels: [true]}", "model.channels"),
-    ("run_dir: [a]", "run_dir"),
-    ("ckpt_path: {a: 1}", "ckpt_path"),
     ("model: {pooling: " + "x" * 100_000 + "}", "model.pooling"),
     ('model: {pooling: "\\e[31mred"}', "\\x1b[31mred"),
     # numbers out of range
     ("model: {lr: .inf}", "line 1: model.lr"),
     ("model: {dropout: .nan}", "model.dropout"),
-    ("data: {augment: {scale: -.inf}}", "data.augment.scale"),
-    ("trainer: {gradient_clip_val: .nan}", "trainer.gradient_clip_val"),
-    ("model: {optimizer: {class_path: SGD, init_args: {momentum: .nan}}}", "momentum"),
     ("model: {optimizer: {class_path: AdamW, init_args: {betas: [0.9, .nan]}}}", "betas"),
     # no classes
     ("model: {optimizer: 3}", "model.optimizer"),
-    ("model: {optimizer: {}}", "model.optimizer"),
     ("model: {optimizer: {class_path: [SGD]}}", "model.optimizer"),
     ("model: {optimizer: {class_path: SGD, init_args: 3}}", "model.optimizer"),
-    ("trainer: {callbacks: [3]}", "trainer.callbacks"),
     ("trainer: {callbacks: [{class_path: SGD}]}", "trainer.callbacks"),
 ]
 
@@ -183,7 +135,6 @@ CONFIG_TEXTS: list[tuple[str | bytes, str]] = [
 @pytest.mark.parametrize(("text", "name"), CONFIG_TEXTS, ids=[ascii(text)[:50] for text, _ in CONFIG_TEXTS])
 def test_bad_config(text: str | bytes, name: str, tmp_path: Path, refused: Fails) -> None:
     tmp_path.joinpath("bad.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
-
     assert name in refused("fit", "--config=bad.yaml")
 
 
@@ -205,60 +156,34 @@ CONFIG_PATHS = [
 @pytest.mark.parametrize("command", ["fit", "search"])
 def test_config_that_is_no_file(command: str, path: str, tmp_path: Path, refused: Fails) -> None:
     odd_files(tmp_path)
-
     assert "--config" in refused(command, f"--config={path}")
 
 
 # Flags and variables
 
 FLAGS = [
-    ("--config", "--config"),
     ("--ckpt_path=", "ckpt_path"),
-    ("--run_dir=", "--run_dir"),
-    ("--model=", "--model"),
-    ("--model.optimizer=", "--model.optimizer"),
     ("--data.batch_size=null", "--data.batch_size"),
-    ("--trainer=null", "--trainer"),
-    ("--model.lr=1e999", "--model.lr"),
-    ("--model.lr=nan", "--model.lr"),
     ("--data.timeout=inf", "--data.timeout"),
-    ("--early_stopping.min_delta=inf", "--early_stopping.min_delta"),
-    ("--ema.decay=nan", "--ema.decay"),
-    (f"--model.channels=[{HUGE}]", "--model.channels"),
+    ("--data.augment.rotation=181", "--data.augment.rotation"),
+    ("--data.augment.crop=0.5", "--data.augment.crop"),
     (f"--data.batch_size={HUGE}", "--data.batch_size"),
     (f"--trainer.devices={HUGE}", "trainer"),
     ("--num_threads=1000000", "--num_threads"),
     (f"--seed_everything={HUGE}", "--seed_everything"),
-    ("--seed_everything=-1", "--seed_everything"),
-    ("--trainer.accumulate_grad_batches=0", "--trainer.accumulate_grad_batches"),
-    ("--trainer.check_val_every_n_epoch=-1", "--trainer.check_val_every_n_epoch"),
-    ("--trainer.val_check_interval=-0.5", "--trainer.val_check_interval"),
-    ("--trainer.limit_train_batches=-1", "trainer"),
-    ("--trainer.max_time=abc", "--trainer.max_time"),
-    ("--trainer.max_steps=-7", "trainer"),
-    ("--trainer.devices=[9]", "trainer.devices"),
-    ("--trainer.num_nodes=0", "trainer"),
-    ("--trainer.profiler=nope", "trainer.profiler"),
     ("--trainer.barebones=true", "trainer"),
     ("--model.optimizer=os.system", "--model.optimizer"),
-    ("--model.optimizer=builtins.eval", "--model.optimizer"),
     ("--model.optimizer=torch.optim.Optimizer", "--model.optimizer"),
-    ("--model.schedule=LambdaLR", "--model.schedule"),
     ("--trainer.callbacks=[{class_path: torch.nn.Linear}]", "--trainer.callbacks"),
     ("--trainer.logger=nope", "--trainer.logger"),
-    ("--model.=3", "--model."),
     ("--model.lr.x=3", "--model.lr"),
     ("--", "--"),
-    ("-x", "-x"),
-    ("--help=3", "help"),
     ("--print_config=nope", "print_config"),
     ("--" + "x" * 100_000 + "=1", "there is no such key"),
     ("--run_dir=/dev/null/run", "run_dir"),
-    ("--run_dir=" + "x" * 300, "run_dir"),
     ("--run_dir=loop", "run_dir"),
     ("--ckpt_path=pipe", "ckpt_path"),
     ("--ckpt_path=folder", "ckpt_path"),
-    ("--ckpt_path=" + "x" * 300, "ckpt_path"),
     ("--ckpt_path=ftp://localhost/a.ckpt", "ckpt_path"),
 ]
 
@@ -266,19 +191,16 @@ FLAGS = [
 @pytest.mark.parametrize(("flag", "name"), FLAGS, ids=[ascii(flag)[:60] for flag, _ in FLAGS])
 def test_bad_flag(flag: str, name: str, tmp_path: Path, refused: Fails) -> None:
     odd_files(tmp_path)
-
     assert name in refused("fit", *SMALL, flag)
 
 
 VARIABLES = [
     ("MODEL", "3", "MNIST_LIT_MODEL"),
     ("MODEL__LRR", "3", "MNIST_LIT_MODEL__LRR"),
-    ("MODEL__LR", "", "MNIST_LIT_MODEL__LR"),
     ("FIT__MODEL__LR", "nan", "MNIST_LIT_FIT__MODEL__LR"),
     ("MODEL__OPTIMIZER", "os.system", "MNIST_LIT_MODEL__OPTIMIZER"),
     ("TRAINER__CALLBACKS", "[", "MNIST_LIT_TRAINER__CALLBACKS"),
     ("CONFIG", "folder", "folder"),
-    ("CKPT_PATH", "nowhere", "nowhere"),
 ]
 
 
@@ -288,20 +210,10 @@ def test_bad_variable(
 ) -> None:
     odd_files(tmp_path)
     monkeypatch.setenv(f"MNIST_LIT_{variable}", value)
-
     assert name in refused("fit")
 
 
 # Checkpoints
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What a good one holds."""
-    folder = tmp_path_factory.mktemp("source")
-    main(["fit", *SMALL, "--trainer.max_epochs=1", f"--run_dir={folder / 'run'}"])
-    content: dict[str, Any] = torch.load(folder / "run" / "checkpoints" / "last.ckpt", weights_only=True)
-    return content
 
 
 CHECKPOINTS: list[tuple[dict[str, Any], str]] = [
@@ -318,21 +230,19 @@ CHECKPOINTS: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize("command", ["fit", "test"])
 @pytest.mark.parametrize(("change", "name"), CHECKPOINTS)
 def test_bad_checkpoint(
-    change: dict[str, Any], name: str, command: str, checkpoint: dict[str, Any], tmp_path: Path, refused: Fails
+    change: dict[str, Any], name: str, checkpoint: dict[str, Any], tmp_path: Path, refused: Fails
 ) -> None:
     torch.save({**checkpoint, **change}, tmp_path / "bad.ckpt")
-
-    assert name in refused(command, "--ckpt_path=bad.ckpt", "--data.dataset=digits", "--data.val_size=200")
+    for command in ("fit", "test"):
+        assert name in refused(command, "--ckpt_path=bad.ckpt", "--data.dataset=digits", "--data.val_size=200")
 
 
 @pytest.mark.parametrize("text", ["", "model: [", "model: {}\nmodel: {}", "model: null", "model: {lr: -1}"])
 def test_bad_config_of_a_run_that_has_not_begun(text: str, tmp_path: Path, refused: Fails) -> None:
     tmp_path.joinpath("run").mkdir()
     tmp_path.joinpath("run", "config.yaml").write_text(text)
-
     refused("fit", "--ckpt_path=run")
 
 
@@ -348,10 +258,8 @@ def idx(shape: tuple[int, ...], *, magic: int = 0x0801, body: bytes = bytes(NUM_
 
 DATA_FILES = {
     "empty": b"",
-    "header alone": idx((NUM_TEST,), body=b""),
     "wrong magic": idx((NUM_TEST,), magic=0x0802),
     "count too large": idx((2**32 - 1,)),
-    "one label short": idx((NUM_TEST,), body=bytes(NUM_TEST - 1)),
     "label 255": idx((NUM_TEST,), body=b"\xff" * NUM_TEST),
     "page of a login": b"<html>Please log in</html>",
 }
@@ -381,7 +289,6 @@ TEST = [
 @pytest.mark.parametrize("content", DATA_FILES.values(), ids=DATA_FILES)
 def test_bad_file_of_data(content: bytes, labels: Path, refused: Fails) -> None:
     labels.write_bytes(content)
-
     assert "data/FashionMNIST/raw" in refused(*TEST, code=1)
 
 
@@ -389,7 +296,6 @@ def test_bad_file_of_data(content: bytes, labels: Path, refused: Fails) -> None:
 def test_data_that_is_no_file(kind: str, labels: Path, tmp_path: Path, refused: Fails) -> None:
     odd_files(tmp_path)
     labels.symlink_to(tmp_path / kind)
-
     assert "data/FashionMNIST/raw" in refused(*TEST, code=1)
 
 
@@ -397,7 +303,6 @@ def test_data_that_is_no_file(kind: str, labels: Path, tmp_path: Path, refused: 
 @pytest.mark.usefixtures("labels")
 def test_data_dir_that_is_none(folder: str, tmp_path: Path, refused: Fails) -> None:
     odd_files(tmp_path)
-
     assert folder in refused(*TEST, f"--data.data_dir={folder}", code=1)
 
 
@@ -412,9 +317,7 @@ def picture(ending: str, mode: str = "L", size: tuple[int, int] = (40, 40), **op
 
 BAD_IMAGES: dict[str, bytes] = {
     "zero bytes": b"",
-    "text": b"seven",
     "page": b"<html><body>404</body></html>",
-    "checkpoint": b"PK\x03\x04" + bytes(100),
     "PNG of a huge size": picture("PNG")[:16] + struct.pack(">II", 2**31 - 1, 2**31 - 1) + picture("PNG")[24:],
     "PNG cut in its pixels": picture("PNG")[:-30],
     "JPEG cut in its header": picture("JPEG")[:100],
@@ -424,7 +327,6 @@ BAD_IMAGES: dict[str, bytes] = {
 }
 ODD_IMAGES: dict[str, bytes] = {
     "one pixel": picture("PNG", size=(1, 1)),
-    "a line": picture("PNG", size=(1, 100_000)),
     "16 bits": picture("PNG", "I;16"),
     "CMYK": picture("JPEG", "CMYK"),
     "transparent": picture("PNG", "LA"),
@@ -449,10 +351,8 @@ def test_bad_images_are_named_and_skipped(tmp_path: Path, capfd: pytest.CaptureF
     names = [f"{number}.png" for number in range(len(BAD_IMAGES))]
     for file, content in zip(names, BAD_IMAGES.values(), strict=True):
         tmp_path.joinpath(file).write_bytes(content)
-
     with pytest.raises(SystemExit) as stop:
         predict(*names, "pipe", "/dev/zero")
-
     printed = capfd.readouterr().err.splitlines()
     assert stop.value.code == 1
     assert [line.split(": ")[1] for line in printed[:-1]] == [*names, "pipe", "/dev/zero"], printed
@@ -463,9 +363,7 @@ def test_bad_images_are_named_and_skipped(tmp_path: Path, capfd: pytest.CaptureF
 def test_odd_images_are_predicted(tmp_path: Path) -> None:
     for number, content in enumerate(ODD_IMAGES.values()):
         tmp_path.joinpath(f"{number}.img").write_bytes(content)
-
     predict("*.img")
-
     assert (tmp_path / "out" / "predictions.csv").read_text().count("\n") == 1 + len(ODD_IMAGES)
 
 
@@ -473,9 +371,7 @@ def test_odd_images_are_predicted(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", ["loop", "dangling", "folder", "a\0b", "x" * 300])
 def test_paths_of_images_that_lead_nowhere_are_one_error(path: str, tmp_path: Path, refused: Fails) -> None:
     odd_files(tmp_path)
-
     error = refused("predict", "--ckpt_path=good.ckpt", f"--data.predict_paths=[{json.dumps(path)}]")
-
     assert "data.predict_paths" in error
 
 
@@ -519,9 +415,7 @@ def check_config(content: bytes, folder: Path) -> None:
     """It is a configuration or a short error."""
     file = folder / "any.yaml"
     file.write_bytes(content)
-
     code, errors = outcome("fit", f"--config={file}", "--print_config")
-
     assert code in (0, 2), errors
     assert len(errors.splitlines()) <= 5
     assert list(folder.iterdir()) == [file]

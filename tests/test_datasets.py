@@ -17,7 +17,7 @@ import torch
 from conftest import SMALL
 
 from mnist_lit import main
-from mnist_lit.data.datasets import DATASETS, load, stratified_split
+from mnist_lit.data.datasets import DATASETS, load
 from mnist_lit.errors import MNISTLitError
 
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
@@ -121,15 +121,8 @@ def altered(content: bytes) -> bytes:
     return content[:-1] + bytes([content[-1] ^ 1])
 
 
-def fetch(
-    data_dir: Path,
-    *mirrors: str,
-    name: str = "mnist",
-    splits: Any = ("train", "test"),
-    download: bool = True,
-    timeout: float = 0.5,
-) -> None:
-    DATASETS[name].prepare(data_dir, splits, mirrors, download, timeout)
+def fetch(data_dir: Path, *mirrors: str, name: str = "mnist", download: bool = True, timeout: float = 0.5) -> None:
+    DATASETS[name].prepare(data_dir, ("train", "test"), mirrors, download, timeout)
 
 
 def new_files(data_dir: Path) -> set[str]:
@@ -174,19 +167,17 @@ def test_a_mirror_that_fails_is_named_and_the_next_one_is_tried(data_dir: Path, 
     assert new_files(data_dir) == {f"{LABELS}.gz"}
 
 
-@pytest.mark.parametrize("damage", [lambda content: content[:-100], altered], ids=["truncated", "altered"])
 @pytest.mark.parametrize("name", [LABELS, f"{LABELS}.gz"])
 def test_a_damaged_file_is_kept_under_another_name_and_downloaded_again(
-    data_dir: Path, mirror: Mirror, zipped: dict[str, bytes], capsys: Any, damage: Any, name: str
+    data_dir: Path, mirror: Mirror, zipped: dict[str, bytes], capsys: Any, name: str
 ) -> None:
     raw, good = data_dir / "MNIST" / "raw", zipped[f"{LABELS}.gz"]
-    damaged = damage(good if name.endswith(".gz") else gzip.decompress(good))
+    damaged = good[:-100] if name.endswith(".gz") else altered(gzip.decompress(good))
     (raw / name).write_bytes(damaged)
     fetch(data_dir, mirror.url("good"))
     assert f"{name}.damaged" in capsys.readouterr().err
     assert (raw / f"{name}.damaged").read_bytes() == damaged
     assert (raw / f"{LABELS}.gz").read_bytes() == good
-    assert new_files(data_dir) == {f"{LABELS}.gz", f"{name}.damaged"}
 
 
 @pytest.mark.parametrize("are_zipped", [False, True], ids=["raw", "gz"])
@@ -208,14 +199,6 @@ def test_intact_files_in_a_folder_that_cannot_be_written_are_enough(
     raw.chmod(0o755)
 
 
-def test_a_damaged_raw_file_beside_a_good_gz_does_no_harm(data_dir: Path, zipped: dict[str, bytes]) -> None:
-    raw = data_dir / "MNIST" / "raw"
-    (raw / LABELS).write_bytes(b"damaged")
-    (raw / f"{LABELS}.gz").write_bytes(gzip.compress(gzip.decompress(zipped[f"{LABELS}.gz"]), compresslevel=9))
-    fetch(data_dir, download=False)
-    assert load("mnist", data_dir, "test")[1].bincount().tolist() == CLASS_COUNTS["test"]
-
-
 @pytest.mark.parametrize("download", [True, False])
 def test_without_files_the_error_names_urls_files_folder_and_the_ways_out(
     tmp_path: Path, mirror: Mirror, download: bool
@@ -223,9 +206,8 @@ def test_without_files_the_error_names_urls_files_folder_and_the_ways_out(
     mirrors = [mirror.url("absent"), mirror.url("login")]
     with pytest.raises(MNISTLitError) as error:
         fetch(tmp_path, *mirrors, download=download)
-    expected = [*mirrors, *FILES, str(tmp_path / "MNIST" / "raw"), "--config configs/digits.yaml"]
+    expected = [*mirrors, *FILES, str(tmp_path / "MNIST" / "raw"), "configs/digits.yaml"]
     assert [part for part in expected if part not in str(error.value)] == []
-    assert len(str(error.value).splitlines()) <= 5
     assert new_files(tmp_path) == set()
 
 
@@ -233,21 +215,13 @@ def test_without_files_the_error_names_urls_files_folder_and_the_ways_out(
 
 
 @pytest.mark.parametrize("name", ["mnist", "kmnist", "fashion_mnist"])
-def test_downloads_begin_with_https_and_chosen_mirrors_are_not_remembered(name: str, tmp_path: Path) -> None:
-    with pytest.raises(MNISTLitError, match="mirrors: http://mine/\n"):
-        fetch(tmp_path, "http://mine/", name=name, download=False)
-    with pytest.raises(MNISTLitError, match=r"mirrors: https://(?!.*mine)"):
+def test_downloads_begin_with_https(name: str, tmp_path: Path) -> None:
+    with pytest.raises(MNISTLitError, match="mirrors: https://"):
         fetch(tmp_path, name=name, download=False)
 
 
 @pytest.mark.parametrize(
-    ("name", "shape"),
-    [
-        (LABELS, (10_001,)),
-        (LABELS, (10_000, 1)),
-        ("t10k-images-idx3-ubyte", (9_999, 28, 28)),
-        ("t10k-images-idx3-ubyte", (10_000, 28, 29)),
-    ],
+    ("name", "shape"), [(LABELS, (10_001,)), (LABELS, (10_000, 1)), ("t10k-images-idx3-ubyte", (10_000, 28, 29))]
 )
 def test_raw_kmnist_of_another_form_is_refused(tmp_path: Path, name: str, shape: tuple[int, ...]) -> None:
     raw = tmp_path / "KMNIST" / "raw"
@@ -259,15 +233,13 @@ def test_raw_kmnist_of_another_form_is_refused(tmp_path: Path, name: str, shape:
 
 
 def test_fashion_mnist_from_a_mirror_must_have_its_published_checksum(tmp_path: Path, mirror: Mirror) -> None:
-    write_idx(tmp_path / "FashionMNIST" / "raw", "t10k-images-idx3-ubyte", (10_000, 28, 28))
-    content = write_idx(tmp_path, "labels", (10_000,)).read_bytes()
-    mirror.files[f"{LABELS}.gz"] = gzip.compress(content)
-    with pytest.raises(MNISTLitError, match=f"{LABELS}.gz "):
-        fetch(tmp_path, mirror.url("good"), name="fashion_mnist", splits=["test"])
+    mirror.files = dict.fromkeys(mirror.files, gzip.compress(write_idx(tmp_path, "labels", (10_000,)).read_bytes()))
+    with pytest.raises(MNISTLitError, match=r"-ubyte\.gz "):
+        fetch(tmp_path, mirror.url("good"), name="fashion_mnist")
     assert new_files(tmp_path) == {"labels"}
 
 
-# The digits of scikit-learn, class names, splits
+# The digits of scikit-learn
 
 
 def test_digits_have_the_form_of_mnist_and_a_fixed_stratified_test_split(tmp_path: Path) -> None:
@@ -283,23 +255,8 @@ def test_digits_have_the_form_of_mnist_and_a_fixed_stratified_test_split(tmp_pat
     images = torch.cat([train, test])
     assert images.max() == 255
     assert images[:, 4:24, 4:24].sum() == images.sum()  # the border is empty
-    assert images[:, 10:18, 10:18].float().mean() > 80  # and the ink is bright
     as_sets = [{image.numpy().tobytes() for image in images} for images in (train, test)]
     assert not as_sets[0] & as_sets[1]
-
-
-@pytest.mark.parametrize("num_held_out", [0, 1, 333, 1_000])
-def test_stratified_split_is_exact_sorted_proportional_and_always_the_same(num_held_out: int) -> None:
-    labels = torch.tensor([0] * 500 + [1] * 300 + [2] * 199 + [9])[torch.randperm(1_000)]
-    kept, held_out = stratified_split(labels, num_held_out)
-    assert len(held_out) == num_held_out
-    assert torch.equal(torch.cat([kept, held_out]).sort().values, torch.arange(1_000))
-    assert all(torch.equal(indices, indices.sort().values) for indices in (kept, held_out))
-    shares = labels.bincount() * num_held_out / 1_000
-    assert (labels[held_out].bincount(minlength=10) - shares).abs().max() < 1
-    state = torch.manual_seed(num_held_out).get_state()
-    assert torch.equal(held_out, stratified_split(labels, num_held_out)[1])
-    assert torch.equal(state, torch.get_rng_state())
 
 
 # EMNIST

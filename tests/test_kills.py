@@ -13,8 +13,8 @@ import pytest
 import test_datasets
 import torch
 import yaml
-from conftest import SMALL
-from runs import CHANCE, CHILDREN, assert_as_whole, child, files, read, resume, rows, saved
+from conftest import CHANCE, SMALL
+from runs import CHILDREN, assert_as_whole, child, files, read, resume, rows, saved
 from test_datasets import FILES, Mirror, mirror, zipped
 
 from mnist_lit import main
@@ -97,7 +97,6 @@ def test_of_runs_that_want_the_same_directory_one_gets_it(tmp_path: Path) -> Non
     processes = [child("fit", *SMALL, "--run_dir=run") for _ in range(4)]
     for process in processes:
         process.join(300)
-
     assert sorted(process.exitcode or 0 for process in processes) == [0, 2, 2, 2]
     assert read(tmp_path / "run")["global_step"] == 20
     assert len(list((tmp_path / "run").glob("events.*"))) == 1
@@ -134,7 +133,6 @@ def test_downloads_into_the_same_folder_at_once(tmp_path: Path, mirror: Mirror) 
         process.start()
     for process in processes:
         process.join(120)
-
     assert [process.exitcode for process in processes] == [0] * 4
     assert sorted(mirror.requests) == sorted(f"/slow/{name}.gz" for name in FILES)
 
@@ -148,7 +146,5 @@ def test_download_that_is_killed_is_in_nobodys_way(tmp_path: Path, mirror: Mirro
         time.sleep(0.05)
     process.kill()
     process.join()
-
     fetch(tmp_path, mirror.url("good"))
-
     assert {file.name for file in raw.iterdir() if not file.name.startswith(".")} == {f"{name}.gz" for name in FILES}

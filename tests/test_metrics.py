@@ -1,14 +1,17 @@
-"""The metrics of a run: TensorBoard's curves, hyper-parameters and graph, metrics.json, the profiler's trace."""
+"""The metrics of a run: metrics.json, TensorBoard's curves, hyper-parameters and graph, CSV, MLflow, other loggers."""
 
+import json
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
-from conftest import SMALL, WORSE
-from runs import curves, metrics
+from conftest import CONFIGS, SMALL, WORSE
+from runs import curves, metrics, rows
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
@@ -16,6 +19,8 @@ from mnist_lit import main
 
 SCALARS = {"train/loss", "train/acc", "val/loss", "val/acc", "val/f1", "val/acc_best"}
 TEST_SCALARS = {"test/loss", "test/acc", "test/f1"}
+MLFLOW = f"--config={CONFIGS / 'mlflow.yaml'}"
+ANOTHER = [{"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "elsewhere"}}]
 RUNS = {
     "first": ["--pictures.enabled=true", "--test_after_fit=true", "--trainer.log_every_n_steps=5"],
     "second": ["--pictures.enabled=true", "--model.residual=true", "--model.lr=0.1", "--seed_everything=7"],
@@ -39,7 +44,6 @@ def hparams(run_dir: Path, part: str) -> Any:
 
 def test_curves_have_every_scalar_of_the_contract_and_no_other(logs: Path) -> None:
     first, second = (curves(logs / name) for name in RUNS)
-
     assert first.keys() == SCALARS | TEST_SCALARS | {"lr"}
     assert second.keys() == SCALARS | {"lr"}
     assert all([step for step, _ in first[tag]] == [9, 19] for tag in SCALARS)
@@ -54,7 +58,6 @@ def test_metrics_file_has_the_values_of_the_curves_and_the_facts_of_the_run(logs
     for tag in TEST_SCALARS:
         assert [value for _, value in points[tag]] == pytest.approx([record[tag]])
     assert record["images_per_second"] * record["seconds"] == pytest.approx(2 * 1238, rel=0.01)
-
     second, config = metrics(logs / "second"), yaml.safe_load((logs / "second" / "config.yaml").read_text())
     assert (second["seed"], second["dataset"]) == (7, "digits")
     assert second["precision"] == config["trainer"]["precision"] in ("32-true", "bf16-mixed", "16-mixed")
@@ -64,7 +67,6 @@ def test_metrics_file_has_the_values_of_the_curves_and_the_facts_of_the_run(logs
 
 def test_hyperparameters_are_those_that_differ_and_those_that_always_count(logs: Path) -> None:
     first, second = (hparams(logs / name, "session_start_info").hparams for name in RUNS)
-
     always = {"model.lr", "model.channels", "model.optimizer", "data.batch_size", "trainer.max_epochs", "seed"}
     assert always <= set(first)
     assert (first["model.lr"].number_value, second["model.lr"].number_value) == (0.01, 0.1)
@@ -77,10 +79,8 @@ def test_hyperparameters_are_those_that_differ_and_those_that_always_count(logs:
     assert [metric.name.tag for metric in shown] == ["val/acc_best"]
 
 
-@pytest.mark.parametrize("name", RUNS)
-def test_tensorboard_has_the_graph_of_the_network(name: str, logs: Path) -> None:
-    graph = EventAccumulator(str(logs / name)).Reload().Graph()
-
+def test_tensorboard_has_the_graph_of_the_network(logs: Path) -> None:
+    graph = EventAccumulator(str(logs / "first")).Reload().Graph()
     assert any("Network/" in node.name and "Conv2d" in node.name for node in graph.node)
 
 
@@ -101,3 +101,83 @@ def test_metrics_file_is_of_the_best_epoch_and_evaluations_agree(tmp_path: Path,
     assert after.keys() == expected.keys()
     for name, value in expected.items():
         assert after[name] == (value if isinstance(value, str) else pytest.approx(value, rel=1e-4)), name
+
+
+# Other loggers
+
+
+def columns(run_dir: Path) -> dict[str, list[float]]:
+    """The values of each column of a run's `metrics.csv`."""
+    table = rows(run_dir)
+    return {name: [float(row[name]) for row in table if row[name]] for name in table[0] if name != "step"}
+
+
+@pytest.fixture(scope="module")
+def tracked(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The directory of a run with MLflow, the run as MLflow's client has it, the client, and what was printed."""
+    client_class = pytest.importorskip("mlflow").tracking.MlflowClient
+    folder = tmp_path_factory.mktemp("mlflow")
+    flags = ["--pictures.enabled=true", "--test_after_fit=true", *WORSE]
+    command = [sys.executable, "-m", "mnist_lit", "fit", *SMALL, MLFLOW, *flags, "--run_dir=run"]
+    ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 0, ended.stderr
+    client = client_class(f"sqlite:///{folder}/mlflow.db")
+    [experiment] = client.search_experiments(filter_string="name = 'mnist_lit'")
+    [run] = client.search_runs([experiment.experiment_id])
+    return folder, run, client, ended
+
+
+def test_csv_and_another_logger_have_every_scalar_and_without_any_the_record_is_kept(
+    tmp_path: Path, fit: Callable[..., Any]
+) -> None:
+    another = f"--trainer.logger={json.dumps(ANOTHER)}"
+    fit("--csv=true", another, "--pictures.enabled=true", "--test_after_fit=true", f"--run_dir={tmp_path / 'run'}")
+
+    table = columns(tmp_path / "run")
+    assert table.keys() == SCALARS | TEST_SCALARS | {"lr"}
+    assert all(len(table[name]) == 2 for name in SCALARS)
+    assert max(table["val/acc"]) == pytest.approx(metrics(tmp_path / "run")["val/acc_best"])
+    [file] = (tmp_path / "elsewhere").rglob("metrics.csv")
+    assert columns(file.parent).keys() >= table.keys()
+    assert "lr: 0.01" in file.with_name("hparams.yaml").read_text()
+    assert list((tmp_path / "run").glob("events.out.tfevents.*"))
+
+    fit("--trainer.logger=false", "--pictures.enabled=true", "--trainer.max_epochs=1", "--run_dir=none")
+    assert not list(Path("none").rglob("events.out.tfevents.*"))
+    assert 0 < metrics(Path("none"))["val/acc_best"] <= 1
+    assert Path("none", "pictures", "val_confusion.png").is_file()
+
+
+def test_mlflow_has_the_parameters_and_the_metrics_of_every_epoch(tracked: Any) -> None:
+    folder, run, client, ended = tracked
+    expected = {"model.lr": "0.05", "model.channels": "[4]", "data.batch_size": "128", "trainer.max_epochs": "3"}
+    assert {key: run.data.params[key] for key in expected} == expected
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics.keys() - {"epoch"} == SCALARS | TEST_SCALARS | {"lr"}
+    history = client.get_metric_history(run.info.run_id, "val/acc")
+    assert [point.step for point in history] == [9, 19, 29]
+    record = metrics(folder / "run")
+    assert history[record["epoch"]].value == pytest.approx(record["val/acc"])
+    assert run.data.metrics["test/acc"] == pytest.approx(record["test/acc"])
+    assert ended.stderr == ""
+
+
+def test_mlflow_has_the_pictures_and_only_the_best_checkpoint(tracked: Any) -> None:
+    folder, run, client, _ = tracked
+    artifacts = folder / "mlruns" / run.info.experiment_id / run.info.run_id / "artifacts"
+    [file] = artifacts.rglob("*.ckpt")
+    assert file.name == "best.ckpt"
+    assert file.read_bytes() == (folder / "run" / "checkpoints" / "best.ckpt").read_bytes()
+    assert torch.load(file, weights_only=True)["epoch"] == metrics(folder / "run")["epoch"] < 2
+    names = {Path(artifact.path).name for artifact in client.list_artifacts(run.info.run_id, "pictures")}
+    assert names == {file.name for file in (folder / "run" / "pictures").iterdir()}
+    assert len(names) == 5
+
+
+def test_a_tracker_that_is_not_installed_is_named(
+    tmp_path: Path, fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    error = fails("fit", *SMALL, "--trainer.logger+=lightning.pytorch.loggers.WandbLogger", "--run_dir=run")
+    assert "wandb" in error
+    assert list(tmp_path.iterdir()) == []

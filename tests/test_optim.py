@@ -1,6 +1,5 @@
 """Optimizers and schedules: their settings, their steps, and how they go on from a checkpoint."""
 
-import csv
 import math
 import shutil
 import signal
@@ -11,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 from conftest import SMALL
-from runs import resume, signals, stop
+from runs import resume, rows, signals, stop
 from torch import nn
-from torch.optim import AdamW
+from torch.optim import Adam, AdamW, Optimizer
 
 from mnist_lit import main
 
@@ -28,27 +27,26 @@ LOG_ALL = ["--csv=true", "--trainer.log_every_n_steps=1"]
 
 def scalars(cli: Any, name: str) -> dict[int, float]:
     """A metric's values by step, as the run wrote them."""
-    with (cli.run_dir / "metrics.csv").open() as file:
-        return {int(row["step"]): float(row[name]) for row in csv.DictReader(file) if row[name]}
+    return {int(row["step"]): float(row[name]) for row in rows(cli.run_dir) if row[name]}
 
 
 # Optimizers
 
 
-def test_any_optimizer_works_by_its_class_path_with_the_lr_of_the_model(fit: Fit) -> None:
-    cli = fit("--trainer.max_epochs=1", "--model.optimizer=torch.optim.Adam", "--model.optimizer.betas=[0.8,0.9]")
-    (optimizer,) = cli.trainer.optimizers
-    assert type(optimizer) is torch.optim.Adam
-    assert [tuple(group["betas"]) for group in optimizer.param_groups] == [(0.8, 0.9)] * 2
-    assert {group["lr"] for group in optimizer.param_groups} == {LR}
-    assert float(cli.trainer.callback_metrics["val/acc"]) > 0.2
-
-
-def test_without_an_optimizer_it_is_the_fused_adamw(fit: Fit) -> None:
-    (optimizer,) = fit("--trainer.max_epochs=1").trainer.optimizers
-    assert type(optimizer) is AdamW
-    assert optimizer.defaults["fused"]
+@pytest.mark.parametrize(
+    ("flags", "kind", "setting"),
+    [
+        (["--model.optimizer=torch.optim.Adam", "--model.optimizer.betas=[0.8,0.9]"], Adam, {"betas": [0.8, 0.9]}),
+        ([], AdamW, {"fused": True}),
+    ],
+)
+def test_optimizer_is_any_class_or_the_fused_adamw_with_the_lr_of_the_model(
+    flags: list[str], kind: type[Optimizer], setting: dict[str, Any], fit: Fit
+) -> None:
+    (optimizer,) = fit("--trainer.max_epochs=1", "--trainer.limit_train_batches=1", *flags).trainer.optimizers
+    assert isinstance(optimizer, kind)
     assert [group["lr"] for group in optimizer.param_groups] == [LR, LR]
+    assert setting.items() <= {**optimizer.defaults, "betas": list(optimizer.defaults["betas"])}.items()
 
 
 def test_weight_decay_spares_biases_and_normalisations(fit: Fit) -> None:
@@ -73,7 +71,6 @@ def cosine(step: int, length: int) -> float:
 
 SCHEDULES: dict[str, tuple[list[str], Callable[[int, int], float]]] = {
     "CosineAnnealingLR": ([], cosine),
-    "CosineAnnealingWarmRestarts": (["T_0=5"], lambda step, _: cosine(step % 5, 5)),
     "ExponentialLR": (["gamma=0.9"], lambda step, _: 0.9**step),
 }
 
@@ -94,11 +91,7 @@ def test_a_schedule_takes_its_course_over_the_steps_of_the_run(fit: Fit, name: s
 
 @pytest.mark.parametrize(
     ("flags", "steps"),
-    [
-        (["--trainer.accumulate_grad_batches=3"], 2 * math.ceil(BATCHES / 3)),
-        (["--trainer.max_steps=7"], 7),
-        (["--trainer.limit_train_batches=4"], 8),
-    ],
+    [(["--trainer.accumulate_grad_batches=3"], 2 * math.ceil(BATCHES / 3)), (["--trainer.max_steps=7"], 7)],
     ids=str,
 )
 def test_one_cycle_rises_to_the_lr_and_ends_where_it_is_planned(fit: Fit, flags: list[str], steps: int) -> None:
@@ -141,9 +134,7 @@ def go_on(begun: Path, tmp_path: Path) -> Callable[..., Any]:
     [
         ([], 20),
         (["--data.batch_size=64"], 10 + 20),
-        (["--data.batch_size=300"], 10 + 5),
         (["--trainer.accumulate_grad_batches=3"], 10 + 4),
-        (["--trainer.limit_train_batches=4"], 10 + 4),
     ],
     ids=str,
 )
@@ -188,22 +179,14 @@ def test_another_class_starts_with_fresh_state_and_a_note(
     assert scalars(cli, "lr")[STEPS - 1] == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(("epochs", "num_notes"), [(2, 1), (1, 0)])
 def test_a_finished_schedule_that_rises_again_is_announced(
-    epochs: int, num_notes: int, go_on: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+    go_on: Callable[..., Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    go_on(f"--trainer.max_epochs={epochs}")
-    notes = capsys.readouterr().err.splitlines()
-    assert len(notes) == num_notes
-    assert all("rises again" in note and "--model.schedule null" in note for note in notes)
-
-
-def test_a_schedule_that_was_stopped_goes_on_without_a_note(capsys: pytest.CaptureFixture[str]) -> None:
-    flags = [*SMALL, FULL, *schedule("OneCycleLR"), "--trainer.accumulate_grad_batches=3", "--run_dir=run"]
-    stop("fit", *flags, signals(signum=signal.SIGINT, batch=14))
-    capsys.readouterr()
-    resume(Path("run"))
+    go_on("--trainer.max_epochs=1")
     assert capsys.readouterr().err == ""
+    go_on()
+    (note,) = capsys.readouterr().err.splitlines()
+    assert "model.schedule" in note
 
 
 @pytest.mark.parametrize("batch_size", [40, 300])

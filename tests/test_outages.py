@@ -24,17 +24,8 @@ from test_storages import SCRIPT, config, numbers
 
 FOLDER = Path("logs/search/tiny")
 NUM_TRIALS = 100
-TINY: dict[str, Any] = {
-    "n_trials": NUM_TRIALS,
-    "workers": 8,
-    "overrides": {
-        "trainer.max_epochs": 1,
-        "trainer.limit_train_batches": 2,
-        "model.channels": [4],
-        "model.hidden": [],
-        "checkpoint.enabled": False,
-    },
-}
+OVERRIDES = {"trainer.max_epochs": 1, "trainer.limit_train_batches": 2, "model.channels": [4], "model.hidden": []}
+TINY: dict[str, Any] = {"n_trials": NUM_TRIALS, "workers": 8, "overrides": {**OVERRIDES, "checkpoint.enabled": False}}
 
 
 @pytest.fixture

@@ -4,8 +4,6 @@ import json
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from base64 import b64decode
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from conftest import SMALL
+from runs import metrics
 from test_report import EVIL, Page
 
 from mnist_lit import main
@@ -41,51 +40,37 @@ def folder(runs: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(runs, tmp_path / "logs"))
 
 
-def metrics_of(run_dir: Path) -> dict[str, Any]:
-    metrics: dict[str, Any] = json.loads((run_dir / "metrics.json").read_text())
-    return metrics
-
-
 def rows_of(output: str) -> dict[str, list[str]]:
     """The cells of each line by its first one."""
     return {name: cells for name, *cells in (re.split(r"  +", line) for line in output.splitlines())}
 
 
 def test_page_shows_the_run_and_loads_nothing_from_elsewhere(runs: Path) -> None:
-    metrics, page = metrics_of(runs / "adam"), Page(runs / "adam" / "report.html")
+    record, page = metrics(runs / "adam"), Page(runs / "adam" / "report.html")
 
     for name in ("test/acc", "val/acc", "test/f1", "val/f1"):
-        assert f"{100 * metrics[name]:.2f} %" in page.text
-    assert f"best epoch {metrics['epoch'] + 1} of 2" in page.text
-    assert f"{metrics['parameters']:,}" in page.text
+        assert f"{100 * record[name]:.2f} %" in page.text
+    assert f"best epoch {record['epoch'] + 1} of 2" in page.text
+    assert f"{record['parameters']:,}" in page.text
     embedded = {b64decode(image["src"].removeprefix("data:image/png;base64,")) for image in page.all("img")}
     assert embedded == {file.read_bytes() for file in (runs / "adam" / "pictures").iterdir()}
     assert all(image["alt"] for image in page.all("img"))
     assert len(page.all("svg")) == 3
+    keys = {key: (default, here) for key, default, here in page.tables[-1]}
+    assert keys["model.lr"] == ("0.001", "0.01")
+    assert keys["model.optimizer.weight_decay"][1] == "0.05"
+    assert not {"data.batch_size", "model.dropout", "trainer.precision"} & set(keys)
     assert {name for name, _ in page.tags}.isdisjoint({"script", "link", "iframe", "object", "a"})
     [policy] = [tag["content"] for tag in page.all("meta") if "http-equiv" in tag]
     assert policy.startswith("default-src 'none'")
-
-
-def test_keys_that_differ_from_their_defaults_are_shown(runs: Path) -> None:
-    head, *rows = Page(runs / "adam" / "report.html").tables[-1]
-
-    keys = {key: (default, here) for key, default, here in rows}
-    assert head == ["key", "default", "here"]
-    assert keys["model.lr"] == ("0.001", "0.01")
-    assert keys["model.channels"] == ("[16, 32, 64]", "[4]")
-    assert keys["model.optimizer.weight_decay"][1] == "0.05"
-    assert not {"data.batch_size", "model.dropout", "trainer.precision"} & set(keys)
 
 
 def test_whatever_stands_in_a_run_directory_is_only_text(folder: Path) -> None:
     run_dir = (folder / "adam").rename(folder / "<b>run")
     config = yaml.safe_load((run_dir / "config.yaml").read_text())
     (run_dir / "config.yaml").write_text(yaml.safe_dump({**config, EVIL: EVIL}, sort_keys=False))
-    (run_dir / "metrics.json").write_text(json.dumps({**metrics_of(run_dir), "dataset": EVIL, "versions": EVIL}))
-
+    (run_dir / "metrics.json").write_text(json.dumps({**metrics(run_dir), "dataset": EVIL, "versions": EVIL}))
     page = Page(write_run_report(run_dir, {}))
-
     assert not {"script", "b"} & {name for name, _ in page.tags}
     assert "Run <b>run" in page.text
     assert [EVIL, "", EVIL] in page.tables[-1]
@@ -94,9 +79,7 @@ def test_whatever_stands_in_a_run_directory_is_only_text(folder: Path) -> None:
 def test_what_a_run_does_not_have_is_left_out(folder: Path) -> None:
     (folder / "early").mkdir()
     shutil.copy(folder / "adam" / "config.yaml", folder / "early")
-
     page = Page(write_run_report(folder / "early", {}))
-
     assert not page.all("img") + page.all("svg")
     assert "accuracy" not in page.text.lower()
     assert ["model.lr", "", "0.01"] in page.tables[-1]
@@ -105,9 +88,7 @@ def test_what_a_run_does_not_have_is_left_out(folder: Path) -> None:
 def test_evaluation_renews_the_page_but_not_the_curves(folder: Path, capsys: Capsys) -> None:
     before = Page(folder / "adam" / "report.html")
     (folder / "adam" / "report.html").unlink()
-
     cli = main(["validate", f"--ckpt_path={folder / 'adam'}"])  # logs at step 0
-
     after, output = Page(folder / "adam" / "report.html"), capsys.readouterr().out
     assert (after.tables, after.source.count("<path")) == (before.tables, before.source.count("<path"))
     rows = rows_of(output)
@@ -118,9 +99,7 @@ def test_evaluation_renews_the_page_but_not_the_curves(folder: Path, capsys: Cap
 def test_run_outlives_a_page_that_cannot_be_written(folder: Path, capsys: Capsys) -> None:
     (folder / "adam" / "report.html").unlink()
     (folder / "adam" / "report.html").mkdir()
-
     main(["test", f"--ckpt_path={folder / 'adam'}"])
-
     printed = capsys.readouterr()
     assert printed.err.startswith("note: report.html")
     assert printed.out.splitlines()[-1] == str(folder / "adam")
@@ -129,12 +108,11 @@ def test_run_outlives_a_page_that_cannot_be_written(folder: Path, capsys: Capsys
 def test_end_of_fit_shows_how_it_went(tmp_path: Path, capsys: Capsys, fit: Callable[..., Any]) -> None:
     run_dir = tmp_path / "my run"
     first = fit("--report=true", "--test_after_fit=true", "--trainer.max_epochs=1", f"--run_dir={run_dir}")
-
-    output, metrics = capsys.readouterr().out, metrics_of(run_dir)
+    output, record = capsys.readouterr().out, metrics(run_dir)
     rows = rows_of(output)
     assert rows["best epoch"] == ["1 of 1"]
     for name in ("val/acc", "test/acc"):
-        assert rows[name] == [f"{100 * metrics[name]:.2f} %"]
+        assert rows[name] == [f"{100 * record[name]:.2f} %"]
     assert shlex.split(rows["report"][0]) == [str(run_dir / "report.html")]
     assert output.splitlines()[-1] == str(run_dir)
     assert main(shlex.split(rows["go on"][0])[3:]).trainer.global_step == 2 * first.trainer.global_step
@@ -177,16 +155,4 @@ def test_table_shows_metrics_and_what_differs(folder: Path, capsys: Capsys) -> N
 )
 def test_mistake_names_what_is_wrong(args: list[str], names: str, folder: Path, fails: Callable[..., str]) -> None:
     (folder / "sgd" / "config.yaml").write_text("- 1")
-
     assert names in fails("compare", *args)
-
-
-@pytest.mark.usefixtures("folder")
-def test_comparison_needs_no_torch() -> None:
-    command = [sys.executable, "-X", "importtime", "-m", "mnist_lit", "compare", "logs/adam", "logs/sgd"]
-
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-
-    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert "mnist_lit.reports.compare" in imported
-    assert not {"torch", "lightning", "optuna", "matplotlib"} & imported

@@ -10,7 +10,6 @@ import re
 import signal
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
@@ -161,7 +160,10 @@ def dropouts(*values: float) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def plain(new_folder: Callable[[], Any]) -> dict[str, Ended]:
     with new_folder():
-        ended = {"first": search(), "same": search(), "more": search(n_trials=5)}
+        ended = {"first": search(), "same": search()}
+        with (FOLDER / "study.journal").open("a") as file:
+            file.write('{"op_code": 4')  # as a full disk or a kill leaves it
+        ended["more"] = search(n_trials=5)
     with new_folder():
         ended["again"] = search()
     return ended
@@ -169,40 +171,31 @@ def plain(new_folder: Callable[[], Any]) -> dict[str, Ended]:
 
 def test_search_ends_with_its_trials_its_best_and_its_report(plain: dict[str, Ended]) -> None:
     first = plain["first"]
-
     assert first.code == 0, first.errors
     assert first.states == [TrialState.COMPLETE] * 3
     assert first.output.splitlines()[-1] == str(FOLDER)
     best = max(range(3), key=lambda number: first.trials[number].value or 0)
     [line] = [line for line in first.output.splitlines() if line.startswith(f"best: trial {best}; ")]
     assert line.endswith(f" fit --config {FOLDER}/best.yaml")
+    assert len([line for line in first.output.splitlines() if re.match(r"trial \d: val/acc \d", line)]) == 3
     assert first.errors == ""
 
 
-def test_same_command_again_does_nothing_more(plain: dict[str, Ended]) -> None:
-    assert plain["same"].code == 0
-    assert [trial.datetime_complete for trial in plain["same"].trials] == [
-        trial.datetime_complete for trial in plain["first"].trials
+def test_larger_n_trials_goes_on_with_other_points_and_the_same_number_does_nothing(plain: dict[str, Ended]) -> None:
+    first, same, more = plain["first"], plain["same"], plain["more"]
+    assert same.code == more.code == 0
+    assert [trial.datetime_complete for trial in (*same.trials, *more.trials[:3])] == [
+        trial.datetime_complete for trial in first.trials * 2
     ]
-
-
-def test_larger_n_trials_goes_on_and_keeps_what_there_is(plain: dict[str, Ended]) -> None:
-    more = plain["more"]
-
-    assert more.scores[:3] == plain["first"].scores
-    assert [trial.number for trial in more.trials] == [0, 1, 2, 3, 4]
     assert more.states == [TrialState.COMPLETE] * 5
-
-
-def test_resumed_seeded_search_does_not_repeat_its_first_points(plain: dict[str, Ended]) -> None:
-    assert len({trial.params["model.lr"] for trial in plain["more"].trials}) == 5
+    assert len({trial.params["model.lr"] for trial in more.trials}) == 5
 
 
 def test_search_with_the_same_seed_is_the_same(plain: dict[str, Ended]) -> None:
     first, again = plain["first"], plain["again"]
-
-    assert [trial.params for trial in again.trials] == [trial.params for trial in first.trials]
-    assert again.scores == first.scores
+    assert [(trial.params, trial.value) for trial in again.trials] == [
+        (trial.params, trial.value) for trial in first.trials
+    ]
 
 
 # Results
@@ -216,31 +209,18 @@ def pair(new_folder: Callable[[], Any]) -> tuple[Path, Ended, Ended]:
         return folder, search(trial={"trainer.max_epochs": 2}, **wish), search(trial={"trainer.max_epochs": 2}, **wish)
 
 
-def test_fit_with_best_repeats_the_best_score(pair: tuple[Path, Ended, Ended], tmp_path: Path) -> None:
+def test_best_has_the_only_checkpoint_and_fit_repeats_its_score(pair: tuple[Path, Ended, Ended]) -> None:
     folder, ended, _ = pair
-
+    best = max(ended.trials, key=lambda trial: trial.value or 0)
     cli = main(["fit", f"--config={folder / FOLDER / 'best.yaml'}"])
-
-    assert float(cli.trainer.callback_metrics["val/acc_best"]) == max(score for score in ended.scores if score)
-    assert json.loads((tmp_path / "logs/run_1/metrics.json").read_text())["val/acc_best"] == max(
-        score for score in ended.scores if score
-    )
-
-
-def test_only_the_best_checkpoints_are_kept(pair: tuple[Path, Ended, Ended]) -> None:
-    folder, ended, _ = pair
-    best = max(ended.trials, key=lambda trial: trial.value or 0).number
-
-    kept = sorted(path.parents[1].name for path in (folder / FOLDER / "trials").glob("*/checkpoints/best.ckpt"))
-
-    assert kept == [f"{best:04d}"]
+    assert float(cli.trainer.callback_metrics["val/acc_best"]) == best.value
+    kept = [path.parents[1].name for path in (folder / FOLDER / "trials").glob("*/checkpoints/best.ckpt")]
+    assert kept == [f"{best.number:04d}"]
 
 
 def test_each_trial_is_a_row_and_a_run_directory(pair: tuple[Path, Ended, Ended]) -> None:
     folder, ended, _ = pair
-    header = ["number", "state", "val/acc", "model.lr", "seconds", "run_dir", "error"]
-
-    assert list(ended.rows[0]) == header
+    assert list(ended.rows[0]) == ["number", "state", "val/acc", "model.lr", "seconds", "run_dir", "error"]
     for trial, row in zip(ended.trials, ended.rows, strict=True):
         assert (int(row["number"]), row["state"]) == (trial.number, "COMPLETE")
         assert (float(row["val/acc"]), float(row["model.lr"])) == (trial.value, trial.params["model.lr"])
@@ -264,19 +244,10 @@ def test_best_is_confirmed_with_other_seeds_once(pair: tuple[Path, Ended, Ended]
 
 def test_parameters_that_are_complete_are_not_trained_again() -> None:
     ended = search(n_trials=6, sampler=RANDOM, space=dropouts(0.0, 0.2))
-
     assert ended.states == [TrialState.COMPLETE] * 6
     assert len(list((FOLDER / "trials").iterdir())) == 2
-    by_dropout = Counter((trial.params["model.dropout"], trial.value) for trial in ended.trials)
-    assert len(by_dropout) == 2
-    copies = [trial for trial in ended.trials if "duplicate_of" in trial.user_attrs]
-    assert len(copies) == 4
-    for copy in copies:
-        original = ended.trials[copy.user_attrs["duplicate_of"]]
-        assert original.number < copy.number
-        assert "duplicate_of" not in original.user_attrs
-        assert copy.params == original.params
-    assert len({row["run_dir"] for row in ended.rows}) == 2
+    assert len({(trial.params["model.dropout"], trial.value) for trial in ended.trials}) == 2
+    assert len({(row["model.dropout"], row["run_dir"]) for row in ended.rows}) == 2
 
 
 # Trials that go wrong
@@ -292,28 +263,19 @@ def faulty(new_folder: Callable[[], Any]) -> tuple[Path, Ended]:
 
 def test_search_goes_on_whatever_becomes_of_a_trial(faulty: tuple[Path, Ended]) -> None:
     _, ended = faulty
-
     assert ended.code == 0, ended.errors
-    assert {row["model.dropout"]: row["state"] for row in ended.rows} == {
-        "0.0": "COMPLETE",
-        "0.1": "FAIL",
-        "0.2": "FAIL",
-        "0.3": "FAIL",
-        "0.4": "COMPLETE",
-    }
-    assert len(ended.rows) == 5
+    states = sorted((row["model.dropout"], row["state"]) for row in ended.rows)
+    assert [state for _, state in states] == ["COMPLETE", "FAIL", "FAIL", "FAIL", "COMPLETE"]
     assert set(ended.states) <= set(FINISHED)
 
 
 def test_failure_has_its_traceback_and_its_reason(faulty: tuple[Path, Ended]) -> None:
     folder, ended = faulty
     errors = {row["model.dropout"]: row["error"] for row in ended.rows}
-
     assert errors["0.1"] == "LookupError: this dropout is not liked"
     assert 'raise LookupError("this dropout is not liked")' in (folder / FOLDER / "workers.log").read_text()
     assert errors["0.2"] == "out of memory"
-    assert "memory" in errors["0.2"]
-    assert errors["0.3"] == "its worker died"
+    assert errors["0.3"]
 
 
 def test_parameters_whose_worker_died_run_again_once(faulty: tuple[Path, Ended]) -> None:
@@ -322,7 +284,6 @@ def test_parameters_whose_worker_died_run_again_once(faulty: tuple[Path, Ended])
         dropout: [trial for trial in ended.trials if trial.user_attrs["params"]["model.dropout"] == dropout]
         for dropout in (0.3, 0.4)
     }
-
     assert [trial.state for trial in tries[0.3]] == [TrialState.FAIL] * 2
     assert [trial.state for trial in tries[0.4]] == [TrialState.FAIL, TrialState.COMPLETE]
     for first, second in tries.values():
@@ -332,48 +293,45 @@ def test_parameters_whose_worker_died_run_again_once(faulty: tuple[Path, Ended])
 
 def test_stopped_worker_is_not_the_fault_of_its_parameters() -> None:
     ended = search(n_trials=1, space=dropouts(0.1), **faults({0.1: "SIGTERM me"}))
-
     assert ended.states == [TrialState.FAIL, TrialState.COMPLETE]
     assert [row["number"] for row in ended.rows] == ["1"]
 
 
-def test_combination_that_no_model_can_have_is_a_failure() -> None:
-    space = {"data.image_size": {"choices": [28, 8]}, "model.channels": {"choices": [[4, 4, 4, 4], [4]]}}
-    others = {key: value for key, value in TINY_TRIAL.items() if key not in space}
-    ended = search(n_trials=4, sampler=GRID, space=space, overrides=others)
+def test_combination_that_no_model_can_have_and_a_loss_that_is_no_number_are_failures() -> None:
+    """Each value alone would do; four stages leave no pixel of a small image."""
+    stages: dict[str, Any] = {"data.image_size": {"choices": [28, 8]}, "model.channels": {"choices": [[4] * 4, [4]]}}
+    loss = {"metric": "val/loss", "direction": "minimize", "value": "last"}
+    others = {key: value for key, value in TINY_TRIAL.items() if key not in stages}
+    ended = search(
+        n_trials=8,
+        sampler=GRID,
+        space={"model.lr": {"choices": [0.01, 1e30]}, **stages},
+        objective=loss,
+        overrides=others,
+    )
 
     assert ended.code == 0, ended.errors
-    failed = [row for row in ended.rows if row["state"] == "FAIL"]
-    assert [(row["data.image_size"], row["model.channels"]) for row in failed] == [("8", "[4, 4, 4, 4]")]
-    assert "leave no pixel" in failed[0]["error"]
-
-
-def test_not_a_number_is_a_failure() -> None:
-    loss = {"metric": "val/loss", "direction": "minimize", "value": "last"}
-    ended = search(n_trials=2, sampler=GRID, space={"model.lr": {"choices": [0.01, 1e30]}}, objective=loss)
-
-    assert {row["model.lr"]: row["error"] for row in ended.rows} == {"0.01": "", "1e+30": "val/loss is not a number"}
-    assert sorted(ended.states) == [TrialState.COMPLETE, TrialState.FAIL]
+    assert len(ended.rows) == 8
+    for row in ended.rows:
+        too_deep = (row["data.image_size"], row["model.channels"]) == ("8", "[4, 4, 4, 4]")
+        assert ("pixel" in row["error"]) == too_deep
+        assert ("not a number" in row["error"]) == (not too_deep and row["model.lr"] == "1e+30")
+        assert row["state"] == ("FAIL" if row["error"] else "COMPLETE")
 
 
 def test_search_whose_first_trials_all_fail_stops() -> None:
     space = {"model.dropout": {"choices": [0.1]}, **TINY["space"]}  # type: ignore[dict-item]
     ended = search(n_trials=9, space=space, **faults({0.1: "raise"}))
-
     assert ended.code == 1
-    assert ended.errors.startswith("error: the first 3 trials have failed, the last of them with:\n")
     assert "this dropout is not liked" in ended.errors
     assert ended.states == [TrialState.FAIL] * 3
 
 
 def test_unknown_metric_ends_the_search_at_once() -> None:
     ended = search(objective={"metric": "val/accuracy"})
-
     assert ended.code == 2
-    assert "no run logs val/accuracy" in ended.errors
-    assert "did you mean val/acc" in ended.errors
+    assert "val/accuracy" in ended.errors
     assert [state for state in ended.states if state != TrialState.WAITING] == [TrialState.FAIL]
-
     mended = search(n_trials=1)
     assert mended.code == 0, mended.errors
     assert mended.states == [TrialState.COMPLETE]
@@ -388,16 +346,10 @@ def test_changed_question_is_refused_with_the_difference_and_fresh_begins_anew()
 
     refused = search(n_trials=1, space=wider)
     assert refused.code == 2
-    assert "space.model.lr.high was 0.1, is 0.2" in refused.errors
+    assert "space.model.lr.high" in refused.errors
     assert "--fresh" in refused.errors
-    others: list[tuple[dict[str, Any], str]] = [
-        ({"objective": {"metric": "val/f1"}}, 'val/f1"'),
-        ({"trial": {"model.channels": [8]}}, "base.model.channels was [4], is [8]"),
-    ]
-    for changes, difference in others:
-        ended = search(n_trials=1, **changes)
-        assert (ended.code, ended.scores) == (2, before.scores)
-        assert difference in ended.errors
+    ended = search(n_trials=1, trial={"model.channels": [8]})
+    assert (ended.code, ended.scores) == (2, before.scores)
 
     # What leaves trials comparable may change.
     allowed = search(n_trials=2, workers=2, sampler=RANDOM, trial={"data.data_dir": "elsewhere"})
@@ -414,7 +366,6 @@ def test_changed_question_is_refused_with_the_difference_and_fresh_begins_anew()
 def test_timeout_ends_a_search() -> None:
     start = time.monotonic()
     ended = search(n_trials=1000, timeout=1.5)
-
     assert ended.code == 0, ended.errors
     assert 1 <= len(ended.trials) < 100
     assert set(ended.states) == {TrialState.COMPLETE}
@@ -427,9 +378,7 @@ def test_search_never_reads_the_test_set(mnist_dir: Path) -> None:
     for file in (mnist_dir / "MNIST" / "raw").glob("train-*"):
         (raw / file.name).symlink_to(file)
     data = {"data.dataset": "mnist", "data.data_dir": "data", "data.download": False, "data.val_size": 5000}
-
-    ended = search(n_trials=1, trial=data, confirm={"top": 1, "seeds": 1})
-
+    ended = search(n_trials=1, trial=data)
     assert ended.code == 0, ended.errors
     assert ended.states == [TrialState.COMPLETE]
 
@@ -437,12 +386,12 @@ def test_search_never_reads_the_test_set(mnist_dir: Path) -> None:
 # Searches that are stopped
 
 
-def drive(args: list[str], folder: Path, terminal: str | None) -> None:
+def drive(args: list[str], folder: Path) -> None:
     """A search as a process (and a group) of its own."""
     os.setsid()
     os.chdir(folder)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    file = os.open(terminal or "output", os.O_CREAT | os.O_APPEND | os.O_WRONLY)
+    file = os.open("output", os.O_CREAT | os.O_APPEND | os.O_WRONLY)
     os.dup2(file, 1)
     os.dup2(file, 2)
     sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
@@ -451,17 +400,16 @@ def drive(args: list[str], folder: Path, terminal: str | None) -> None:
     main(["search", *args])
 
 
-def child(*flags: str, terminal: str | None = None, trial: dict[str, Any] | None = None, **changes: Any) -> BaseProcess:
-    config = {**TINY, "overrides": {**TINY_TRIAL, **(trial or {})}, **changes}
-    Path("search.yaml").write_text(yaml.safe_dump(config))
-    process = CHILDREN.Process(target=drive, args=(["--config=search.yaml", *flags], Path.cwd(), terminal))
+def child(*flags: str, **changes: Any) -> BaseProcess:
+    Path("search.yaml").write_text(yaml.safe_dump({**TINY, "overrides": TINY_TRIAL, **changes}))
+    process = CHILDREN.Process(target=drive, args=(["--config=search.yaml", *flags], Path.cwd()))
     process.start()
     return process
 
 
-def wait_for(num_trials: int, process: BaseProcess, seconds: float = 60) -> None:
+def wait_for(num_trials: int, process: BaseProcess) -> None:
     """Wait until a search in another process has begun as many trials."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + 60
     while _num_begun() < num_trials:
         assert process.is_alive(), Path("output").read_text()
         assert time.monotonic() < deadline
@@ -471,21 +419,18 @@ def wait_for(num_trials: int, process: BaseProcess, seconds: float = 60) -> None
 @pytest.mark.parametrize(("kind", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
 def test_stopped_search_says_how_to_go_on(kind: str, code: int) -> None:
     space = {"model.dropout": {"choices": [0.0, 0.1]}}
-
     ended = search(n_trials=2, space=space, sampler=GRID, workers=2, **faults({0.1: kind}))
-
     assert time.time() - Path("signalled").stat().st_mtime < 10
     assert ended.code == code
-    assert ended.errors == (
-        f"stopped by {kind}\nwhat was done is kept; go on with: python -m mnist_lit search --config=search.yaml\n"
-    )
+    assert [kind in ended.errors, len(ended.errors.splitlines())] == [True, 2]
+    assert ended.errors.endswith("python -m mnist_lit search --config=search.yaml\n")
     assert TrialState.RUNNING not in ended.states
     assert "its search was stopped" in {trial.user_attrs.get("error") for trial in ended.trials}
 
 
 def test_killed_search_loses_nothing() -> None:
     """Kill a search's process at random moments, look at what is left each time, and let it end at last."""
-    settings: dict[str, Any] = {"n_trials": 8, "workers": 2}
+    settings: dict[str, Any] = {"n_trials": 6, "workers": 2}
     moments, num_done = random.Random(0), 0
     kept: dict[int, float | None] = {}
     for _ in range(2):
@@ -541,13 +486,3 @@ def test_second_search_on_a_journal_is_refused_and_workers_end_with_their_search
     while workers() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not workers()
-
-
-# What people see
-
-
-def test_without_a_terminal_each_trial_is_a_line(plain: dict[str, Ended]) -> None:
-    lines = [line for line in plain["first"].output.splitlines() if line.startswith("trial ")]
-
-    assert [line.split(":")[0] for line in lines[:3]] == ["trial 0", "trial 1", "trial 2"]
-    assert all(re.fullmatch(r"trial \d: val/acc \d+\.\d\d %, \d+\.\d s", line) for line in lines[:3])

@@ -34,14 +34,10 @@ def test_pruner_stops_the_trial_that_learns_nothing() -> None:
         sampler=GRID,
         space={"model.lr": {"choices": [0.02, 1e-9]}},
     )
-
     assert ended.code == 0, ended.errors
     found = {row["model.lr"]: row for row in ended.rows}
     assert (found["0.02"]["state"], found["1e-09"]["state"]) == ("COMPLETE", "PRUNED")
     assert found["1e-09"]["val/acc"] == found["1e-09"]["error"] == ""
-    assert float(found["1e-09"]["seconds"]) > 0
-    num_reports = {trial.state: len(trial.intermediate_values) for trial in ended.trials}
-    assert num_reports[TrialState.PRUNED] < num_reports[TrialState.COMPLETE] == 3
     assert yaml.safe_load((FOLDER / "best.yaml").read_text())["model"]["lr"] == 0.02
 
 
@@ -71,21 +67,14 @@ def test_several_objectives_rank_the_pareto_front_first() -> None:
 
 
 @pytest.mark.parametrize("name", ["GridSampler", "BruteForceSampler"])
-def test_exhausted_sampler_ends_the_search(name: str) -> None:
-    ended = search(n_trials=5, sampler=optuna_class(f"samplers.{name}", seed=1), space=SIZES)
-    again = search(n_trials=6, sampler=optuna_class(f"samplers.{name}", seed=1), space=SIZES)
-
+def test_sampler_of_all_points_ends_the_search_after_them_and_refuses_a_space_without_end(name: str) -> None:
+    sampler = optuna_class(f"samplers.{name}", seed=1)
+    endless = search(sampler=sampler, space=FRACTIONS)
+    ended, again = (search(n_trials=num_trials, sampler=sampler, space=SIZES) for num_trials in (4, 5))
+    assert (endless.code, "space.model." in endless.errors) == (2, True)
     assert ended.code == again.code == 0, ended.errors + again.errors
     assert sorted(row["model.hidden"] for row in ended.rows) == ["[2]", "[4]"]
     assert again.rows == ended.rows
-
-
-@pytest.mark.parametrize("name", ["GridSampler", "BruteForceSampler"])
-def test_sampler_of_all_points_refuses_a_space_without_end(name: str) -> None:
-    ended = search(sampler=optuna_class(f"samplers.{name}"), space=FRACTIONS)
-
-    assert ended.code == 2
-    assert "space.model." in ended.errors
 
 
 @pytest.mark.parametrize(
@@ -93,15 +82,11 @@ def test_sampler_of_all_points_refuses_a_space_without_end(name: str) -> None:
     [
         optuna_class("samplers.CmaEsSampler", seed=1, n_startup_trials=1),
         optuna_class("samplers.GPSampler", seed=1, n_startup_trials=1),
-        optuna_class("samplers.NSGAIISampler", seed=1, population_size=2),
-        optuna_class("samplers.QMCSampler", seed=1),
-        optuna_class("samplers.TPESampler", seed=1, n_startup_trials=1, multivariate=True),
     ],
     ids=lambda sampler: sampler["class_path"],
 )
 def test_sampler_proposes_points_within_the_space(sampler: dict[str, Any]) -> None:
     ended = search(sampler=sampler, space=FRACTIONS)
-
     assert ended.code == 0, ended.errors
     assert ended.states == [TrialState.COMPLETE] * 3
     assert len({str(trial.params) for trial in ended.trials}) == 3
@@ -128,11 +113,10 @@ def test_each_worker_sees_one_gpu(
         kill_workers()
 
 
-@pytest.mark.parametrize("flags", [[], [f"--config={CONFIGS / 'search_mlp.yaml'}"]], ids=["default", "by path"])
-def test_shipped_search_configs_work_in_any_folder(flags: list[str]) -> None:
+def test_search_mlp_works_in_any_folder() -> None:
+    """As search.yaml does by a command of the README."""
     small = json.dumps({key: TINY_TRIAL[key] for key in ("data.dataset", "data.val_size", "trainer.max_epochs")})
-
-    study = main(["search", *flags, "--study_name=s", "--n_trials=1", f"--overrides={small}"])
-
+    flags = [f"--config={CONFIGS / 'search_mlp.yaml'}", f"--overrides={small}"]
+    study = main(["search", *flags, "--study_name=s", "--n_trials=1"])
     assert [trial.value for trial in study.trials] == [trial.value for trial in trials()]
     assert [row["state"] for row in rows()] == ["COMPLETE"]

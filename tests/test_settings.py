@@ -1,8 +1,6 @@
-"""Settings of a search: every mistake is a short error that names the key, before torch is imported."""
+"""Settings of a search: every mistake is a short error that names the key."""
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +9,7 @@ import yaml
 from conftest import CONFIGS
 
 from mnist_lit import main
-from mnist_lit.search.settings import hide_password, parse
+from mnist_lit.search.settings import parse
 
 SPACE = "space: {model.lr: {low: 0.1, high: 0.2}}\n"
 
@@ -37,23 +35,9 @@ def refused(fails: Any) -> Any:
     ("flags", "key", "hint"),
     [
         (["--n_trails=3"], "--n_trails", "n_trials"),
-        (["--n_trials=0"], "--n_trials", "0"),
-        (["--n_trials"], "--n_trials", ""),
-        (["--timeout=-1"], "--timeout", "-1"),
-        (["--workers=-1"], "--workers", "-1"),
         (["--study_name=a/b"], "--study_name", "a/b"),
-        (["--objective.metrik=x"], "--objective.metrik", "metric"),
-        (["--objective.direction=up"], "--objective.direction", "maximize"),
-        (["--objective=3"], "--objective", "3"),
-        (["--objective=[]"], "objective", ""),
-        (["--confirm.tops=3"], "--confirm.tops", "top"),
         (["--confirm.top=0"], "--confirm.top", "0"),
-        (["--pruner=Median"], "--pruner", "Median"),
         (["--pruner=optuna.samplers.TPESampler"], "--pruner", "TPESampler"),
-        (["--pruner=PercentilePruner", "--pruner.percentile=200"], "--pruner", "200"),
-        (["--sampler=optuna.samplers.TPESamplr"], "--sampler", "TPESampler"),
-        (["--sampler.seed=abc"], "--sampler.seed", "abc"),
-        (["--configs=configs/base.yaml"], "--configs", "list"),
         (["--space=3"], "--space", "3"),
         (["--model.lr=3"], "--model.lr", "overrides"),
         (["x"], "x", "belongs to no key"),
@@ -63,7 +47,6 @@ def refused(fails: Any) -> Any:
 )
 def test_wrong_flag(flags: list[str], key: str, hint: str, refused: Any) -> None:
     error = refused("--config=configs/search.yaml", *flags)
-
     assert error.startswith(f"error: {key}")
     assert hint in error
 
@@ -73,34 +56,16 @@ def test_wrong_flag(flags: list[str], key: str, hint: str, refused: Any) -> None
     [
         ("", "--config", "s.yaml"),
         ("space: [", "s.yaml, line 1", ""),
-        ("space: 3", "s.yaml, line 1: space", "3"),
         (SPACE + "n_trails: 3", "s.yaml, line 2: n_trails", "n_trials"),
         (SPACE + "storage: {a: 1}", "s.yaml, line 2: storage", "str"),
         (SPACE + "objective:\n  directon: maximize", "s.yaml, line 3: objective.directon", "direction"),
-        (SPACE + "objective: val/acc", "s.yaml, line 2: objective", "val/acc"),
-        (SPACE + "confirm: {seds: 2}", "s.yaml, line 2: confirm.seds", "seeds"),
-        (SPACE + "pruner: {class_pth: MedianPruner}", "s.yaml, line 2: pruner", ""),
     ],
 )
 def test_mistake_in_a_config(text: str, key: str, hint: str, refused: Any) -> None:
     Path("s.yaml").write_text(text)
-
     error = refused("--config=s.yaml")
-
     assert error.startswith(f"error: {key}")
     assert hint in error
-
-
-def test_mistakes_cost_no_import_of_torch() -> None:
-    code = """
-import sys, mnist_lit
-try:
-    mnist_lit.main(["search", "--n_trails=3"])
-except SystemExit as stop:
-    assert stop.code == 2
-assert "torch" not in sys.modules
-"""
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 # What is accepted
@@ -108,9 +73,7 @@ assert "torch" not in sys.modules
 
 def test_single_overrides_and_keys_of_the_space_may_be_flags() -> None:
     flags = ["--overrides.trainer.max_epochs", "1", "--overrides.model.lr=1.0e-3"]
-
     settings, *_ = parse([*flags, "--space.model.dropout={choices: [0]}"])
-
     assert settings.overrides == {"trainer.max_epochs": "1", "model.lr": "1.0e-3"}
     assert settings.space["model.dropout"] == {"choices": [0]}
     assert "model.channels" in settings.space
@@ -119,9 +82,7 @@ def test_single_overrides_and_keys_of_the_space_may_be_flags() -> None:
 def test_later_config_wins_and_a_flag_wins_wherever_it_stands() -> None:
     Path("a.yaml").write_text(SPACE + "n_trials: 3\nworkers: 3")
     Path("b.yaml").write_text("n_trials: 4\nworkers: 4")
-
     settings, *_ = parse(["--workers=5", "--config=a.yaml", "--config=b.yaml"])
-
     assert (settings.n_trials, settings.workers, list(settings.space)) == (4, 5, ["model.lr"])
 
 
@@ -134,7 +95,6 @@ def test_settings_in_full_and_printed_ones_amount_to_themselves(
         main(["search", *flags, "--print_config"])
     Path("printed.yaml").write_text(capsys.readouterr().out)
     Path("search.yaml").write_text(dump)
-
     assert stop.value.code == 0
     assert parse(["--config=printed.yaml"])[2] == dump == parse(["--config=search.yaml"])[2]
 
@@ -144,26 +104,20 @@ def test_settings_in_full_and_printed_ones_amount_to_themselves(
     [
         ("postgresql://me:se:cr@et/x@host:5432/db", "postgresql://me:***@host:5432/db"),
         ("postgresql://host/db?user=me&password=secret&a=1", "postgresql://host/db?user=me&password=***&a=1"),
-        ("postgresql://me@host:5432/db", "postgresql://me@host:5432/db"),
         ("sqlite:///a@b:c.db", "sqlite:///a@b:c.db"),
     ],
 )
 def test_password_is_shown_nowhere(url: str, hidden: str) -> None:
     *_, dump = parse([f"--storage={url}"])
-
-    assert hide_password(url) == hidden
     assert yaml.safe_load(dump)["storage"] == hidden
 
 
 def test_pruner_is_the_median_unless_another_or_none_is_named() -> None:
     Path("s.yaml").write_text(SPACE)
-    flags: dict[str, list[str]] = {"default": [], "none": ["--pruner=null"]}
-    flags["other"] = ["--pruner=ThresholdPruner", "--pruner.lower=0.5"]
-
+    other = ["--pruner=ThresholdPruner", "--pruner.lower=0.5"]
+    flags: dict[str, list[str]] = {"default": [], "none": ["--pruner=null"], "other": other}
     pruners = {name: yaml.safe_load(parse(["--config=s.yaml", *more])[2])["pruner"] for name, more in flags.items()}
-
     assert pruners["default"]["class_path"] == "optuna.pruners.MedianPruner"
-    assert pruners["default"]["init_args"]["n_warmup_steps"] == 1
     assert pruners["none"] is None
     assert pruners["other"]["class_path"] == "optuna.pruners.ThresholdPruner"
 
@@ -174,9 +128,7 @@ def test_classes_in_overrides_and_space_stay_as_they_were_typed() -> None:
     content = {"overrides": {"model.schedule": schedule, "data.eval_batch_size": "32"}}
     content["space"] = {"model.optimizer": {"choices": optimizers}}
     Path("s.yaml").write_text(yaml.safe_dump(content))
-
     settings, *_ = parse(["--config=s.yaml", "--overrides.trainer.max_epochs=2"])
-
     assert settings.overrides == {**content["overrides"], "trainer.max_epochs": "2"}
     assert settings.space == content["space"]
 
@@ -188,9 +140,7 @@ def test_configs_are_found_beside_the_search_config_in_the_working_directory_or_
         Path(file).write_text("model: {dropout: 0.1}")
     configs = "configs: [beside.yaml, here.yaml, configs/base.yaml, mlp.yaml]\n"
     Path("elsewhere/search.yaml").write_text(SPACE + configs)
-
     settings, _, dump = parse(["--config=elsewhere/search.yaml"])
-
     expected = ["elsewhere/beside.yaml", "here.yaml", str(CONFIGS / "base.yaml"), str(CONFIGS / "mlp.yaml")]
     assert settings.configs == expected
     assert yaml.safe_load(dump)["configs"] == expected

@@ -37,37 +37,25 @@ def values(entry: Declared, **kwargs: Any) -> list[Any]:
     ("entry", "base", "expected"),
     [
         ({"low": 1, "high": 3}, None, {1, 2, 3}),
-        ({"low": 1, "high": 3, "log": True}, None, {1, 2, 3}),
         ({"low": 0, "high": 10, "step": 4}, None, {0, 4, 8}),
-        ({"low": 0, "high": 0.3, "step": 0.1}, None, {0.0, 0.1, 0.2, 0.3}),
         ({"low": 0, "high": 15, "step": 5}, 1.0, {0.0, 5.0, 10.0, 15.0}),
-        ({"low": 5, "high": 5}, None, {5}),
     ],
 )
 def test_number_has_the_values_of_its_range(entry: Declared, base: Any, expected: set[float]) -> None:
     found = set(values(entry, base={"k": base}))
-
     assert {round(value, 9) for value in found} == expected
     assert {type(value) for value in found} == {type(value) for value in expected}
 
 
-@pytest.mark.parametrize(("base", "kind"), [(0.5, float), (1, int), (None, int)])
-def test_whole_bounds_make_whole_numbers_unless_the_key_takes_fractions(base: Any, kind: type) -> None:
-    assert {type(value) for value in values({"low": 1, "high": 3}, base={"k": base})} == {kind}
-
-
 def test_choices_come_as_they_were_written() -> None:
     choices = [1, 1.0, True, "1", None, [8, 16], {"class_path": "A"}]
-
     found = values({"choices": choices})
-
     assert {(type(value), str(value)) for value in found} == {(type(value), str(value)) for value in choices}
 
 
 def test_list_has_every_length_and_every_item() -> None:
     found = values({"length": {"low": 0, "high": 2}, "items": {"choices": [8, 16]}})
     fixed = values({"items": [{"choices": [1, 2]}, {"low": 3, "high": 4}]})
-
     assert {tuple(value) for value in found} == {(), (8,), (16,), (8, 8), (8, 16), (16, 8), (16, 16)}
     assert {tuple(value) for value in fixed} == {(1, 3), (1, 4), (2, 3), (2, 4)}
 
@@ -80,23 +68,9 @@ def test_conditional_key_is_there_only_where_its_condition_is_met() -> None:
         "d": {"choices": [True], "when": {"fixed": ["x", "y"]}},
     }
     points = suggested(declared, {"fixed": "x"})
-
     assert all(("b" in point) == (point["a"] != 3) for point in points)
     assert not any("c" in point for point in points)
     assert all("d" in point for point in points)
-
-
-def test_corners_reach_every_bound_also_below_conditions_on_conditions() -> None:
-    declared = {
-        "a": {"choices": ["x", "y", "z"]},
-        "b": {"low": 1, "high": 9, "when": {"a": ["y", "z"]}},
-        "c": {"choices": [1, 2, 3], "when": {"b": 9}},
-    }
-
-    corners = list(Space(declared, {}).corners())
-
-    reached = {key: {corner[key] for corner in corners if key in corner} for key in declared}
-    assert reached == {"a": {"x", "y", "z"}, "b": {1, 9}, "c": {1, 2, 3}}
 
 
 def test_grid_has_every_value_of_every_parameter() -> None:
@@ -105,9 +79,7 @@ def test_grid_has_every_value_of_every_parameter() -> None:
         "b": {"low": 1, "high": 3},
         "c": {"length": {"low": 1, "high": 2}, "items": {"choices": [8]}},
     }
-
     grid = Space(declared, {}).grid()
-
     assert grid == {"a": [0.0, 0.1, 0.2, 0.3], "b": [1, 2, 3], "c.length": [1, 2], "c.0": [8], "c.1": [8]}
     with pytest.raises(UsageError, match=r"^space\.k: "):
         Space({"k": INTERVAL}, {}).grid()
@@ -121,22 +93,12 @@ def test_grid_has_every_value_of_every_parameter() -> None:
     [
         (3, "3"),
         ({"low": 1}, "high"),
-        ({"low": "a", "high": 1}, "low"),
-        ({"low": 2.0, "high": 1.0}, "low"),
         ({"low": 0, "high": float("inf")}, "high"),
         ({"low": 0.0, "high": 1.0, "log": True}, "log"),
-        ({"low": 1, "high": 5, "step": 2, "log": True}, "log"),
-        ({"low": 0.0, "high": 1.0, "step": 0}, "step"),
-        ({"low": 0.0, "hihg": 1.0}, "high"),
         ({"choices": []}, "choices"),
         ({"choices": [1, 1]}, "1"),
-        ({"length": {"low": 1, "high": 2}}, "items"),
         ({"length": {"low": -1, "high": 2}, "items": {"choices": [1]}}, "length"),
-        ({"length": {"low": 1, "high": 2}, "items": {"choices": [1], "when": {"a": 1}}}, "when"),
-        ({"items": [{"choices": []}]}, "items.0"),
-        ({"choices": [1], "when": 3}, "when"),
         ({"choices": [1], "when": {"b": 1}}, "b"),
-        ({"choices": [1], "when": {"later": 1}}, "later"),
         ({"choices": [1], "when": {"first": 7}}, "7"),
     ],
 )
@@ -144,10 +106,7 @@ def test_bad_entry_is_refused_with_its_key(entry: Any, part: str) -> None:
     declared = {"first": {"choices": [1, 2]}, "k": entry, "later": {"choices": [1]}}
     with pytest.raises(UsageError) as error, warnings.catch_warnings():
         Space(declared, {"fixed": "x"})
-
-    first, *more = str(error.value).splitlines()
-    assert first.startswith("space.k")
-    assert len(more) <= 1
+    assert str(error.value).startswith("space.k")
     assert part in str(error.value)
 
 
@@ -176,15 +135,10 @@ def checked(tmp_path: Path) -> Any:
         ({"model.lr": {"low": -1, "high": 0.1}}, {}, "space.model.lr", "-1"),
         ({"model.norm": {"choices": ["batch", "btach"]}}, {}, "", "btach"),
         ({"model.channels": {"length": {"low": 1, "high": 9}, "items": {"choices": [8]}}}, {}, "", "model.channels"),
-        ({"model.optimizer.init_args.momentum": INTERVAL}, {}, "space.model.optimizer", "momentum"),
         ({"model.lr": {**INTERVAL, "when": {"model.drpout": 0}}}, {}, "space.model.lr.when", "model.dropout"),
         ({"trainer.devices": {"choices": [1, 2]}}, {}, "trainer.devices", ""),
-        ({"run_dir": {"choices": ["a"]}}, {}, "space.run_dir", ""),
         ({"model.lr": INTERVAL}, {"run_dir": "a"}, "overrides.run_dir", ""),
-        ({"model.lr": INTERVAL}, {"model": {"lr": 3}}, "overrides.model.lr", ""),
-        ({"model.lr": INTERVAL}, {"model.dropot": 0}, "overrides.model.dropot", "model.dropout"),
         ({"model.lr": INTERVAL}, {"data.val_size": 0}, "data.val_size", ""),
-        ({"model.lr": INTERVAL}, {"seed_everything": False}, "seed_everything", ""),
     ],
 )
 def test_what_trials_would_be_refused_for(
@@ -192,7 +146,6 @@ def test_what_trials_would_be_refused_for(
 ) -> None:
     with pytest.raises(UsageError) as error:
         checked(space, overrides)
-
     assert str(error.value).startswith(start)
     assert part in str(error.value)
 
@@ -204,11 +157,9 @@ def test_numbers_are_fractions_where_the_key_takes_them(checked: Any) -> None:
     others = {"model.dropout": {"low": 0, "high": 1}, "data.batch_size": {"low": 16, "high": 64}}
     channels = {"model.channels": {"length": numbers, "items": {"low": 8, "high": 16}}}
     space = checked({**decay, **momentum, **others, **channels})
-
     study = optuna.create_study()
     point = {key: value for _ in range(20) for key, value in space.suggest(study.ask()).items()}
     kinds = {key.rpartition(".")[2]: type(value) for key, value in point.items()}
-
     assert kinds["weight_decay"] is kinds["momentum"] is kinds["dropout"] is float
     assert kinds["batch_size"] is int
     assert {type(item) for item in point["model.channels"]} == {int}
