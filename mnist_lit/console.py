@@ -36,6 +36,7 @@ IGNORED_WARNINGS = (
     "`torch.jit.trace",  # TensorBoard's graph
     r"Glyph .* missing from font",  # names of classes in other scripts
     "__array__ implementation doesn't accept a copy keyword",  # torchmetrics gives matplotlib a tensor
+    "callbacks used to create the checkpoint need to be provided",  # only training needs them
 )
 
 
@@ -45,6 +46,7 @@ def configure_logging() -> None:
         logging.getLogger(name).setLevel(level)
     for message in IGNORED_WARNINGS:
         warnings.filterwarnings("ignore", f".*{message}")
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # no paths of installed packages
     threading.excepthook = _ignore_os_errors
 
 
