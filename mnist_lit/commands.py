@@ -90,7 +90,7 @@ class Commands(CLI):
         export_model(self.model, self.datamodule, self._probabilities(), Path(self.config.output))
 
     def demo(self) -> None:
-        """Serve a page on which digits can be drawn or photographs dropped."""
+        """Serve a page that predicts the class of what is drawn or dropped on it."""
         from mnist_lit.inference.demo import serve
 
         if self.checkpoint is not None and self.checkpoint.file is not None and not self.ensemble:

@@ -102,7 +102,7 @@ class Visit:
         self.waiting = WebDriverWait(browser, PATIENCE, poll_frequency=0.05)
         browser.get(url)
         self.sheet = self.waiting.until(lambda _: self.find("canvas"))
-        self.wait_for("no digit")
+        self.wait_for("nothing found")
 
     def find(self, selector: str) -> Any:
         return next(iter(self.browser.find_elements("css selector", selector)), None)
@@ -179,7 +179,7 @@ def test_a_digit_is_drawn_predicted_cleared_and_drawn_again(pointer: str, visit:
     assert visit.find("#network-input img") is not None
 
     visit.press("clear")
-    visit.wait_for("no digit")
+    visit.wait_for("nothing found")
     assert visit.probabilities() == {}
     assert visit.find("#network-input img") is None
 
@@ -201,7 +201,7 @@ def test_a_photograph_is_predicted(
 
     bring(visit, empty)
 
-    visit.wait_for("no digit")
+    visit.wait_for("nothing found")
 
 
 def test_a_file_that_is_no_image_is_named(visit: Visit, tmp_path: Path) -> None:
