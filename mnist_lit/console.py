@@ -46,7 +46,7 @@ def configure_logging() -> None:
         logging.getLogger(name).setLevel(level)
     for message in IGNORED_WARNINGS:
         warnings.filterwarnings("ignore", f".*{message}")
-    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # no paths of installed packages
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {' '.join(str(message).split())}\n"
     threading.excepthook = _ignore_os_errors
 
 
