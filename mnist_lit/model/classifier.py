@@ -219,7 +219,7 @@ class Classifier(LightningModule):
 
 
 class ConvNet(Classifier):
-    """Classify digits with a convolutional network or, without convolutions, a multi-layer perceptron.
+    """Classify images with a convolutional network or, without convolutions, a multi-layer perceptron.
 
     Args:
         channels: Output channels of each convolution stage; their number is the number of stages (may be empty).
