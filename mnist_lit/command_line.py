@@ -17,7 +17,7 @@ COMMANDS = {
     "test": "evaluate a checkpoint on the official test set",
     "predict": "predict the classes of image files, or of the test set",
     "export": "write a checkpoint as ONNX or .pt2 for other programs",
-    "demo": "serve a page on which digits can be drawn",
+    "demo": "serve a page that predicts what is drawn or dropped on it",
     "compare": "print the metrics of runs and the keys in which they differ",
     "search": "search for the best configuration of fit with Optuna",
 }

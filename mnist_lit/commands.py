@@ -1,14 +1,17 @@
 """The commands: what each of them does with trainer, model and data."""
 
+import math
 import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Timer
 from lightning_utilities.core.rank_zero import rank_zero_only
 from torch import Tensor
 
@@ -41,13 +44,23 @@ class Commands(CLI):
         self._run("fit")
         trainer, metrics = self.trainer, dict(self.trainer.callback_metrics)
         # The test resets the counters where a callback searches for the batch size.
-        is_at_max_steps = 0 < trainer.max_steps <= trainer.global_step
-        done = ("max_steps", trainer.global_step) if is_at_max_steps else ("max_epochs", trainer.current_epoch)
+        more, num_epochs = self._more(), trainer.current_epoch
         if self.config.test_after_fit:
             best = getattr(trainer.checkpoint_callback, "best_model_path", None)
             trainer.test(self.model, self.datamodule, ckpt_path=best or None, verbose=False)
             trainer.callback_metrics.update(metrics)
-        self._report(*done)
+        self._report(more, num_epochs)
+
+    def _more(self) -> tuple[str, str]:
+        """Return the limit that has ended the run, and twice its value."""
+        trainer: Any = self.trainer
+        for timer in trainer.callbacks:
+            if isinstance(timer, Timer) and (timer.time_remaining() or 0) < 0:
+                days, seconds = divmod(math.ceil(2 * timer.time_elapsed()), 86400)
+                return "max_time", f"{days:02}:{timedelta(seconds=seconds)!s:0>8}"
+        if 0 < trainer.max_steps <= trainer.global_step:
+            return "max_steps", str(2 * trainer.global_step)
+        return "max_epochs", str(2 * trainer.current_epoch)
 
     def validate(self) -> None:
         """Evaluate on the validation split."""
@@ -77,7 +90,7 @@ class Commands(CLI):
         export_model(self.model, self.datamodule, self._probabilities(), Path(self.config.output))
 
     def demo(self) -> None:
-        """Serve a page on which digits can be drawn or photographs dropped."""
+        """Serve a page that predicts the class of what is drawn or dropped on it."""
         from mnist_lit.inference.demo import serve
 
         if self.checkpoint is not None and self.checkpoint.file is not None and not self.ensemble:
@@ -124,14 +137,14 @@ class Commands(CLI):
             error.add_note(f"what was done is kept; go on with: {self.command_line.program} --ckpt_path {run_dir}")
 
     @rank_zero_only
-    def _report(self, limit: str = "", num_done: int = 0) -> None:
+    def _report(self, more: tuple[str, str] = ("", ""), num_epochs: int = 0) -> None:
         if getattr(self.trainer, "fast_dev_run", False):
             self.claimed.remove()
             print("fast_dev_run: nothing is kept")
             return
         page = self._write_page()
         if self.command == "fit":
-            lines = fit_lines(self.run_dir, limit, num_done, page, self.command_line.program)
+            lines = fit_lines(self.run_dir, more, num_epochs, page, self.command_line.program)
         else:
             lines = metric_lines(self.trainer.callback_metrics)
         print(format_summary(lines))

@@ -36,6 +36,7 @@ IGNORED_WARNINGS = (
     "`torch.jit.trace",  # TensorBoard's graph
     r"Glyph .* missing from font",  # names of classes in other scripts
     "__array__ implementation doesn't accept a copy keyword",  # torchmetrics gives matplotlib a tensor
+    "callbacks used to create the checkpoint need to be provided",  # only training needs them
 )
 
 
@@ -45,6 +46,7 @@ def configure_logging() -> None:
         logging.getLogger(name).setLevel(level)
     for message in IGNORED_WARNINGS:
         warnings.filterwarnings("ignore", f".*{message}")
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {' '.join(str(message).split())}\n"
     threading.excepthook = _ignore_os_errors
 
 
@@ -54,13 +56,15 @@ def _ignore_os_errors(args: threading.ExceptHookArgs) -> None:
         threading.__excepthook__(args)
 
 
-def fit_lines(run_dir: Path, limit: str, num_done: int, report: Path | None, program: str) -> dict[str, str]:
+def fit_lines(
+    run_dir: Path, more: tuple[str, str], num_epochs: int, report: Path | None, program: str
+) -> dict[str, str]:
     """Collect the results of a run and the commands that go on from it, by the names of their lines.
 
     Args:
         run_dir: The run directory.
-        limit: What ended the run: `max_epochs` or `max_steps`.
-        num_done: The epochs, or steps, that are done.
+        more: The limit of the trainer that ended the run, and twice its value.
+        num_epochs: The epochs that are done.
         report: The run's page, if there is one.
         program: The command as it is typed.
     """
@@ -68,7 +72,7 @@ def fit_lines(run_dir: Path, limit: str, num_done: int, report: Path | None, pro
     metrics = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     lines = {}
     if "val/acc" in metrics and "epoch" in metrics:
-        lines["best epoch"] = f"{metrics['epoch'] + 1}" + (f" of {num_done}" if limit == "max_epochs" else "")
+        lines["best epoch"] = f"{metrics['epoch'] + 1}" + (f" of {num_epochs}" if more[0] == "max_epochs" else "")
     lines |= {name: format_score(name, metrics[name]) for name in ("val/acc", "test/acc") if name in metrics}
     if "seconds" in metrics:
         lines["seconds"] = f"{metrics['seconds']:.1f}"
@@ -77,7 +81,7 @@ def fit_lines(run_dir: Path, limit: str, num_done: int, report: Path | None, pro
     if any(run_dir.glob("events.out.tfevents.*")):
         lines["look"] = f"tensorboard --logdir {shlex.quote(str(run_dir))}"
     if (run_dir / "checkpoints" / "last.ckpt").is_file():
-        lines["go on"] = f"{program} --ckpt_path {shlex.quote(str(run_dir))} --trainer.{limit} {2 * num_done}"
+        lines["go on"] = f"{program} --ckpt_path {shlex.quote(str(run_dir))} --trainer.{more[0]} {more[1]}"
     return lines
 
 

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import yaml
 from jsonargparse import Namespace
 from jsonargparse.typing import restricted_number_type
-from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.cli import LightningArgumentParser, ReduceLROnPlateau
 
 from mnist_lit.class_paths import called_functions, walk
 from mnist_lit.command_line import CommandLine
@@ -19,6 +19,8 @@ from mnist_lit.parser_errors import explain
 
 # Some defaults of Lightning are strings of a class of their own: Timer's interval, for one.
 yaml.SafeDumper.add_multi_representer(str, yaml.SafeDumper.represent_str)
+# Lightning's class of this name, which wants a monitor, would make the bare name ambiguous for the parser.
+ReduceLROnPlateau.__module__ = "torch.optim.lr_scheduler"
 
 # Annotated Any, as mypy takes no type that a function makes; without a name jsonargparse makes one of the range.
 Threads: Any = restricted_number_type(None, int, [(">=", 1), ("<=", 1024)])

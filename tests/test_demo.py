@@ -104,7 +104,7 @@ class Visit:
         self.waiting = WebDriverWait(browser, PATIENCE, poll_frequency=0.05)
         browser.get(url)
         self.sheet = self.waiting.until(lambda _: self.find("canvas"))
-        self.wait_for("no digit")
+        self.wait_for("nothing found")
 
     def find(self, selector: str) -> Any:
         return next(iter(self.browser.find_elements("css selector", selector)), None)
@@ -179,7 +179,7 @@ def test_a_digit_is_drawn_predicted_cleared_and_drawn_again(pointer: str, visit:
     assert probabilities.keys() == set("0123456789")
     assert visit.find("#network-input img") is not None
     visit.press("clear")
-    visit.wait_for("no digit")
+    visit.wait_for("nothing found")
     assert visit.probabilities() == {}
     assert visit.find("#network-input img") is None
     visit.draw(ONE, pointer)
@@ -195,7 +195,7 @@ def test_a_photograph_is_predicted_and_what_is_none_is_named(visit: Visit, photo
         visit.wait_for("7")
         assert visit.probabilities()["7"] > 50
         bring(empty)
-        visit.wait_for("no digit")
+        visit.wait_for("nothing found")
     visit.choose(notes)
     visit.waiting.until(lambda _: "notes.png is no image" in visit.find("output").text)
 

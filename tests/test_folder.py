@@ -133,6 +133,18 @@ def test_images_of_any_mode_and_size_become_grey_squares(mode: str, images: Path
     assert split.images[0, 10, 9:11].min() > 140
 
 
+def test_a_gif_is_an_image_a_file_of_another_type_is_said_and_changed_images_are_read_again(
+    images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("L", (9, 9)).save(images / "train" / "box" / "new.gif")
+    (images / "train" / "disc" / "photo.heic").touch()
+    first = loaded(images).splits["train"].images
+    assert len(first) == 61
+    assert capsys.readouterr().err.endswith("train: photo.heic\n")
+    Image.new("L", (9, 9), 255).save(images / "train" / "box" / "new.gif")
+    assert not torch.equal(loaded(images).splits["train"].images, first)
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -174,7 +186,7 @@ def test_names_of_all_kinds_and_a_variable_that_stands_for_other_data(
     main(["predict", "--ckpt_path=run", "--data.predict_paths=images/train/a b/0.png"])
 
     output, errors = capfd.readouterr()
-    assert errors == ""
+    assert errors.endswith("train: notes.txt\n")
     assert "train: 35 images" in output
     assert list(rows(Path("run"), "predictions.csv")[0])[3:] == [f"p{name}" for name in sorted(names)]
 

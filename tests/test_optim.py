@@ -206,7 +206,8 @@ def test_an_optimizer_that_the_schedule_cannot_drive_is_said_with_both_keys(fail
 
 def test_a_plateau_goes_on_with_its_lr_and_with_new_settings(fit: Fit) -> None:
     settings = ["patience=0", "threshold=0.99"]  # no second epoch is that much better
-    fit(*LOG_ALL, *schedule("ReduceLROnPlateau", *settings), "--run_dir=run")
+    flags = [f"--model.schedule.{setting}" for setting in settings]
+    fit(*LOG_ALL, "--model.schedule=ReduceLROnPlateau", *flags, "--run_dir=run")
     cli = main(["fit", "--ckpt_path=run", "--trainer.max_epochs=4", "--model.schedule.factor=0.5"])
     lrs = scalars(cli, "lr")
     assert [lrs[10 * epoch] for epoch in range(4)] == pytest.approx([LR, LR, LR * 0.1, LR * 0.05])

@@ -5,9 +5,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from conftest import PROJECT
+from conftest import PROJECT, SMALL
+from torch import nn
+
+from mnist_lit import Classifier, main
 
 TOUR = """
 import sys
@@ -35,6 +39,14 @@ space: {model.lr: {low: 0.01, high: 0.02}}
 """
 
 
+class Linear(Classifier):
+    """One layer."""
+
+    def __init__(self, num_classes: int = 10, **kwargs: Any) -> None:
+        network = nn.Sequential(nn.Flatten(), nn.Linear(28 * 28, num_classes))
+        super().__init__(network, num_classes=num_classes, **kwargs)
+
+
 @pytest.mark.parametrize(
     ("flag", "call"),
     [
@@ -47,6 +59,13 @@ def test_a_class_path_of_model_or_data_says_how_it_is_done(flag: str, call: str,
     error = fails("fit", flag)
     assert call in error
     assert "docs/your_own.md" in error
+
+
+def test_a_run_of_another_class_says_that_its_own_command_is_needed(fails: Callable[..., str]) -> None:
+    flags = [flag for flag in SMALL if "channels" not in flag]
+    main(["fit", *flags, "--trainer.max_epochs=1", "--run_dir=run"], model_class=Linear)
+    for command in ("fit", "test"):
+        assert "needs the command that trained it" in fails(command, "--ckpt_path=run")
 
 
 def test_an_installed_wheel_does_all_outside_of_the_repository(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Run directories: what a run leaves, and that nothing is lost or changed by a stop, a move or a crash."""
 
+import re
 import shutil
 import signal
 from collections.abc import Callable
@@ -188,8 +189,11 @@ def test_run_that_goes_on_for_longer_has_one_curve(copy: Path) -> None:
     assert best == metrics(copy)["val/acc_best"] >= before["val/acc_best"]
 
 
-def test_run_that_has_used_its_time_says_so(tmp_path: Path, fails: Callable[..., str]) -> None:
+def test_run_that_has_used_its_time_says_so(
+    tmp_path: Path, fails: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
     main(["fit", *SMALL, "--trainer.max_time=00:00:00:01", "--trainer.max_epochs=1000", "--run_dir=run"])
+    assert re.search(r"go on .* --trainer.max_time 00:00:00:0\d\n", capsys.readouterr().out)
     assert "trainer.max_time" in fails("fit", "--ckpt_path=run")
     before = read(tmp_path / "run")
     more = ["--trainer.max_time=null", f"--trainer.max_epochs={before['epoch'] + 2}"]

@@ -211,8 +211,11 @@ def pair(new_folder: Callable[[], Any]) -> tuple[Path, Ended, Ended]:
 
 def test_best_has_the_only_checkpoint_and_fit_repeats_its_score(pair: tuple[Path, Ended, Ended]) -> None:
     folder, ended, _ = pair
+    text = (folder / FOLDER / "best.yaml").read_text()
+    assert "num_threads" not in yaml.safe_load(text)  # of a worker; a machine has more
+    [num_threads] = re.findall(r"--num_threads (\d+) ", text)
     best = max(ended.trials, key=lambda trial: trial.value or 0)
-    cli = main(["fit", f"--config={folder / FOLDER / 'best.yaml'}"])
+    cli = main(["fit", f"--config={folder / FOLDER / 'best.yaml'}", f"--num_threads={num_threads}"])
     assert float(cli.trainer.callback_metrics["val/acc_best"]) == best.value
     kept = [path.parents[1].name for path in (folder / FOLDER / "trials").glob("*/checkpoints/best.ckpt")]
     assert kept == [f"{best.number:04d}"]

@@ -5,7 +5,7 @@ import itertools
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -25,6 +25,9 @@ from mnist_lit.errors import UsageError
 if TYPE_CHECKING:
     from mnist_lit.data.digits import Candidate
     from mnist_lit.data.image_files import ImageFile
+
+# Training split, validation split, and mean and standard deviation of each channel.
+TrainingData: TypeAlias = tuple[ImageDataset, ImageDataset, tuple[list[float], list[float]]]
 
 
 class MNISTDataModule(LightningDataModule):
@@ -124,12 +127,16 @@ class MNISTDataModule(LightningDataModule):
         splits: set[Any] = {"train" if stage in ("fit", "validate") else "test" for stage in stages}
         self.source.prepare(self.data_dir, splits, self.mirrors, self.download, self.timeout)
         if "train" in splits:
-            _load_training_data(self.source, self.data_dir.resolve(), self.val_size, self.in_channels)
+            self._training_data()
+
+    def _training_data(self) -> TrainingData:
+        data_dir = self.data_dir.resolve()
+        fingerprint = self.source.fingerprint(data_dir) if isinstance(self.source, ImageFolder) else 0
+        return _load_training_data(self.source, data_dir, self.val_size, self.in_channels, fingerprint)
 
     def setup(self, stage: str) -> None:
         if stage in ("fit", "validate") and "train" not in self.splits:
-            data = _load_training_data(self.source, self.data_dir.resolve(), self.val_size, self.in_channels)
-            self.splits["train"], self.splits["val"], self.statistics = data
+            self.splits["train"], self.splits["val"], self.statistics = self._training_data()
             if self.trainer is not None:
                 # All processes of a run must shuffle alike, also if none was given a seed.
                 self.seed = self.trainer.strategy.broadcast(self.seed)
@@ -250,8 +257,8 @@ class LazyLoader(DataLoader[Batch]):
 
 @functools.lru_cache(maxsize=1)  # a search trains many times on the same data
 def _load_training_data(
-    source: DatasetInfo | ImageFolder, data_dir: Path, val_size: int, in_channels: int
-) -> tuple[ImageDataset, ImageDataset, tuple[list[float], list[float]]]:
+    source: DatasetInfo | ImageFolder, data_dir: Path, val_size: int, in_channels: int, _fingerprint: int
+) -> TrainingData:
     """Load the training and the validation split, and mean and standard deviation of each channel of the former."""
     images, labels = source.load(data_dir, "train")
     if val_size >= len(labels):

@@ -167,7 +167,7 @@ def _search(
         box = (*(start + scale * edge for start, edge in zip(2 * origin, edges, strict=True)),)
         hull = convex_hull_image(digit).sum()
         is_solid = bool(digit.sum() > 0.8 * hull)
-        is_outline = bool(0.4 * hull < fill_holes(digit).sum() < 0.9 * hull)
+        is_outline = bool(0.4 * hull < fill_holes(digit).sum() < 0.95 * hull)
         is_sheet = digit.shape[0] < 2 * digit.shape[1] and is_rectangular(digit)
         form = _center(_normalize_stroke_width(digit))
         candidates.append(Candidate(form, prior, box, plane, is_solid, is_sheet, is_outline))

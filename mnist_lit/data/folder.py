@@ -1,6 +1,7 @@
 """Images in a folder for each class, laid out like torchvision's ImageFolder: train/CLASS/* and test/CLASS/*."""
 
 import os
+import sys
 import warnings
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,12 @@ from mnist_lit.data.datasets import stratified_split
 from mnist_lit.data.mnist_files import Split
 from mnist_lit.errors import UsageError
 
+EXTENSIONS = (*IMG_EXTENSIONS, ".avif", ".gif", ".jfif")
 LAYOUT = "put images into train/CLASS and test/CLASS below data.data_dir, or give another --data.data_dir"
+
+
+def _join(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
 
 
 def find_classes(data_dir: Path) -> tuple[str, ...]:
@@ -49,12 +55,21 @@ class ImageFolder:
         for split in splits:
             self._find(data_dir, split)
 
+    def fingerprint(self, data_dir: Path) -> int:
+        """Compute a number that is another one when a training image has changed."""
+        return hash(tuple((path, os.lstat(path).st_mtime_ns) for path, _ in self._find(data_dir, "train")))
+
     def load(self, data_dir: Path, split: Split) -> tuple[Tensor, Tensor]:
         """Load images, uint8 of shape (n, h, w) or, in colour, (n, 3, h, w), and labels of shape (n,)."""
         files = self._find(data_dir, split)
         shape = (len(files), *[self.in_channels] * (self.in_channels > 1), self.image_size, self.image_size)
         size, memory = np.prod(shape, dtype=float), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         rank_zero_only(print)(f"{split}: {len(files):,} images, {size / 1e6:,.1f} MB in memory", flush=True)
+        others = [path for path in (data_dir / split).glob("[!.]*/**/[!.]*") if path.suffix.lower() not in EXTENSIONS]
+        if names := [path.name for path in others if path.is_file()]:
+            rank_zero_only(print)(
+                f"note: no image types, left out of {data_dir / split}: {_join(names)}", file=sys.stderr
+            )
         if size > 0.8 * memory:
             raise UsageError(f"they do not fit into {memory / 1e9:,.0f} GB of memory\nmake data.image_size smaller")
         images, damaged = torch.empty(shape, dtype=torch.uint8), []
@@ -68,8 +83,7 @@ class ImageFolder:
                 else:
                     images[index] = torch.from_numpy(pixels)
         if damaged:
-            more = f" and {len(damaged) - 3:,} more" if len(damaged) > 3 else ""
-            raise UsageError(f"no intact images: {', '.join(damaged[:3])}{more}\nremove or replace them")
+            raise UsageError(f"no intact images: {_join(damaged)}\nremove or replace them")
         return images, torch.tensor([label for _, label in files])
 
     def convert(self, image: Image.Image) -> NDArray[np.uint8]:
@@ -112,14 +126,14 @@ class ImageFolder:
     def _list(self, folder: Path) -> list[tuple[str, int]]:
         labels = {name: label for label, name in enumerate(self.class_names)}
         for path in folder.iterdir() if folder.is_dir() else ():
-            if path.suffix.lower() in IMG_EXTENSIONS and path.is_file():
+            if path.suffix.lower() in EXTENSIONS and path.is_file():
                 raise UsageError(f"{path} is in no folder of a class\n{LAYOUT}")
             if path.is_dir() and path.name not in labels and not path.name.startswith("."):
                 raise UsageError(f"{path} is none of the classes {', '.join(labels)}\nremove it, or train anew")
-        files: list[tuple[str, int]] = make_dataset(folder, labels, IMG_EXTENSIONS, allow_empty=True)
+        files: list[tuple[str, int]] = make_dataset(folder, labels, EXTENSIONS, allow_empty=True)
         files = [(path, label) for path, label in files if not Path(path).name.startswith(".")]
         missing = set(labels.values()) - {label for _, label in files}
         if missing and (folder.name == "train" or not files):
             name = self.class_names[min(missing)]
-            raise UsageError(f"there is no image in {folder / name}\n{LAYOUT}; types: {' '.join(IMG_EXTENSIONS)}")
+            raise UsageError(f"there is no image in {folder / name}\n{LAYOUT}; types: {' '.join(EXTENSIONS)}")
         return files

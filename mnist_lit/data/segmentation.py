@@ -144,9 +144,9 @@ def _likely_components(mask: Mask, outside: Mask) -> Iterator[tuple[Mask, float,
             likelihood *= 0.8
         yield main.image, likelihood, (top, left)
         filled = fill_holes(main.image)
-        if 2 * main.area < filled.sum() < 0.85 * main.area_convex:  # perhaps the outline of a digit
+        if 2 * main.area < filled.sum() < 0.95 * main.area_convex:  # perhaps the outline of a digit
             inner = fill_holes(filled & ~main.image & (components[main.slice] > 0))
-            yield filled & ~inner, 0.6 * likelihood, (top, left)
+            yield filled & ~inner, 0.8 * likelihood, (top, left)
 
 
 def _is_flat(region: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Serve a page on which a person draws a digit or drops a photograph, and sees the prediction."""
+"""Serve a page on which a person draws or drops an image, and sees the prediction."""
 
 import base64
 import contextlib
@@ -26,15 +26,15 @@ except ModuleNotFoundError as error:
 
 
 TITLE = "Which class is it?"
-EXPLANATION = "Draw, or drop a photograph anywhere on this page: the network predicts the class at once."
-NO_DIGIT = "no digit"
+EXPLANATION = "Draw, or drop an image anywhere on this page: the network predicts its class at once."
+NOTHING = "nothing found"
 PREFIX = "data:image/png;base64,"
 # Gradio's own sketchpad needs WebGL, and a choice of the tool after each clearing; its image component answers a file
 # that is no image with a traceback.
 SKETCHPAD = """
 <canvas role="img" aria-label="paper to draw on"></canvas>
 <output></output>
-<div><button class="photograph">Photograph …</button> <button class="clear">Clear</button></div>
+<div><button class="photograph">Image …</button> <button class="clear">Clear</button></div>
 <input type="file" accept="image/*" hidden>
 """
 SKETCHPAD_STYLE = """
@@ -77,7 +77,7 @@ def _build_page(predict: Callable[[str], object]) -> gradio.Blocks:
             with gradio.Column():
                 sketchpad = gradio.HTML(html_template=SKETCHPAD, css_template=SKETCHPAD_STYLE, js_on_load=script)
             with gradio.Column():
-                label = gradio.Label(NO_DIGIT, label="Prediction", elem_id="prediction")
+                label = gradio.Label(NOTHING, label="Prediction", elem_id="prediction")
                 network_input = gradio.HTML(
                     html_template=INPUT,
                     css_template=INPUT_STYLE,
@@ -99,7 +99,7 @@ def _predict(model: Classifier, datamodule: MNISTDataModule, url: str) -> tuple[
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise gradio.Error("this is no image", print_exception=False) from error
     if not candidates:
-        return NO_DIGIT, ""
+        return NOTHING, ""
     digits = [torch.from_numpy(found.digit).view(-1, *found.digit.shape[-2:]) for found in candidates]
     images = preprocess(torch.stack(digits), datamodule.image_size)
     with torch.inference_mode():

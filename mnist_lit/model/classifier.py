@@ -197,7 +197,7 @@ class Classifier(LightningModule):
                 if lr > lr_before and self.trainer.is_global_zero:
                     print(
                         f"note: model.schedule covers {num_steps:,} steps now, so the learning rate rises again, "
-                        f"to {lr:.2g}; --model.schedule null keeps it at --model.lr",
+                        f"from {lr_before:.2g} to {lr:.2g}; --model.schedule null keeps it at --model.lr",
                         file=sys.stderr,
                     )
 
@@ -219,7 +219,7 @@ class Classifier(LightningModule):
 
 
 class ConvNet(Classifier):
-    """Classify digits with a convolutional network or, without convolutions, a multi-layer perceptron.
+    """Classify images with a convolutional network or, without convolutions, a multi-layer perceptron.
 
     Args:
         channels: Output channels of each convolution stage; their number is the number of stages (may be empty).

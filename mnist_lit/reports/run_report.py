@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 
+from mnist_lit.command_line import program_name
 from mnist_lit.formatting import flatten
 from mnist_lit.reports.compare import read_run
 from mnist_lit.reports.template import render
@@ -42,6 +43,7 @@ def write_run_report(run_dir: Path, defaults: Mapping[str, Any]) -> Path:
         pictures={file.stem: b64encode(file.read_bytes()).decode() for file in run_dir.glob("pictures/*.png")},
         differing={key: value for key, value in config.items() if key not in defaults or defaults[key] != value},
         defaults=defaults,
+        program=program_name(),
         run_dir=shlex.quote(str(run_dir)),
     )
     file = run_dir / "report.html"

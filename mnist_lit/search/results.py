@@ -37,8 +37,11 @@ def write_results(study: optuna.Study, settings: Settings) -> None:
     if best:
         scores = ", ".join(f"{name} {score!r}" for name, score in zip(settings.metrics, best[0].values, strict=True))
         comment = f"Trial {best[0].number}, the best of {len(finished)} trials of the study {settings.study_name}"
-        overlay = yaml.safe_dump(nested(best[0].user_attrs["overrides"]), sort_keys=False)
-        text = f"# {comment}: {scores}\n# Train it again: {fit_command(settings)}\n{overlay}"
+        overrides = dict(best[0].user_attrs["overrides"])
+        exact = f"--num_threads {overrides.pop('num_threads')} repeats the score to the last digit"
+        note = f"It holds the overrides of the search, too, such as its trainer.max_epochs; {exact}"
+        overlay = yaml.safe_dump(nested(overrides), sort_keys=False)
+        text = f"# {comment}: {scores}\n# Train it again: {fit_command(settings)}\n# {note}\n{overlay}"
         write_text(settings.folder / "best.yaml", text)
     kept = {trial.number for trial in best[: settings.keep_checkpoints]}
     numbers = {trial.number for trial in finished}

@@ -22,7 +22,7 @@ class BestCheckpoint(ModelCheckpoint):
 
     Args:
         enabled: Whether a run keeps checkpoints.
-        monitor: Any logged metric, which decides; null keeps the last epoch.
+        monitor: Any metric of training or validation, which decides; null keeps the last epoch.
         mode: Whether a higher (`max`) or a lower (`min`) value is better.
     """
 
@@ -128,7 +128,7 @@ class EarlyStop(EarlyStopping):
 
     Args:
         enabled: Whether runs are stopped early.
-        monitor: Any logged metric.
+        monitor: Any metric of training or validation.
         mode: Whether a higher (`max`) or a lower (`min`) value is better.
         patience: Validations without improvement, 1 or more, after which the run stops.
         min_delta: Smallest change that counts as an improvement, 0 or more.
