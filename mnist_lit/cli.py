@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -10,7 +11,7 @@ import torch
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Callback, ProgressBar
+from lightning.pytorch.callbacks import Callback, ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning_utilities.core.rank_zero import rank_zero_only
@@ -23,7 +24,7 @@ from mnist_lit.model.classifier import Classifier, ConvNet
 from mnist_lit.model.ensemble import load_ensemble
 from mnist_lit.parser_errors import explain_object, explain_trainer
 from mnist_lit.parsing import Parser, expand_home, parse
-from mnist_lit.training.callbacks import EMA, BestCheckpoint, EarlyStop, LastCheckpoint, Progress
+from mnist_lit.training.callbacks import EMA, BestCheckpoint, EarlyStop, LastCheckpoint
 from mnist_lit.training.checkpoints import (
     LINKED,
     AtomicCheckpointIO,
@@ -92,7 +93,7 @@ class CLI(LightningCLI):
                 trainer_defaults=TRAINER_DEFAULTS,
                 seed_everything_default=42,
                 parser_class=Parser,
-                parser_kwargs={"prog": command_line.program},
+                parser_kwargs={"prog": command_line.program, "allow_abbrev": False},
                 auto_configure_optimizers=False,
             )
         except BaseException:
@@ -276,7 +277,7 @@ class CLI(LightningCLI):
             callbacks.append(last)
         has_bar = any(isinstance(callback, ProgressBar) for callback in config.trainer.callbacks or [])
         if config.trainer.enable_progress_bar is not False and not has_bar:
-            callbacks.append(Progress())
+            callbacks.append(TQDMProgressBar(refresh_rate=20 if sys.stdout.isatty() else 0))
         return callbacks
 
     def _loggers(self, configured: Any) -> list[Logger] | bool:

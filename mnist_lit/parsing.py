@@ -35,10 +35,7 @@ class ParserError(Exception):
 
 
 class Parser(LightningArgumentParser):
-    """Lightning's parser without abbreviations, usage and exits."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, allow_abbrev=False, **kwargs)
+    """Lightning's parser without usage and exits."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise the message for the caller to explain."""

@@ -1,6 +1,5 @@
-"""Callbacks of every run: checkpoints, early stopping, weight averaging, the progress bar."""
+"""Callbacks of every run: checkpoints, early stopping and weight averaging."""
 
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
@@ -9,7 +8,7 @@ from typing import Any, Literal
 import torch
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, PositiveInt
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, EMAWeightAveraging, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
 from mnist_lit.errors import Stopped, UsageError
@@ -161,10 +160,3 @@ class EMA(EMAWeightAveraging):
     ) -> None:
         super().__init__(decay=float(decay), update_every_n_steps=int(every_n_steps))
         self.enabled = enabled
-
-
-class Progress(TQDMProgressBar):
-    """Draw a progress bar every 20 batches, on a terminal only."""
-
-    def __init__(self) -> None:
-        super().__init__(refresh_rate=20 if sys.stdout.isatty() else 0)

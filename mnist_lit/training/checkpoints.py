@@ -27,7 +27,10 @@ LINKED = ("image_size", "in_channels")  # arguments of a model that the data has
 # Classes that only training needs; whoever uses the weights may not have them.
 TRAINING_KEYS = ("optimizer", "schedule", "callbacks", "logger", "plugins", "profiler")
 PATHS = ("data_dir", "mirrors", "predict_paths")
-OTHER_CLASS = "it is of another class: a model of one's own needs the command that trained it, as `python -m mynet`"
+OTHER_NETWORK = (
+    "data.image_size, or another key that shapes it, differs; "
+    "a class of one's own needs the command that trained it, as `python -m mynet`"
+)
 PLAIN_HTTP = re.compile(r"http://(?!(localhost|127\.0\.0\.1)(:\d+)?/)")
 
 
@@ -137,9 +140,7 @@ def check_network(
     theirs = checkpoint.config.get("model", {})
     differing = [name for name in theirs if name in config and theirs[name] != config[name]]
     reasons = [f"model.{name} is {theirs[name]} in the checkpoint, {config[name]} here" for name in differing]
-    is_same_class = checkpoint.shapes.keys() == state_dict.keys()
-    other = "data.image_size, or another key that shapes it, differs" if is_same_class else OTHER_CLASS
-    reason = "; ".join(reasons) or other
+    reason = "; ".join(reasons) or OTHER_NETWORK
     raise UsageError(f"{key}: the checkpoint is of another network\n{reason}")
 
 
