@@ -220,18 +220,6 @@ def test_downloads_begin_with_https(name: str, tmp_path: Path) -> None:
         fetch(tmp_path, name=name, download=False)
 
 
-@pytest.mark.parametrize(
-    ("name", "shape"), [(LABELS, (10_001,)), (LABELS, (10_000, 1)), ("t10k-images-idx3-ubyte", (10_000, 28, 29))]
-)
-def test_raw_kmnist_of_another_form_is_refused(tmp_path: Path, name: str, shape: tuple[int, ...]) -> None:
-    raw = tmp_path / "KMNIST" / "raw"
-    write_idx(raw, "t10k-images-idx3-ubyte", (10_000, 28, 28))
-    write_idx(raw, LABELS, (10_000,))
-    write_idx(raw, name, shape)
-    with pytest.raises(MNISTLitError, match=name):
-        load("kmnist", tmp_path, "test")
-
-
 def test_fashion_mnist_from_a_mirror_must_have_its_published_checksum(tmp_path: Path, mirror: Mirror) -> None:
     mirror.files = dict.fromkeys(mirror.files, gzip.compress(write_idx(tmp_path, "labels", (10_000,)).read_bytes()))
     with pytest.raises(MNISTLitError, match=r"-ubyte\.gz "):
