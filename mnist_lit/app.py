@@ -109,7 +109,7 @@ def _set_import_variables() -> None:
     # OpenMP's threads spin while they wait for each other. On a core that another process shares, that costs whole
     # time slices: two runs at once then take many times as long as one (scripts/benchmark.py busy).
     if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+        os.environ.setdefault("GOMP_SPINCOUNT", "4000")
 
 
 @contextmanager

@@ -56,7 +56,7 @@ class Parser(LightningArgumentParser):
         add("--report", type=bool, default=True, help="Whether the run is also shown on a page, RUN/report.html.")
         text = (
             "Threads of torch on the CPU, 1 to 1024; default one for each core. The last bits depend on it. They wait "
-            "for each other with GOMP_SPINCOUNT=1000 unless that variable or OMP_WAIT_POLICY is set."
+            "for each other with GOMP_SPINCOUNT=4000 unless that variable or OMP_WAIT_POLICY is set."
         )
         add("--num_threads", type=Threads | None, help=text)
         if command != "fit":
