@@ -106,9 +106,9 @@ def _set_import_variables() -> None:
     """Set the environment variables that libraries read when they are imported, where the user has not."""
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # no bars in a log file
-    # OpenMP's threads spin while they wait for each other, libgomp's 300,000 times. On a core that another process shares
-    # that costs whole time slices: two runs at once took 3.6 times as long as one, with 4,000 twice as long; a run alone
-    # lost 3 to 7 % (scripts/benchmark.py busy).
+    # OpenMP's threads spin while they wait for each other, by default 300,000 times. On a core that another process
+    # shares, that costs whole time slices: two runs at once took 3.6 times as long as one, with 4,000 times 2.1 times
+    # as long. A run alone lost 3 to 7 % by it (scripts/benchmark.py busy).
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "4000")
 
