@@ -18,6 +18,7 @@ from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 from tqdm import tqdm
@@ -102,7 +103,7 @@ def train(program: Callable[..., Any], args: list[str], objectives: Sequence[Obj
 
 
 def _failure(error: BaseException) -> Result:
-    if isinstance(error, Stopped | SQLAlchemyError):
+    if isinstance(error, Stopped | SQLAlchemyError | StorageInternalError):
         return Result(TrialState.WAITING, error="its worker was stopped, or its database away")
     if isinstance(error, UnknownMetricError):
         raise error
