@@ -46,9 +46,14 @@ def raise_if_stopped() -> None:
 
 @contextlib.contextmanager
 def defer_signals() -> Iterator[None]:
-    """Defer signals until the block exits."""
+    """Defer signals until the block exits, or asks by `raise_if_stopped`."""
     received: list[int] = []
-    with handle_signals(lambda signum, _frame: received.append(signum)):
+
+    def defer(signum: int, _frame: FrameType | None) -> None:
+        received.append(signum)
+        RECEIVED.append(signum)
+
+    with handle_signals(defer):
         yield
     if received:
         signal.raise_signal(received[0])
