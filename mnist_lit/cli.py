@@ -81,8 +81,7 @@ class CLI(LightningCLI):
         self.initial: Checkpoint | None = None  # whose weights a new run starts from
         self.goes_on = False  # `fit` continues a run in its own directory
         self.ensemble: list[Checkpoint] = []
-        self.run_dir = LOGS
-        self.claimed = RunDir(LOGS)
+        self.run_dir, self.claimed = LOGS, RunDir(LOGS)
         try:
             super().__init__(
                 model_class or ConvNet,
@@ -104,8 +103,6 @@ class CLI(LightningCLI):
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         # An optimizer that the parser makes holds its CLI, and callbacks copy the model with its optimizer.
         return self
-
-    # Configuration
 
     def setup_parser(self, *args: Any) -> None:
         key = (self.command, self.model_class, self.datamodule_class)
@@ -187,8 +184,7 @@ class CLI(LightningCLI):
     def _plain(self, config: Namespace) -> dict[str, Any]:
         # As JSON, which is ten times as fast as YAML; it was checked when it was parsed.
         options = {"skip_unset": False, "skip_link_targets": False, "skip_validation": True}
-        plain: dict[str, Any] = json.loads(self.parser.dump(config, format="json", **options))
-        return plain
+        return dict(json.loads(self.parser.dump(config, format="json", **options)))
 
     def defaults(self) -> dict[str, Any]:
         """Return the defaults of all keys as plain data."""
@@ -196,8 +192,6 @@ class CLI(LightningCLI):
         defaults.trainer.precision = native_precision(self.config.trainer.accelerator)
         # A run's page, which other commands write, too, compares with the keys of `fit`.
         return {"init_from": None, **self._plain(defaults)}
-
-    # Objects
 
     def instantiate_classes(self) -> None:
         try:
