@@ -279,7 +279,7 @@ def test_missing_and_damaged_files_of_emnist_are_named(emnist: Path, tmp_path: P
     file = emnist / "emnist-letters-train-labels-idx1-ubyte"
     fit = ["fit", *SMALL, f"--data.data_dir={tmp_path}", "--data.dataset=emnist_letters", "--data.val_size=26"]
     content = file.read_bytes()
-    for damaged in (b"", b"<html>", content[:-1]):
+    for damaged in (b"", b"<html>", content[:-1], content[:8] + bytes(104)):
         file.write_bytes(damaged)
         assert "EMNIST" in fails(*fit, code=1)
     file.unlink()

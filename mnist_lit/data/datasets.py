@@ -101,8 +101,11 @@ def _load_letters(data_dir: Path, split: Split) -> tuple[Tensor, Tensor]:
     """Load the letters of EMNIST, which torchvision has downloaded."""
     try:
         letters = datasets.EMNIST(data_dir, "letters", train=split == "train")
+        labels = letters.targets
+        if letters.data.shape != (len(labels), 28, 28) or not 1 <= labels.min() <= labels.max() <= 26:
+            raise ValueError("images and labels do not belong together")
         # Rows and columns are exchanged in the files, and the label of a is 1.
-        return letters.data.transpose(1, 2).contiguous(), letters.targets - 1
+        return letters.data.transpose(1, 2).contiguous(), labels - 1
     except (AssertionError, OSError, RuntimeError, TypeError, ValueError) as error:
         raise MNISTLitError(
             f"EMNIST: {data_dir}/EMNIST/raw has no intact files of {split}: {error}\n"
