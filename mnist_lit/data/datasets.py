@@ -99,19 +99,17 @@ def _load_digits(_: Path, split: Split) -> tuple[Tensor, Tensor]:
 
 def _load_letters(data_dir: Path, split: Split) -> tuple[Tensor, Tensor]:
     """Load the letters of EMNIST, which torchvision has downloaded."""
+    code = f"from torchvision.datasets import EMNIST; EMNIST({str(data_dir)!r}, 'letters', download=True)"
+    hint = f'remove what is in {data_dir}/EMNIST/raw, then: python -c "{code}"'
     try:
         letters = datasets.EMNIST(data_dir, "letters", train=split == "train")
-        labels = letters.targets
-        if letters.data.shape != (len(labels), 28, 28) or not 1 <= labels.min() <= labels.max() <= 26:
-            raise ValueError("images and labels do not belong together")
-        # Rows and columns are exchanged in the files, and the label of a is 1.
-        return letters.data.transpose(1, 2).contiguous(), labels - 1
     except (AssertionError, OSError, RuntimeError, TypeError, ValueError) as error:
-        raise MNISTLitError(
-            f"EMNIST: {data_dir}/EMNIST/raw has no intact files of {split}: {error}\n"
-            f"remove what is there, then: python -c "
-            f"\"from torchvision.datasets import EMNIST; EMNIST({str(data_dir)!r}, 'letters', download=True)\""
-        ) from error
+        raise MNISTLitError(f"EMNIST: there are no intact files of {split}: {error}\n{hint}") from error
+    # Rows and columns are exchanged in the files, and the label of a is 1.
+    images, labels = letters.data.transpose(1, 2).contiguous(), letters.targets - 1
+    if images.shape != (len(labels), 28, 28) or not 0 <= labels.min() <= labels.max() < len(string.ascii_lowercase):
+        raise MNISTLitError(f"EMNIST: the files of {split} do not belong together\n{hint}")
+    return images, labels
 
 
 def _prepare_letters(data_dir: Path, splits: Collection[Split], *_: Any) -> None:
