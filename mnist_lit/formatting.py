@@ -1,7 +1,8 @@
 """Values, scores, durations and names as text."""
 
+import copy
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -25,15 +26,33 @@ def format_value(value: object) -> str:
     return str(value)
 
 
-def flatten(config: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
-    """Join nested keys with dots, as flags do; the arguments of a class get keys of their own."""
+def flatten(config: Mapping[Any, Any], leaves: Collection[str] = (), prefix: str = "") -> dict[str, Any]:
+    """Join nested keys with dots; a mapping that has one of the names of `leaves` stays as it is."""
     flat: dict[str, Any] = {}
     for name, value in config.items():
-        key, arguments = f"{prefix}{name}", value
-        if isinstance(value, Mapping) and "class_path" in value:
-            flat[key], arguments = value["class_path"], value.get("init_args") or {}
-        flat |= flatten(arguments, f"{key}.") if isinstance(arguments, Mapping) else {key: value}
+        key, is_branch = f"{prefix}{name}", isinstance(value, Mapping) and value and not set(leaves) & value.keys()
+        flat |= flatten(value, leaves, f"{key}.") if is_branch else {key: value}
     return flat
+
+
+def flag_names(config: Mapping[Any, Any]) -> dict[str, Any]:
+    """Name the keys of a configuration as flags do: those of a class without `class_path` and `init_args`."""
+    flat = {key: value for key, value in flatten(config).items() if value != {}}
+    return {key.removesuffix(".class_path").replace(".init_args.", "."): value for key, value in flat.items()}
+
+
+def nested(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn keys with dots into mappings of mappings; a class beside its arguments becomes a class_path."""
+    tree: dict[str, Any] = {}
+    for key in sorted(config, key=lambda key: key.count(".")):
+        *path, name = key.split(".")
+        branch = tree
+        for part in path:
+            if not isinstance(branch.setdefault(part, {}), dict):
+                branch[part] = {"class_path": branch[part]}
+            branch = branch[part]
+        branch[name] = copy.deepcopy(config[key])
+    return tree
 
 
 def format_table(rows: Sequence[Sequence[str]]) -> str:

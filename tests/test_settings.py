@@ -57,6 +57,7 @@ def test_wrong_flag(flags: list[str], key: str, hint: str, refused: Any) -> None
         ("", "--config", "s.yaml"),
         ("space: [", "s.yaml, line 1", ""),
         (SPACE + "n_trails: 3", "s.yaml, line 2: n_trails", "n_trials"),
+        (SPACE + "n_trials: null", "s.yaml, line 2: n_trials", "null"),
         (SPACE + "storage: {a: 1}", "s.yaml, line 2: storage", "str"),
         (SPACE + "objective:\n  directon: maximize", "s.yaml, line 3: objective.directon", "direction"),
     ],

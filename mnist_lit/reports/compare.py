@@ -7,7 +7,7 @@ from typing import Any
 
 from mnist_lit.command_line import read_config
 from mnist_lit.errors import UsageError
-from mnist_lit.formatting import METRICS, flatten, format_score, format_table, format_value, short_names
+from mnist_lit.formatting import METRICS, flag_names, format_score, format_table, format_value, short_names
 
 USAGE = "usage: python -m mnist_lit compare RUN RUN...    run directories, or those of a search's trials"
 RESULTS = (*METRICS, "epoch", "seconds", "images_per_second", "parameters", "device")
@@ -34,7 +34,7 @@ def compare(args: Sequence[str]) -> None:
     if len(paths) < 2:
         raise UsageError(f"compare needs two different runs or more\n{USAGE}")
     runs = [read_run(path) for path in paths.values()]
-    configs = [{key: format_value(value) for key, value in flatten(config).items()} for config, _ in runs]
+    configs = [{key: format_value(value) for key, value in flag_names(config).items()} for config, _ in runs]
     results = [{name: _format(name, metrics[name]) for name in RESULTS if name in metrics} for _, metrics in runs]
     names = [name for name in RESULTS if any(name in result for result in results)]
     keys = dict.fromkeys(key for config in configs for key in config)

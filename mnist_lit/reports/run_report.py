@@ -13,7 +13,7 @@ from matplotlib.ticker import PercentFormatter
 from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 
 from mnist_lit.command_line import program_name
-from mnist_lit.formatting import flatten
+from mnist_lit.formatting import flag_names
 from mnist_lit.reports.compare import read_run
 from mnist_lit.reports.template import render
 from mnist_lit.training.run_dir import write_text
@@ -33,7 +33,7 @@ STYLE: dict[Any, Any] = {
 def write_run_report(run_dir: Path, defaults: Mapping[str, Any]) -> Path:
     """Write report.html into the directory of a run; what the run does not have is left out."""
     config, metrics = read_run(run_dir)
-    curves, config, defaults = _read_curves(run_dir), flatten(config), flatten(defaults)
+    curves, config, defaults = _read_curves(run_dir), flag_names(config), flag_names(defaults)
     page = render(
         "reports/run_report.html.jinja",
         name=run_dir.resolve().name,

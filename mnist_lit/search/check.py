@@ -9,8 +9,9 @@ from typing import Any
 import yaml
 
 from mnist_lit.errors import UsageError
+from mnist_lit.formatting import flatten, nested
 from mnist_lit.search.settings import Settings
-from mnist_lit.search.space import Params, Space, flat, nested
+from mnist_lit.search.space import Params, Space
 from mnist_lit.search.worker import Worker
 from mnist_lit.training.run_dir import write_text
 
@@ -24,7 +25,7 @@ def check(settings: Settings, program: Callable[..., Any]) -> tuple[Params, Spac
     Returns:
         The configuration that the trials start from, with the machine's `num_threads` and `num_gpus`; and the space.
     """
-    overrides = flat(settings.overrides)
+    overrides = flatten(settings.overrides)
     for key in [*settings.space, *overrides]:
         if key.split(".")[0] in RESERVED:
             raise UsageError(f"{'space' if key in settings.space else 'overrides'}.{key}: the search sets it itself")
@@ -50,10 +51,10 @@ def check(settings: Settings, program: Callable[..., Any]) -> tuple[Params, Spac
             return base
 
         base = build({})
-        known = flat(base)
+        known = flatten(base)
         for params in Space(settings.space, known).corners():
             # Some keys exist in some trials only, for example the momentum of one of several optimizers.
-            known = {key: value for key, value in flat(build(params)).items() if key in settings.space} | known
+            known = {key: value for key, value in flatten(build(params)).items() if key in settings.space} | known
     return base, Space(settings.space, known)
 
 
@@ -61,7 +62,7 @@ def trial_args(settings: Settings, run_dir: Path, overrides: Params) -> list[str
     """Write the config of a trial's own, and return the trial's command line."""
     overlay = run_dir.parents[1] / "overlays" / f"{run_dir.name}.yaml"
     overlay.parent.mkdir(exist_ok=True)
-    content = {"report": False, "pictures.enabled": False, "test_after_fit": False, **flat(overrides)}
+    content = {"report": False, "pictures.enabled": False, "test_after_fit": False, **flatten(overrides)}
     write_text(overlay, yaml.safe_dump(nested(content), sort_keys=False))
     return ["fit", *(f"--config={config}" for config in [*settings.configs, overlay]), f"--run_dir={run_dir}"]
 

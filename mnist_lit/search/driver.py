@@ -46,11 +46,6 @@ def search(args: Sequence[str], program: Callable[..., Any]) -> optuna.Study:
 
     Returns:
         The study.
-
-    Raises:
-        UsageError: If what was typed cannot work.
-        MNISTLitError: If no trial can succeed.
-        Stopped: If it is asked to stop; what was done is kept.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore", ExperimentalWarning)  # heartbeats, retries and some samplers are experimental
@@ -93,7 +88,6 @@ def _about(settings: Settings, config: Mapping[str, Any]) -> dict[str, Any]:
 def _lock(settings: Settings) -> contextlib.AbstractContextManager[Any]:
     """Lock the directory of a study that is a journal; a database takes several drivers."""
     folder = settings.folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
     if settings.storage is not None:
         return contextlib.nullcontext()
     try:
@@ -176,7 +170,7 @@ class Driver:
         except (MNISTLitError, StorageInternalError):
             raise
         except Exception as error:
-            raise MNISTLitError(f"sampler: {type(error).__name__}: {' '.join(str(error).split())}") from error
+            raise UsageError(f"sampler: {type(error).__name__}: {' '.join(str(error).split())}") from error
         trial.set_user_attr("params", params)
         for other in self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
             if other.params == trial.params:

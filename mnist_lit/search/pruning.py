@@ -20,8 +20,7 @@ class Pruning(Callback):
 
     def __init__(self, objectives: Sequence[Objective], trial: optuna.Trial | None) -> None:
         self.objectives, self.trial, self.is_pruned = objectives, trial, False
-        names = [objective.metric for objective in objectives]
-        self.history: dict[str, list[float]] = {name: [] for name in names if name not in RUN_METRICS}
+        self.history: dict[str, list[float]] = {one.metric: [] for one in objectives if one.metric not in RUN_METRICS}
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:
@@ -32,8 +31,7 @@ class Pruning(Callback):
                 hints = f"{did_you_mean(metric, names)}\nthere are {', '.join(names)}"
                 raise UnknownMetricError(f"objective.metric: no run logs {metric} at its validations\n{hints}")
             values.append(float(trainer.callback_metrics[metric]))
-        is_end = trainer.global_step >= trainer.estimated_stepping_batches
-        if self._should_prune() and not is_end:
+        if self._should_prune() and trainer.global_step < trainer.estimated_stepping_batches:
             self.is_pruned = trainer.should_stop = True
 
     def score(self, objective: Objective, metrics: dict[str, Any]) -> float:

@@ -16,7 +16,6 @@ from plotly.offline import get_plotlyjs
 
 from mnist_lit.formatting import format_score, format_value, short_names
 from mnist_lit.reports.template import render
-from mnist_lit.search.results import confirmed_scores
 from mnist_lit.search.settings import Settings
 from mnist_lit.search.study import ranked
 from mnist_lit.training.run_dir import write_text
@@ -41,7 +40,7 @@ def write_report(study: optuna.Study, settings: Settings) -> Path:
         trials=sorted(trials, key=lambda trial: ranks.get(trial.number, len(ranks))),
         scores={trial.number: _scores(trial) for trial in trials},
         front=sorted(trial.number for trial in (study.best_trials if len(settings.metrics) > 1 else order[:1])),
-        confirmed=confirmed_scores(study),
+        confirmed=study.user_attrs.get("confirmed", {}),
         plots=plots,
         plotly=get_plotlyjs(),
     )

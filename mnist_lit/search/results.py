@@ -19,10 +19,9 @@ import yaml
 from optuna.trial import FrozenTrial, TrialState
 
 from mnist_lit.command_line import program_name
-from mnist_lit.formatting import format_score, format_table, format_value, short_names
+from mnist_lit.formatting import format_score, format_table, format_value, nested, short_names
 from mnist_lit.search.check import trial_args
 from mnist_lit.search.settings import Settings
-from mnist_lit.search.space import nested
 from mnist_lit.search.study import counted, ranked
 from mnist_lit.search.worker import Result, Worker, train
 from mnist_lit.training.run_dir import write_text
@@ -63,7 +62,7 @@ def confirm(
     futures: dict[tuple[str, str], Future[Result]] = {}
     for trial, new_seed in itertools.product(trials, seeds):
         number, seed_name = str(trial.number), str(new_seed)
-        if seed_name in confirmed.setdefault(number, {}):
+        if seed_name in confirmed.get(number, {}):
             continue
         run_dir = settings.folder / "confirm" / f"{trial.number:04d}_seed_{new_seed}"
         shutil.rmtree(run_dir, ignore_errors=True)  # of a start that was stopped
@@ -74,14 +73,9 @@ def confirm(
         # Where a worker has died, the lines of the result count the trainings that there are.
         with contextlib.suppress(BrokenProcessPool):
             if values := future.result().values:
-                confirmed[number][seed_name] = values[0]
+                confirmed.setdefault(number, {})[seed_name] = values[0]
                 study.set_user_attr("confirmed", confirmed)
                 print(f"trial {number} with seed {seed_name}: {format_scores(settings, values)}", flush=True)
-
-
-def confirmed_scores(study: optuna.Study) -> dict[int, list[float]]:
-    """Collect the scores of trials that were trained again with other seeds, by their numbers."""
-    return {int(number): [*new.values()] for number, new in study.user_attrs.get("confirmed", {}).items() if new}
 
 
 def format_results(study: optuna.Study, settings: Settings) -> str:
@@ -94,10 +88,11 @@ def format_results(study: optuna.Study, settings: Settings) -> str:
         values = [format_value(params[key]) if key in params else "" for key in settings.space]
         rows.append([str(trial.number), *scores, *values, f"{trial.user_attrs.get('seconds', 0):.1f}"])
     lines, metric = [format_table(rows)], settings.metrics[0]
-    for number, new in confirmed_scores(study).items():
+    for number, by_seed in study.user_attrs.get("confirmed", {}).items():
+        first, new = study.trials[int(number)].values[0], list(by_seed.values())
         deviation = f" ± {format_score(metric, statistics.stdev(new))}" if len(new) > 1 else ""
-        first, mean = (format_score(metric, score) for score in (study.trials[number].values[0], statistics.mean(new)))
-        lines.append(f"trial {number}: {metric} {first} in the search, {mean}{deviation} with {len(new)} other seeds")
+        text = f"{format_score(metric, first)} in the search, {format_score(metric, statistics.mean(new))}"
+        lines.append(f"trial {number}: {metric} {text}{deviation} with {len(new)} other seeds")
     return "\n".join(lines)
 
 

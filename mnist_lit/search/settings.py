@@ -16,8 +16,9 @@ from optuna.samplers import BaseSampler, TPESampler
 from mnist_lit.class_paths import called_functions
 from mnist_lit.command_line import CommandLine, find_config, program_name
 from mnist_lit.errors import UsageError
+from mnist_lit.formatting import flatten
 from mnist_lit.parser_errors import explain, explain_object
-from mnist_lit.search.space import ENTRY, flat
+from mnist_lit.search.space import ENTRY
 
 DEFAULT_CONFIG = "configs/search.yaml"
 StudyName = restricted_string_type("StudyName", r"^[A-Za-z0-9][\w.-]{0,99}$", docstring="The name of a folder.")
@@ -134,6 +135,8 @@ def parse(args: Sequence[str]) -> tuple[Settings, bool, str]:
     parser = _parser(typed.program)
     try:
         config = parser.parse_args(typed.layers())
+        # The parser does not check a null of a file.
+        parser.parse_args([f"--{key}=null" for content in typed.contents for key in content if content[key] is None])
     except (ArgumentError, TypeError, ValueError) as error:
         raise UsageError(explain(str(error), KEYS, typed)) from error
     for key, class_path in called_functions({"sampler": config.sampler.as_dict()}):
@@ -141,7 +144,7 @@ def parse(args: Sequence[str]) -> tuple[Settings, bool, str]:
     file = typed.origin("configs").partition(", line ")
     config.configs = [str(find_config(name, Path(file[0]).parent if file[1] else None)) for name in config.configs]
     # A flag gives `{model: {lr: ...}}`, a file may give `{model.lr: ...}`.
-    config.space, config.overrides = flat(config.space, ENTRY), flat(config.overrides, ("class_path",))
+    config.space, config.overrides = flatten(config.space, ENTRY), flatten(config.overrides, ("class_path",))
     is_fresh, is_printed = config.pop("fresh"), config.pop("print_config")
     plain = yaml.safe_load(parser.dump(config, skip_unset=False))
     plain["storage"] = hide_password(config.storage) if config.storage else None
@@ -163,8 +166,7 @@ def parse(args: Sequence[str]) -> tuple[Settings, bool, str]:
 
 def hide_password(text: str) -> str:
     """Replace the password in the URL of a database."""
-    text = re.sub(r"(://[^:/@]*):.*@", r"\1:***@", text)
-    return re.sub(r"(\bpassword=)[^&]*", r"\1***", text)
+    return re.sub(r"(\bpassword=)[^&]*", r"\1***", re.sub(r"(://[^:/@]*):.*@", r"\1:***@", text))
 
 
 def _parser(program: str) -> ArgumentParser:

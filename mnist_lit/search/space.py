@@ -1,6 +1,5 @@
 """The search space: entries of a search config as Optuna's distributions."""
 
-import copy
 import json
 import math
 import warnings
@@ -18,7 +17,6 @@ from mnist_lit.errors import UsageError, did_you_mean
 Params = dict[str, Any]
 ENTRY = ("low", "high", "step", "log", "choices", "items", "length", "when")  # what an entry of a space may hold
 NUM_DRAWS = 500  # of corners: a bound may stand below rare conditions
-SCALARS = (bool, int, float, str, type(None))
 
 
 @dataclass(frozen=True)
@@ -159,7 +157,8 @@ def _choice(choices: list[Any]) -> Scalar:
     if twice := next((text for text in texts if texts.count(text) > 1), None):
         raise ValueError(f"{twice} stands twice in choices")
     # Optuna takes scalars only, for which 1, 1.0 and true are the same.
-    are_distinct = all(isinstance(choice, SCALARS) for choice in choices) and len(set(choices)) == len(choices)
+    are_scalars = all(isinstance(choice, int | float | str | None) for choice in choices)
+    are_distinct = are_scalars and len(set(choices)) == len(choices)
     return Scalar(CategoricalDistribution(choices if are_distinct else texts), tuple(choices))
 
 
@@ -180,26 +179,3 @@ def _check_names(where: str, entry: Any, names: Collection[str]) -> None:
     if unknown := next((str(name) for name in entry if name not in names), None):
         hint = did_you_mean(unknown, names) or f"there are {', '.join(names)}"
         raise UsageError(f"{where}: there is no {unknown}\n{hint}")
-
-
-def flat(tree: Mapping[str, Any], leaves: Collection[str] = (), prefix: str = "") -> Params:
-    """Turn mappings of mappings into keys with dots, but keep those that have one of the names of `leaves`."""
-    values: Params = {}
-    for name, value in tree.items():
-        key, is_branch = f"{prefix}{name}", isinstance(value, Mapping) and value and not set(leaves) & value.keys()
-        values |= flat(value, leaves, f"{key}.") if is_branch else {key: value}
-    return values
-
-
-def nested(params: Mapping[str, Any]) -> Params:
-    """Turn keys with dots into mappings of mappings; a class beside its arguments becomes a class_path."""
-    tree: Params = {}
-    for key in sorted(params, key=lambda key: key.count(".")):
-        *path, name = key.split(".")
-        branch = tree
-        for part in path:
-            if not isinstance(branch.setdefault(part, {}), dict):
-                branch[part] = {"class_path": branch[part]}
-            branch = branch[part]
-        branch[name] = copy.deepcopy(params[key])
-    return tree

@@ -9,16 +9,17 @@ from typing import Any
 import optuna
 from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
 from optuna.pruners import NopPruner
-from optuna.samplers import BaseSampler, BruteForceSampler
+from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 from optuna.storages import RetryHeartbeatStaleTrialCallback as Retry
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from mnist_lit.class_paths import accepted_parameters, instantiate
+from mnist_lit.class_paths import accepted_parameters
 from mnist_lit.errors import UsageError
+from mnist_lit.formatting import flatten
 from mnist_lit.search.settings import Settings
-from mnist_lit.search.space import Space, flat
+from mnist_lit.search.space import Space
 from mnist_lit.search.storage import open_storage
 
 
@@ -88,7 +89,7 @@ def open_study(settings: Settings, space: Space, about: Mapping[str, Any], *, fr
     if earlier != about:
         if all(trial.state in (TrialState.FAIL, TrialState.WAITING) for trial in study.trials):
             return open_study(settings, space, about, fresh=True)  # a first attempt that had a mistake
-        old, new = flat(earlier), flat(about)
+        old, new = flatten(earlier), flatten(about)
         key = next(key for key in {**old, **new} if old.get(key) != new.get(key))
         difference = f"{key} was {json.dumps(old.get(key, 'absent'))}, is {json.dumps(new.get(key, 'absent'))}"
         hint = "begin anew with --fresh, or give another --study_name"
@@ -113,12 +114,9 @@ def _archive(settings: Settings) -> None:
 
 
 def _sampler(settings: Settings, space: Space) -> BaseSampler:
-    # The parser makes a partial function of a class path. Without its grid, a brute-force sampler would find out in the
-    # middle of a search that a space is infinite.
-    is_brute_force = BruteForceSampler in getattr(settings.sampler, "args", ())
-    needs_grid = is_brute_force or "search_space" in accepted_parameters(settings.sampler)
+    grid = {"search_space": space.grid()} if "search_space" in accepted_parameters(settings.sampler) else {}
     try:
-        sampler: BaseSampler = instantiate(settings.sampler, **{"search_space": space.grid()} if needs_grid else {})
+        sampler: BaseSampler = settings.sampler(**grid)
     except (ImportError, TypeError, ValueError) as error:
         raise UsageError(f"sampler: {error}") from error
     return sampler

@@ -17,7 +17,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning_utilities.core.rank_zero import rank_zero_only
 from torch.utils.tensorboard.summary import hparams
 
-from mnist_lit.formatting import flatten, format_value
+from mnist_lit.formatting import flag_names, format_value
 from mnist_lit.training.run_dir import atomic_write, is_global_zero, write_text, write_yaml
 
 PACKAGES = ("mnist_lit", "torch", "torchvision", "lightning", "torchmetrics")
@@ -70,7 +70,7 @@ class MetricsWriter(Callback):
             return
         self.has_logged_params = True
         # Those that always count, and those that differ from their defaults.
-        config, defaults = flatten(self.config), flatten(self.defaults)
+        config, defaults = flag_names(self.config), flag_names(self.defaults)
         params = {key: config[key] for key in config if key in ALWAYS or config[key] != defaults.get(key)}
         params |= {"model.optimizer": type(trainer.optimizers[0]).__name__, "seed": self.config["seed_everything"]}
         params.pop("seed_everything", None)
