@@ -3,6 +3,7 @@
 import contextlib
 import pickle
 import shlex
+import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +24,7 @@ from mnist_lit.search.check import check, trial_args
 from mnist_lit.search.results import confirm, fit_command, format_results, format_scores, write_results
 from mnist_lit.search.settings import Settings, hide_password, parse
 from mnist_lit.search.space import Space
-from mnist_lit.search.storage import HEARTBEAT, DatabaseGoneError
+from mnist_lit.search.storage import HEARTBEAT, reason_of
 from mnist_lit.search.study import Study, counted, fail_and_retry, open_study, ranked
 from mnist_lit.search.worker import Result, Worker, kill_workers, new_workers, train
 from mnist_lit.signals import defer_signals
@@ -33,7 +34,7 @@ from mnist_lit.training.run_dir import write_text
 COMPARABLE = ("run_dir", "ckpt_path", "test_after_fit", "num_threads", "num_gpus", "csv", "report", "pictures")
 COMPARABLE_DATA = ("data_dir", "download", "mirrors", "timeout", "num_workers", "pin_memory")
 NUM_FAILURES = 3  # the search is aborted if so many trials fail at first and none succeeds
-NUM_RETRIES = 20  # of a step in the middle of which a database goes away
+PATIENCE = 600  # seconds to wait for a database
 DIED = "its worker died"
 
 
@@ -65,6 +66,8 @@ def search(args: Sequence[str], program: Callable[..., Any]) -> optuna.Study:
                 command = shlex.join(hide_password(arg) for arg in args if arg != "--fresh")
                 stop.add_note(f"what was done is kept; go on with: {program_name()} search {command}")
                 raise
+    except StorageInternalError as error:
+        raise MNISTLitError(f"storage: {reason_of(error)}\nwhat was done is kept; the same command goes on") from error
     finally:
         kill_workers()
     from mnist_lit.search.report import write_report  # plotly
@@ -118,10 +121,8 @@ class Driver:
             self._retry_running("its search was killed")
         try:
             self._run_all()
-        except DatabaseGoneError:
-            raise  # and is not waited for once more
         except BaseException:
-            with defer_signals(), contextlib.suppress(StorageInternalError, Stopped):
+            with defer_signals(), contextlib.suppress(StorageInternalError):
                 kill_workers()  # or they would write into directories that are deleted
                 self._retry_running("its search was stopped")
                 write_results(self.study, self.settings)
@@ -129,7 +130,7 @@ class Driver:
         write_results(self.study, self.settings)
 
     def _run_all(self) -> None:
-        num_failures = 0
+        given_up_at = float("inf")
         while True:
             try:
                 with defer_signals():
@@ -144,11 +145,13 @@ class Driver:
                 with defer_signals():
                     for future in [future for future in self.running if future.done()]:
                         self._finish(future)
-                num_failures = 0
-            except StorageInternalError as error:  # a database went away; the next step waits for it
-                num_failures += 1
-                if num_failures > NUM_RETRIES:
-                    raise MNISTLitError(f"storage: {error.__cause__ or error}") from error
+                given_up_at = float("inf")
+            except StorageInternalError as error:  # the next step begins with what the storage holds
+                if given_up_at == float("inf"):
+                    print(f"waiting for the database: {reason_of(error)}", file=sys.stderr, flush=True)
+                    given_up_at = time.monotonic() + PATIENCE
+                if time.monotonic() > given_up_at:
+                    raise
                 time.sleep(1)
 
     def _is_over(self) -> bool:

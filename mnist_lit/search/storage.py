@@ -1,7 +1,6 @@
-"""Open the storage of a study: a journal on a disk that may be full, or a database that may be away."""
+"""Open the storage of a study: a journal on a disk that may be full, or a database on a network."""
 
 import os
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -9,15 +8,13 @@ from typing import Any
 from filelock import FileLock
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
-from sqlalchemy import Dialect, event, make_url
+from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError, IntegrityError, NoSuchModuleError, ProgrammingError, SQLAlchemyError
 
 from mnist_lit.errors import MNISTLitError, UsageError
 from mnist_lit.search.settings import Settings, hide_password
-from mnist_lit.signals import raise_if_stopped
 
-# Seconds between two heartbeats, seconds without one after which a trial is stale, and seconds to wait for a database.
-HEARTBEAT, GRACE_PERIOD, PATIENCE = 10, 60, 600
+HEARTBEAT, GRACE_PERIOD = 10, 60  # seconds between two heartbeats, seconds without one after which a trial is stale
 # On a cut network, a client would wait a quarter of an hour for each answer, and a server would keep the locks of a
 # client that is gone for two hours. The first three are for the client, the others for the server.
 POSTGRESQL = {
@@ -26,10 +23,6 @@ POSTGRESQL = {
     "keepalives_idle": "10",
     "options": "-c idle_in_transaction_session_timeout=30s -c tcp_user_timeout=20s -c tcp_keepalives_idle=10",
 }
-
-
-class DatabaseGoneError(MNISTLitError):
-    """Report that a database has been waited for long enough."""
 
 
 class JournalLock(JournalFileOpenLock):
@@ -67,11 +60,11 @@ def open_storage(settings: Settings) -> BaseStorage:
         text = f"storage: {url} needs a driver that is not installed\npip install 'mnist_lit[postgresql]'"
         raise UsageError(text) from error
     except SQLAlchemyError as error:
-        raise MNISTLitError(f"storage: {url} cannot be used: {_reason(error)}") from error
+        raise MNISTLitError(f"storage: {url} cannot be used: {reason_of(error)}") from error
 
 
 def open_database(url: str) -> RDBStorage:
-    """Open a database, and make Optuna's tables where there are none; one that is away now is not waited for."""
+    """Open a database, and make Optuna's tables where there are none."""
     backend, given = make_url(url).get_backend_name(), make_url(url).query
     defaults: dict[str, Any] = {"postgresql": POSTGRESQL, "sqlite": {"timeout": 60}}
     args = {name: value for name, value in defaults.get(backend, {}).items() if name not in given}
@@ -79,31 +72,13 @@ def open_database(url: str) -> RDBStorage:
     kwargs["heartbeat_stale_trial_callback"] = RetryHeartbeatStaleTrialCallback()
     kwargs["engine_kwargs"] = {"connect_args": args, "pool_pre_ping": True}
     try:
-        storage = RDBStorage(url, **kwargs)
+        return RDBStorage(url, **kwargs)
     except (IntegrityError, ProgrammingError):  # another driver has made the tables in the same moment
         time.sleep(3)
-        storage = RDBStorage(url, **kwargs)
-    if backend != "sqlite":
-        event.listen(storage.engine, "do_connect", _wait_for_database)
-    return storage
+        return RDBStorage(url, **kwargs)
 
 
-def _wait_for_database(dialect: Dialect, _record: Any, args: Any, kwargs: Any) -> Any:
-    """Connect to a database, and wait for it while it is away."""
-    deadline, is_waiting = time.monotonic() + PATIENCE, False
-    while True:
-        try:
-            return dialect.connect(*args, **kwargs)
-        except dialect.loaded_dbapi.OperationalError as error:
-            if time.monotonic() > deadline:
-                reason = f"storage: the database does not come back: {_reason(error)}"
-                raise DatabaseGoneError(f"{reason}\nwhat was done is kept; the same command goes on") from error
-            if not is_waiting:
-                print(f"waiting for the database: {_reason(error)}", file=sys.stderr, flush=True)
-        is_waiting = True
-        raise_if_stopped()
-        time.sleep(1)
-
-
-def _reason(error: BaseException) -> str:
-    return str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+def reason_of(error: BaseException) -> str:
+    """Return the first line of the message of a database."""
+    cause = error.__cause__ or error  # Optuna's errors have SQLAlchemy's as cause, and these the driver's
+    return str(getattr(cause, "orig", None) or cause).strip().splitlines()[0]
