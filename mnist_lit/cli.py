@@ -199,7 +199,8 @@ class CLI(LightningCLI):
         except (ValueError, TypeError, ImportError) as error:
             if not isinstance(error, ValueError) and format_own_frames(error):
                 raise  # a mistake in code, which its traceback shows
-            raise UsageError(explain_object(str(error))) from error
+            message = str(error)  # of the parser, or of a constructor, which may end with advice
+            raise UsageError(explain_object(message) if "Given value" in message else message) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         if self.checkpoint is not None:
@@ -269,7 +270,8 @@ class CLI(LightningCLI):
             last = LastCheckpoint()
             config.checkpoint.dirpath = last.dirpath = str((self.run_dir / "checkpoints").resolve())
             callbacks.append(last)
-        has_bar = any(isinstance(callback, ProgressBar) for callback in config.trainer.callbacks or [])
+        given = config.trainer.callbacks
+        has_bar = any(isinstance(callback, ProgressBar) for callback in (given if isinstance(given, list) else [given]))
         if config.trainer.enable_progress_bar is not False and not has_bar:
             callbacks.append(TQDMProgressBar(refresh_rate=20 if sys.stdout.isatty() else 0))
         return callbacks

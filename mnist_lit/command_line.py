@@ -158,8 +158,9 @@ def read_config(path: Path) -> dict[str, Any]:
         UsageError: If there is no such file, or it holds something else.
     """
     if not os.path.isfile(path):  # noqa: PTH113
-        neighbours = {str(file) for file in path.parent.glob("*.yaml")} if os.path.isdir(path.parent) else set()  # noqa: PTH112
-        hint = did_you_mean(str(path), neighbours) or "give the path of a YAML file, for example configs/base.yaml"
+        names = {file.name for folder in SHIPPED_CONFIGS for file in folder.glob("*.yaml")}
+        names |= {str(file) for file in path.parent.glob("*.yaml")} if os.path.isdir(path.parent) else set()  # noqa: PTH112
+        hint = did_you_mean(str(path), names) or "give the path of a YAML file, for example configs/base.yaml"
         raise UsageError(f"--config: there is no file {path}\n{hint}")
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)

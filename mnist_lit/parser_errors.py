@@ -22,7 +22,11 @@ NOISE = re.compile(
 )
 PYTHON = [
     (r"int\(\) argument must be .*, not 'NoneType'", "must be a whole number, got null"),
+    (r"float\(\) argument must be .*, not 'NoneType'", "must be a number, got null"),
+    (r"does not conform to restriction", "must be"),
+    (r"Expected a <class '(?:\w+\.)*(\w+)'>", r"must be of type \1"),
     (r"<class '(?:\w+\.)*(\w+)'>", r"\1"),
+    (r"Expected a typing\.Literal\[(.*?)\]", r"must be one of \1"),
     (r"typing\.Literal\[(.*?)\]", r"one of \1"),
     (r"Not of type \w+: ", ""),
     (r"\bv(?=[<>])", ""),
@@ -35,7 +39,7 @@ MODULES = (
     "optuna.pruners",
 )
 LONG_WORD = re.compile(r"([^\s'\"]{200})[^\s'\"]+")
-LIST = ("Expected a list", "Expected a List")
+LIST = ("must be of type list", "Expected a List")
 STEPS = "it is filled in: the number of steps of the run"
 # The arguments of `main` that replace what these keys configure.
 OWN_CLASSES = {"model": "model_class", "data": "datamodule_class"}

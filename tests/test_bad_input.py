@@ -74,6 +74,8 @@ MISTAKES = [
     (["--config=class.yaml"], "class.yaml, line 4: model.optimizer", "momentum"),
     (["--config=syntax.yaml"], "syntax.yaml, line 3", "YAML"),
     (["--config=bda.yaml"], "bda.yaml", "bad.yaml"),
+    (["--config=digits.yml"], "digits.yml", "digits.yaml"),
+    (["--model.channels=[8, 8, 8, 8, 8]"], "model.channels", "use fewer"),
     (["--model.optimizer=SGD", "--model.optimizer.nesterov", "--model.lr=0.1"], "--model.optimizer.nesterov", "value"),
     (["--model.channels", "16", "32"], "--model.channels", "[1, 2]"),
     (["configs/base.yaml"], "configs/base.yaml", "--config"),

@@ -27,7 +27,7 @@ class Seen(Callback):
         self.validated.append(_weight(pl_module))
 
 
-SEEN = "--trainer.callbacks=[{class_path: test_callbacks.Seen}]"
+SEEN = "--trainer.callbacks=test_callbacks.Seen"  # one alone, without a list
 WEIGHT = "network.head.1.weight"
 
 
