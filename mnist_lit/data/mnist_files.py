@@ -56,7 +56,7 @@ class MNISTFiles:
         """Download missing and damaged files of these splits; write nothing if there are none."""
         folder = self._folder(data_dir)
         # Some of torchvision's are plain http, which is safe because each file is verified.
-        mirrors = mirrors or [*self.mirrors, *self.torchvision_class.mirrors]
+        mirrors = mirrors or list(dict.fromkeys([*self.mirrors, *self.torchvision_class.mirrors]))
         missing = [name for split in splits for name in SHAPES[split] if self._find(folder, name) is None]
         if missing and not download:
             raise self._error(folder, missing, mirrors)

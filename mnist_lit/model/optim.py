@@ -106,7 +106,8 @@ def apply_settings(
         before, now = (spec["class_path"] if isinstance(spec, dict) else None for spec in specs)
         has_same[name] = before == now
         if before != now and is_global_zero():
-            print(f"note: model.{name} is {now} here, {before} in the checkpoint: its state is fresh", file=sys.stderr)
+            texts = f"{now or 'null'} here, {before or 'null'} in the checkpoint"
+            print(f"note: model.{name} is {texts}: its state is fresh", file=sys.stderr)
     schedules, checkpoint["lr_schedulers"] = checkpoint.get("lr_schedulers", []) if has_same["schedule"] else [], []
     done = [(state["last_epoch"], state.get("_last_lr", [math.inf])[0]) for state in schedules]
     has_plateau = any("num_bad_epochs" in state for state in schedules)  # it follows the loss, not the steps
