@@ -1,6 +1,7 @@
 """Values, scores, durations and names as text."""
 
 import copy
+import itertools
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import timedelta
@@ -8,6 +9,7 @@ from typing import Any
 
 METRICS = ("val/acc", "val/loss", "val/f1", "test/acc", "test/loss", "test/f1")  # in the order of tables
 MAX_WIDTH = 40  # of a column
+CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")  # of a class in a configuration
 
 
 def format_value(value: object) -> str:
@@ -42,16 +44,17 @@ def flag_names(config: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def nested(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Turn keys with dots into mappings of mappings; a class beside its arguments becomes a class_path."""
+    """Turn keys with dots into mappings of mappings; a class beside its arguments gets `class_path` and `init_args`."""
     tree: dict[str, Any] = {}
-    for key in sorted(config, key=lambda key: key.count(".")):
-        *path, name = key.split(".")
-        branch = tree
-        for part in path:
+    for key in sorted(config, key=lambda key: (key.count("."), not key.endswith(".class_path"))):
+        parts, branch = key.split("."), tree
+        for part, child in itertools.pairwise(parts):
             if not isinstance(branch.setdefault(part, {}), dict):
                 branch[part] = {"class_path": branch[part]}
             branch = branch[part]
-        branch[name] = copy.deepcopy(config[key])
+            if "class_path" in branch and child not in CLASS_KEYS:
+                branch = branch.setdefault("init_args", {})
+        branch[parts[-1]] = copy.deepcopy(config[key])
     return tree
 
 

@@ -96,6 +96,7 @@ def test_grid_has_every_value_of_every_parameter() -> None:
         ({"low": 0, "high": float("inf")}, "high"),
         ({"low": 0.0, "high": 1.0, "log": True}, "log"),
         ({"choices": []}, "choices"),
+        ({"choices": 3}, "choices"),
         ({"choices": [1, 1]}, "1"),
         ({"length": {"low": -1, "high": 2}, "items": {"choices": [1]}}, "length"),
         ({"choices": [1], "when": {"b": 1}}, "b"),
@@ -153,7 +154,7 @@ def test_what_trials_would_be_refused_for(
 def test_numbers_are_fractions_where_the_key_takes_them(checked: Any) -> None:
     numbers = {"low": 1, "high": 2}
     decay = {"model.optimizer": {"choices": ["SGD", "AdamW"]}, "model.optimizer.init_args.weight_decay": numbers}
-    momentum = {"model.optimizer.init_args.momentum": {"low": 0, "high": 1, "when": {"model.optimizer": "SGD"}}}
+    momentum = {"model.optimizer.momentum": {"low": 0, "high": 1, "when": {"model.optimizer": "SGD"}}}
     others = {"model.dropout": {"low": 0, "high": 1}, "data.batch_size": {"low": 16, "high": 64}}
     channels = {"model.channels": {"length": numbers, "items": {"low": 8, "high": 16}}}
     space = checked({**decay, **momentum, **others, **channels})

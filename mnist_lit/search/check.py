@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from mnist_lit.errors import UsageError
-from mnist_lit.formatting import flatten, nested
+from mnist_lit.formatting import flag_names, flatten, nested
 from mnist_lit.search.settings import Settings
 from mnist_lit.search.space import Params, Space
 from mnist_lit.search.worker import Worker
@@ -51,10 +51,12 @@ def check(settings: Settings, program: Callable[..., Any]) -> tuple[Params, Spac
             return base
 
         base = build({})
-        known = flatten(base)
+        known = flatten(base) | flag_names(base)
         for params in Space(settings.space, known).corners():
             # Some keys exist in some trials only, for example the momentum of one of several optimizers.
-            known = {key: value for key, value in flatten(build(params)).items() if key in settings.space} | known
+            built = build(params)
+            keys = flatten(built) | flag_names(built)
+            known = {key: keys[key] for key in settings.space if key in keys} | known
     return base, Space(settings.space, known)
 
 

@@ -153,6 +153,8 @@ def _parse_scalar(where: str, entry: Any, default: Any) -> Scalar:
 
 
 def _choice(choices: list[Any]) -> Scalar:
+    if not isinstance(choices, list):
+        raise TypeError(f"choices must be a list, got {choices}")
     texts = [json.dumps(choice, default=str) for choice in choices]
     if twice := next((text for text in texts if texts.count(text) > 1), None):
         raise ValueError(f"{twice} stands twice in choices")

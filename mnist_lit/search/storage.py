@@ -57,8 +57,8 @@ def open_storage(settings: Settings) -> BaseStorage:
     except (ArgumentError, NoSuchModuleError) as error:
         raise UsageError(f"storage: {url} is no URL of a database: {error}") from error
     except ImportError as error:
-        text = f"storage: {url} needs a driver that is not installed\npip install 'mnist_lit[postgresql]'"
-        raise UsageError(text) from error
+        hint = "pip install 'mnist_lit[postgresql]'" if url.startswith("postgresql") else ""
+        raise UsageError(f"storage: {url} needs a driver that is not installed: {error}\n{hint}") from error
     except SQLAlchemyError as error:
         raise MNISTLitError(f"storage: {url} cannot be used: {reason_of(error)}") from error
 
