@@ -12,8 +12,9 @@ from conftest import SMALL, WORSE
 from PIL import Image
 from runs import metrics, resume, signals, stop
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
 
-from mnist_lit import main
+from mnist_lit import Classifier, main
 from mnist_lit.training.plots import Evaluation, Pictures
 
 PLOT = "--pictures.enabled=true"
@@ -48,6 +49,34 @@ def plotted(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A run of two epochs and its test, with pictures: its directory and the command line's result."""
     run_dir = tmp_path_factory.mktemp("pictures") / "run"
     return run_dir, main(["fit", *SMALL, PLOT, *SLOW, f"--run_dir={run_dir}"])
+
+
+class Untraceable(Classifier):
+    """A network that is another one each time, which no tracer can follow."""
+
+    def __init__(self, num_classes: int = 10, **kwargs: Any) -> None:
+        super().__init__(nn.Sequential(nn.Flatten(), nn.Linear(784, num_classes), Growing()), num_classes, **kwargs)
+
+
+class Growing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, logits: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        for _ in range(self.calls % 3):
+            logits = logits + 1
+        return logits
+
+
+def test_network_that_cannot_be_traced_has_no_graph_and_ends_well(tmp_path: Path, capsys: Any) -> None:
+    flags = [flag for flag in SMALL if "channels" not in flag]
+    main(["fit", *flags, PLOT, "--run_dir=run"], model_class=Untraceable)
+    output, errors = capsys.readouterr()
+    assert "graph" in errors
+    assert "aten::" not in output
+    assert names(tmp_path / "run") == FIT_FILES
 
 
 def test_pictures_are_files_with_something_on_them(plotted: Any) -> None:

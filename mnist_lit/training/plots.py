@@ -1,5 +1,8 @@
 """Pictures of a run, as PNG files in the run directory and for the loggers."""
 
+import contextlib
+import io
+import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -188,8 +191,12 @@ def _add_graph(trainer: Trainer, pl_module: LightningModule, image: Tensor) -> N
     network = pl_module.get_submodule("network")
     was_training = network.training
     # In eval mode, as tracing runs the network and would move its batch statistics; compiled code cannot be traced.
-    with torch.compiler.set_stance("force_eager"):
+    # TensorBoard prints the code that it cannot trace, without end.
+    with torch.compiler.set_stance("force_eager"), contextlib.redirect_stdout(io.StringIO()):
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_graph(network.eval(), image.to(pl_module.device))
+                try:
+                    logger.experiment.add_graph(network.eval(), image.to(pl_module.device))
+                except Exception as error:
+                    print(f"note: TensorBoard has no graph of this network: {type(error).__name__}", file=sys.stderr)
     network.train(was_training)
