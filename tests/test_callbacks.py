@@ -74,6 +74,19 @@ def test_checkpoints_can_be_turned_off(fit: Fit) -> None:
     assert 0 < json.loads(Path("run", "metrics.json").read_text())["test/acc"] <= 1
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--early_stopping.enabled=true", "--trainer.max_steps=5"],
+        ["--early_stopping.enabled=true", "--early_stopping.monitor=train/loss", "--trainer.val_check_interval=3"],
+        ["--checkpoint.monitor=train/loss", "--checkpoint.mode=min", "--trainer.val_check_interval=3"],
+    ],
+)
+def test_metric_that_is_not_there_yet_is_waited_for(flags: list[str], fit: Fit) -> None:
+    cli = fit(*flags, "--run_dir=run")
+    assert read("last")["global_step"] == cli.trainer.global_step > 0
+
+
 # Early stopping
 
 

@@ -40,6 +40,7 @@ RECIPES = {
         "--early_stopping.enabled=true",
     ],
     "no validation": ["--data.val_size=0", "--trainer.log_every_n_steps=3"],
+    "validations": ["--trainer.val_check_interval=3", "--trainer.precision=64-true"],
 }
 
 
@@ -102,6 +103,7 @@ def test_curves_have_each_step_once(recipe: str, whole: Callable[[str], Path]) -
         (signal.SIGINT, "worker", 13, "training"),
         (signal.SIGTERM, "schedule", 14, "training"),  # in the middle of an accumulation
         (signal.SIGTERM, "no validation", 12, "training"),  # the last of its epoch
+        (signal.SIGTERM, "validations", 13, "training"),  # a validation follows
     ],
 )
 def test_stopped_run_goes_on_as_if_it_had_not_been(

@@ -213,6 +213,8 @@ class Classifier(LightningModule):
             metric = self.train_metrics[name]
             for part, value in state.items():
                 setattr(metric, part, value.to(metric.device))
+        if self.is_fitting and self.trainer.precision == "64-true":
+            self.double()  # Lightning does so when it has loaded the weights, which would have lost half of their bits
         if self.is_fitting and type(self).configure_optimizers is Classifier.configure_optimizers:
             configured = optim.build_optimizer(self.optimizer, self.network, self.lr)
             self.schedule_done = optim.apply_settings(checkpoint, self.hparams, configured)

@@ -28,7 +28,15 @@ class BestCheckpoint(ModelCheckpoint):
     def __init__(
         self, enabled: bool = True, monitor: str | None = "val/acc", mode: Literal["min", "max"] = "max"
     ) -> None:
-        super().__init__(filename=Path(BEST).stem, monitor=monitor, mode=mode, enable_version_counter=False)
+        # By default, that of several validations in an epoch, of which the first knows no metric of training.
+        at_end_of_epoch = True if monitor is not None and monitor.startswith("train/") else None
+        super().__init__(
+            filename=Path(BEST).stem,
+            monitor=monitor,
+            mode=mode,
+            enable_version_counter=False,
+            save_on_train_epoch_end=at_end_of_epoch,
+        )
         self.enabled = enabled
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -82,7 +90,17 @@ class LastCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        # No checkpoint holds accumulated gradients. After the last batch the epoch's validation comes first.
+        # Lightning takes a validation that follows the batch of a checkpoint for done.
+        if not _is_validation_due(trainer, batch_idx):
+            self._stop_between_batches(trainer, batch_idx)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self._stop_between_batches(trainer, trainer.fit_loop.batch_idx)
+
+    def _stop_between_batches(self, trainer: Trainer, batch_idx: int) -> None:
+        """Stop after a batch if a signal was received; after the last one, the end of the epoch comes first."""
+        # No checkpoint holds accumulated gradients.
         is_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         if is_step and not trainer.is_last_batch and (signum := self._received_anywhere(trainer)):
             trainer.save_checkpoint(Path(self.dirpath) / LAST)
@@ -110,6 +128,14 @@ class LastCheckpoint(Checkpoint):
             return self.received
         received = torch.tensor(self.received, device=trainer.strategy.root_device)
         return int(trainer.strategy.reduce(received, reduce_op="max"))
+
+
+def _is_validation_due(trainer: Trainer, batch_idx: int) -> bool:
+    every_n_epochs, every_n_batches = trainer.check_val_every_n_epoch, trainer.val_check_batch
+    num_batches = 1 + (trainer.fit_loop.total_batch_idx if every_n_epochs is None else batch_idx)
+    is_epoch = every_n_epochs is None or (trainer.current_epoch + 1) % every_n_epochs == 0
+    is_batch = every_n_batches is not None and num_batches % every_n_batches == 0  # None: by the clock
+    return trainer.enable_validation and is_epoch and is_batch
 
 
 def _check_limits(trainer: Trainer, num_epochs: int, num_steps: int) -> None:
@@ -142,8 +168,18 @@ class EarlyStop(EarlyStopping):
         min_delta: NonNegativeFloat = 0.0,
     ) -> None:
         # The checkpoint holds these numbers as plain data: no types of the parser's.
-        super().__init__(monitor=monitor, mode=mode, patience=int(patience), min_delta=float(min_delta))
+        super().__init__(
+            monitor=monitor,
+            mode=mode,
+            patience=int(patience),
+            min_delta=float(min_delta),
+            check_on_train_epoch_end=True if monitor.startswith("train/") else None,
+        )
         self.enabled = enabled
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_last_batch:  # else `max_steps` has ended the run, perhaps before its first validation
+            super().on_train_epoch_end(trainer, pl_module)
 
 
 class EMA(EMAWeightAveraging):
