@@ -1,6 +1,7 @@
 """The metrics of a run: metrics.json, TensorBoard's event files, metrics.csv, the configuration in each checkpoint."""
 
 import csv
+import functools
 import json
 import operator
 import platform
@@ -119,15 +120,19 @@ class MetricsWriter(Callback):
         return self.seconds + (time.monotonic() - self.started if self.started else 0.0)
 
     def _facts(self, trainer: Trainer) -> dict[str, Any]:
-        versions = [f"python {platform.python_version()}", *(f"{name} {version(name)}" for name in PACKAGES)]
         return {
             "seed": self.config["seed_everything"],
             "dataset": self.config["data"]["dataset"],
             "device": trainer.strategy.root_device.type,
             "precision": str(trainer.precision),
             "parameters": sum(parameter.numel() for parameter in trainer.lightning_module.parameters()),
-            "versions": ", ".join(versions),
+            "versions": _versions(),
         }
+
+
+@functools.cache  # it reads files, and a trial of a search takes a fifth of a second beside its training
+def _versions() -> str:
+    return ", ".join([f"python {platform.python_version()}", *(f"{name} {version(name)}" for name in PACKAGES)])
 
 
 class TensorBoard(TensorBoardLogger):
