@@ -56,6 +56,7 @@ TRAINER_WITHOUT_RUN = {
     "logger": False,
     "profiler": None,
 }
+TRAINING = frozenset(inspect.signature(Classifier).parameters)  # keys of a model that are not of its network
 # Making a parser takes a quarter of a second, and a search runs `fit` many times in a process.
 PARSERS: dict[Any, LightningArgumentParser] = {}
 
@@ -147,11 +148,7 @@ class CLI(LightningCLI):
         if self.initial is None:
             return self.checkpoint.config if self.checkpoint is not None else None
         model, data = self.initial.config.get("model", {}), self.initial.config.get("data", {})
-        fresh = inspect.signature(Classifier).parameters
-        return {
-            "model": {name: value for name, value in model.items() if name not in fresh},
-            "data": {name: data[name] for name in LINKED if name in data},
-        }
+        return {"model": _of_network(model), "data": {name: data[name] for name in LINKED if name in data}}
 
     def before_instantiate_classes(self) -> None:
         config = self.config
@@ -210,12 +207,12 @@ class CLI(LightningCLI):
                     f"ckpt_path: that run is of data.dataset {self.checkpoint.dataset}, not of {dataset}\n"
                     f"start a new one from its weights: --init_from {self.command_line.value_of('ckpt_path')}"
                 )
-            check_network(self.checkpoint, self.model.state_dict(), self.plain_config["model"])
+            check_network(self.checkpoint, self.model.state_dict(), _of_network(self.plain_config["model"]))
             if self.ensemble:
                 files = [str(member.file) for member in (self.checkpoint, *self.ensemble)]
                 self.model.network = load_ensemble(self.model, files)
         if self.initial is not None:
-            load_weights(self.initial, self.model, self.plain_config["model"], self.model.num_classes)
+            load_weights(self.initial, self.model, _of_network(self.plain_config["model"]), self.model.num_classes)
         if self.is_dry:
             return self._make_trainer(**kwargs)
         if is_global_zero() and self.command != "demo":
@@ -297,3 +294,7 @@ class CLI(LightningCLI):
         hardware = f"{self.trainer.strategy.root_device.type}, {self.trainer.precision}"
         network = f"{self.datamodule.dataset}, {num_parameters:,} parameters"
         print(f"{self.command}: {network}, {hardware}, in {self.run_dir}")
+
+
+def _of_network(model: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in model.items() if name not in TRAINING}

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from mnist_lit.class_paths import walk
 from mnist_lit.command_line import read_config
 from mnist_lit.errors import MNISTLitError, UsageError
+from mnist_lit.formatting import format_value
 from mnist_lit.training.run_dir import atomic_write, is_global_zero
 
 BEST, LAST = "best.ckpt", "last.ckpt"
@@ -134,12 +135,13 @@ def load_weights(checkpoint: Checkpoint, model: nn.Module, config: Mapping[str, 
 def check_network(
     checkpoint: Checkpoint, state_dict: Mapping[str, Tensor], config: Mapping[str, Any], key: str = "ckpt_path"
 ) -> None:
-    """Refuse a checkpoint of another network before anything is written; `config` is that of the model."""
+    """Refuse a checkpoint of another network before anything is written; `config` is that of the network."""
     if checkpoint.file is None or checkpoint.shapes == {name: tensor.shape for name, tensor in state_dict.items()}:
         return
     theirs = checkpoint.config.get("model", {})
     differing = [name for name in theirs if name in config and theirs[name] != config[name]]
-    reasons = [f"model.{name} is {theirs[name]} in the checkpoint, {config[name]} here" for name in differing]
+    pairs = {name: (format_value(theirs[name]), format_value(config[name])) for name in differing}
+    reasons = [f"model.{name} is {before} in the checkpoint, {now} here" for name, (before, now) in pairs.items()]
     reason = "; ".join(reasons) or OTHER_NETWORK
     raise UsageError(f"{key}: the checkpoint is of another network\n{reason}")
 
