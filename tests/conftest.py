@@ -123,11 +123,7 @@ def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 def shell() -> Callable[..., "subprocess.CompletedProcess[str]"]:
     """`shell(*args)`: `python -m mnist_lit *args` as a process of its own."""
 
-    def run(*args: str, **kwargs: Any) -> "subprocess.CompletedProcess[str]":
-        command = [sys.executable, "-m", "mnist_lit", *args]
-        return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, **kwargs)
-
-    return run
+    return lambda *args, **kwargs: completed([sys.executable, "-m", "mnist_lit", *args], code=None, **kwargs)
 
 
 @pytest.fixture
@@ -138,6 +134,13 @@ def processes() -> Iterator[list["subprocess.Popen[Any]"]]:
     for process in processes:
         process.kill()
         process.wait()
+
+
+def completed(command: Any, code: int | None = 0, **kwargs: Any) -> "subprocess.CompletedProcess[str]":
+    """Run a program, which must end with that exit code; None for any."""
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, **kwargs)
+    assert code in (None, done.returncode), done.stderr
+    return done
 
 
 def digits(**kwargs: Any) -> MNISTDataModule:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import CONFIGS, SMALL
+from conftest import CONFIGS, SMALL, completed
 from lightning.pytorch import Callback
 
 import mnist_lit
@@ -72,7 +71,7 @@ def test_wrong_command_is_named_with_a_way_out(args: list[str], hint: str, fails
 @pytest.mark.parametrize("args", [["fit", "--config=x.yaml"], ["search", "--n_trails=3"], ["compare", "x", "y"]])
 def test_error_of_a_process_is_short_and_comes_before_torch(args: list[str]) -> None:
     command = [sys.executable, "-X", "importtime", "-m", "mnist_lit", *args]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = completed(command, code=None)
     lines = done.stderr.splitlines()
     imported = {line.rpartition("|")[2].strip() for line in lines if line.startswith("import time:")}
     errors = [line for line in lines if not line.startswith("import time:")]
@@ -120,17 +119,14 @@ def test_installed_command_ends_like_the_module_without_bars_in_a_log(tmp_path: 
     command = str(Path(sys.executable).with_name("mnist_lit"))
     finder = "--trainer.callbacks=[{class_path: LearningRateFinder, init_args: {num_training_steps: 20}}]"
     args = ["fit", *SMALL, finder, "--trainer.max_epochs=1", "--run_dir=run"]
-    done = subprocess.run([command, *args], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
+    done = completed([command, *args], cwd=tmp_path)
     assert done.stdout.splitlines()[-1] == "run"
     assert "it/s" not in done.stderr
 
 
 def test_first_step_is_near(tmp_path: Path) -> None:
     args = ["fit", f"--config={CONFIGS / 'base.yaml'}", f"--config={CONFIGS / 'digits.yaml'}", "--run_dir=run"]
-    run = subprocess.run(
-        [sys.executable, "-c", SCRIPT, *args], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
-    )
+    run = completed([sys.executable, "-c", SCRIPT, *args], code=None, cwd=tmp_path)
     line = next((line for line in run.stdout.splitlines() if line.startswith("FIRST STEP")), "")
     assert line, run.stderr
     functions = [tuple(function) for function in json.loads(line.removeprefix("FIRST STEP"))]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import PROJECT
+from conftest import PROJECT, completed
 from runs import metrics
 from test_folder import write as write_images
 
@@ -55,24 +55,17 @@ def project(tmp_path: Path) -> Path:
         if (PROJECT / name).is_file():
             (tmp_path / "project" / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(PROJECT / name, tmp_path / "project" / name)
-    run("git init --quiet && git add .", tmp_path / "project")
+    done("git init --quiet && git add .", tmp_path / "project")
     return tmp_path / "project"
 
 
-def run(command: str, folder: Path) -> "subprocess.CompletedProcess[str]":
+def done(command: str, folder: Path) -> str:
     # The tests run inside the environment that `uv run` would make; it has the project's metadata by its old name only.
     python = f"{shlex.quote(sys.executable)} -m "
     path = os.pathsep.join([str(folder), str(folder.parent)])
-    return subprocess.run(
-        re.sub(r"(uv run )?\bpython -m |uv run ", lambda _: python, command),
-        shell=True,
-        cwd=folder,
-        env={**os.environ, **LIMITS, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    command = re.sub(r"(uv run )?\bpython -m |uv run ", lambda _: python, command)
+    env = {**os.environ, **LIMITS, "PYTHONPATH": path}
+    return completed(command, shell=True, cwd=folder, env=env).stdout
 
 
 def here(command: str, folder: Path) -> None:
@@ -86,12 +79,6 @@ def here(command: str, folder: Path) -> None:
         for name, value in LIMITS.items() if args[0] != "search" else ():
             patch.setenv(name, value)
         runpy.run_module(module, run_name="__main__", alter_sys=True)
-
-
-def done(command: str, folder: Path) -> str:
-    result = run(command, folder)
-    assert result.returncode == 0, f"{command}\n{result.stdout}{result.stderr}"
-    return result.stdout
 
 
 def write_letters(data_dir: Path) -> None:
@@ -161,7 +148,7 @@ def test_another_name(project: Path) -> None:
     (info / "METADATA").write_text(METADATA)
     for command in commands(SECTIONS["Another name"]):
         done(command, project)
-    assert run("git grep -i -e mnist_lit -e MNISTLit", project).stdout == ""
+    done("! git grep -i -e mnist_lit -e MNISTLit", project)
     assert metrics(project / "logs" / "run_1")["versions"].split(", ")[1] == "shapes 0.1.0"
 
 

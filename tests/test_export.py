@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -15,6 +14,7 @@ from zipfile import ZipFile
 import onnx
 import pytest
 import torch
+from conftest import completed
 from lightning.pytorch import Callback, LightningModule, Trainer
 from onnxruntime import InferenceSession
 from torch import Tensor
@@ -58,12 +58,7 @@ def exported(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("exported")
     cli = main(["export", f"--ckpt_path={small_run}", f"--output={folder / 'model.pt2'}"])
     command = [sys.executable, "-m", "mnist_lit", "export", f"--ckpt_path={small_run}"]
-    ended = subprocess.run(
-        [*command, "--trainer.enable_progress_bar=false"],
-        cwd=folder, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert ended.returncode == 0, ended.stderr
-    return folder, cli, ended
+    return folder, cli, completed([*command, "--trainer.enable_progress_bar=false"], cwd=folder)
 
 
 @pytest.mark.parametrize("name", NAMES)

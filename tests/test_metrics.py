@@ -1,7 +1,6 @@
 """The metrics of a run: metrics.json, TensorBoard's curves, hyper-parameters and graph, CSV, MLflow, other loggers."""
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import CONFIGS, SMALL, WORSE
+from conftest import CONFIGS, SMALL, WORSE, completed
 from runs import curves, metrics, rows
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
@@ -119,8 +118,7 @@ def tracked(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("mlflow")
     flags = ["--pictures.enabled=true", "--test_after_fit=true", *WORSE]
     command = [sys.executable, "-m", "mnist_lit", "fit", *SMALL, MLFLOW, *flags, "--run_dir=run"]
-    ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
-    assert ended.returncode == 0, ended.stderr
+    ended = completed(command, cwd=folder)
     client = client_class(f"sqlite:///{folder}/mlflow.db")
     [experiment] = client.search_experiments(filter_string="name = 'mnist_lit'")
     [run] = client.search_runs([experiment.experiment_id])

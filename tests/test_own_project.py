@@ -1,14 +1,13 @@
 """A class on the stock command line, and the package as a dependency: an installed wheel outside of this repository."""
 
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PROJECT, SMALL
+from conftest import PROJECT, SMALL, completed
 from torch import nn
 
 from mnist_lit import Classifier, main
@@ -72,26 +71,17 @@ def test_an_installed_wheel_does_all_outside_of_the_repository(tmp_path: Path) -
     if not (uv := shutil.which("uv")):
         pytest.skip("needs uv")
     build = [uv, "build", "--wheel", "--out-dir", str(tmp_path / "wheel"), str(PROJECT)]
-    built = subprocess.run(build, capture_output=True, text=True, timeout=120, check=False)
+    built = completed(build, code=None)
     if built.returncode:
         pytest.skip(f"the wheel cannot be built here: {built.stderr[-300:]}")
     site, project = tmp_path / "site", tmp_path / "project"
     [wheel] = (tmp_path / "wheel").glob("*.whl")
-    subprocess.run([uv, "pip", "install", "--no-deps", "--target", site, wheel], check=True, capture_output=True)
+    completed([uv, "pip", "install", "--no-deps", "--target", site, wheel])
     project.mkdir()
     (project / "tour.py").write_text(TOUR.format(site=str(site)))
     (project / "space.yaml").write_text(SPACE)
-
-    done = subprocess.run(
-        [sys.executable, "tour.py"],
-        cwd=project,
-        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(site), "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-
+    env = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(site), "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    done = completed([sys.executable, "tour.py"], code=None, cwd=project, env=env)
     assert done.stderr == ""
     assert "val/acc" in done.stdout
     files = ("one/predictions.csv", "model.pt2", "logs/search/mnist/best.yaml")

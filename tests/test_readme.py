@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
-from conftest import PROJECT
+from conftest import PROJECT, completed
 from test_folder import write as write_images
 
 from mnist_lit import main
@@ -38,9 +38,7 @@ def run(command: str, workspace: Path, mnist_dir: Path, monkeypatch: pytest.Monk
     if command.startswith(OURS):
         main(shlex.split(command.removeprefix(OURS)))
     else:  # a search of its own: its workers have its variables
-        python = [sys.executable, *shlex.split(command)[1:]]
-        done = subprocess.run(python, capture_output=True, text=True, timeout=300, check=False)
-        assert done.returncode == 0, done.stderr
+        completed([sys.executable, *shlex.split(command)[1:]])
 
 
 def test_readme_has_its_two_first_commands() -> None:

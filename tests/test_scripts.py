@@ -2,13 +2,12 @@
 
 import itertools
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
-from conftest import CONFIGS, PROJECT
+from conftest import CONFIGS, PROJECT, completed
 
 pytestmark = pytest.mark.slow
 SMALL = ["--recipe=base+digits+debug", "--repeats=1"]
@@ -16,15 +15,7 @@ SMALL = ["--recipe=base+digits+debug", "--repeats=1"]
 
 def benchmark(*args: str, folder: Path) -> list[list[str]]:
     """The cells of the tables that it prints, without their headings."""
-    done = subprocess.run(
-        [sys.executable, PROJECT / "scripts" / "benchmark.py", *args],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    done = completed([sys.executable, PROJECT / "scripts" / "benchmark.py", *args], cwd=folder)
     assert not list(folder.glob("logs"))
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in done.stdout.splitlines() if "|" in line]
     return [row for row, after in itertools.pairwise([*rows, [""]]) if "---" not in (row[0], after[0])]
