@@ -106,6 +106,12 @@ class CommandLine:
             yield f"{self.environment[key].name}: {key}", self.environment[key].value
 
 
+def describe(command: str) -> dict[str, Any]:
+    """Return the arguments of a parser that begin the help of a command."""
+    text = COMMANDS[command]
+    return {"usage": "%(prog)s [--config FILE]... [--any.key VALUE]...", "description": f"{text[0].upper()}{text[1:]}."}
+
+
 def program_name() -> str:
     """Name the program as it is typed: a project of one's own has a name of its own."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)

@@ -180,11 +180,12 @@ def test_help_has_every_key_with_its_purpose_type_and_default(
     monkeypatch.setenv("COLUMNS", "200")
     with pytest.raises(SystemExit):
         main(["fit", "--help"])
-    entries = re.split(r"^  (?:-\w[^,]*, )?--(?=\w)", capsys.readouterr().out, flags=re.MULTILINE)[1:]
+    start, *entries = re.split(r"^  (?:-\w[^,]*, )?--(?=\w)", capsys.readouterr().out, flags=re.MULTILINE)
     parts = [re.split(r"\n\s+|  +", entry, maxsplit=1) for entry in entries]
     texts = {header.split()[0]: " ".join(text.split()) for header, text in parts}
     is_complete = re.compile(r"[A-Z]\S*( \S+){2,}\. \(type: .+, default: .+\).*")
     assert len(ours) > 40
+    assert len(start.splitlines()) < 10  # argparse's usage has each key
     assert keys <= set(texts)
     assert [key for key in ours if not is_complete.fullmatch(texts[key])] == []
 
