@@ -124,6 +124,13 @@ def test_installed_command_ends_like_the_module_without_bars_in_a_log(tmp_path: 
     assert "it/s" not in done.stderr
 
 
+def test_shell_completes_keys(tmp_path: Path) -> None:
+    line = {"_ARGCOMPLETE": "1", "COMP_LINE": "mnist_lit fit --model.dr", "COMP_POINT": "24", "COMP_TYPE": "9"}
+    env = {**os.environ, **line, "_ARGCOMPLETE_STDOUT_FILENAME": str(tmp_path / "keys")}
+    completed([Path(sys.executable).with_name("mnist_lit")], env=env)
+    assert (tmp_path / "keys").read_text().split() == ["--model.dropout"]
+
+
 def test_first_step_is_near(tmp_path: Path) -> None:
     args = ["fit", f"--config={CONFIGS / 'base.yaml'}", f"--config={CONFIGS / 'digits.yaml'}", "--run_dir=run"]
     run = completed([sys.executable, "-c", SCRIPT, *args], code=None, cwd=tmp_path)
