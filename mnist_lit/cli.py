@@ -16,7 +16,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning_utilities.core.rank_zero import rank_zero_only
 
-from mnist_lit.command_line import DATA_DIR_VARIABLE, CommandLine, describe
+from mnist_lit.command_line import DATA_DIR_VARIABLE, PARSER_KWARGS, CommandLine
 from mnist_lit.data.datamodule import MNISTDataModule
 from mnist_lit.data.folder import find_classes
 from mnist_lit.errors import UsageError, format_own_frames
@@ -93,7 +93,7 @@ class CLI(LightningCLI):
                 trainer_defaults=TRAINER_DEFAULTS,
                 seed_everything_default=42,
                 parser_class=Parser,
-                parser_kwargs={"prog": command_line.program, "allow_abbrev": False, **describe(command)},
+                parser_kwargs={"prog": command_line.program, "allow_abbrev": False, **PARSER_KWARGS[command]},
                 auto_configure_optimizers=False,
             )
         except BaseException:

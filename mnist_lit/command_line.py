@@ -21,6 +21,11 @@ COMMANDS = {
     "compare": "print the metrics of runs and the keys in which they differ",
     "search": "search for the best configuration of fit with Optuna",
 }
+USAGE = "%(prog)s [--config FILE]... [--any.key VALUE]..."
+# Arguments of a command's parser: with these its help does not begin with each key.
+PARSER_KWARGS: dict[str, dict[str, Any]] = {
+    name: {"usage": USAGE, "description": text[0].upper() + text[1:]} for name, text in COMMANDS.items()
+}
 PREFIX = "MNIST_LIT_"
 DATA_DIR_VARIABLE = f"{PREFIX}DATA"
 DEBUG_VARIABLE = f"{PREFIX}DEBUG"
@@ -104,12 +109,6 @@ class CommandLine:
                 yield f"{config}, line {line}: {key}", "null" if node.tag.endswith(":null") else str(node.value)
         if key in self.environment:
             yield f"{self.environment[key].name}: {key}", self.environment[key].value
-
-
-def describe(command: str) -> dict[str, Any]:
-    """Return the arguments of a parser that begin the help of a command."""
-    text = COMMANDS[command]
-    return {"usage": "%(prog)s [--config FILE]... [--any.key VALUE]...", "description": f"{text[0].upper()}{text[1:]}."}
 
 
 def program_name() -> str:

@@ -14,7 +14,7 @@ from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler, TPESampler
 
 from mnist_lit.class_paths import called_functions
-from mnist_lit.command_line import CommandLine, describe, find_config, program_name
+from mnist_lit.command_line import PARSER_KWARGS, CommandLine, find_config, program_name
 from mnist_lit.errors import UsageError
 from mnist_lit.formatting import flatten
 from mnist_lit.parser_errors import explain, explain_object
@@ -171,7 +171,7 @@ def hide_password(text: str) -> str:
 
 def _parser(program: str) -> ArgumentParser:
     parser = ArgumentParser(
-        prog=program, exit_on_error=False, allow_abbrev=False, print_config=None, **describe("search")
+        prog=program, exit_on_error=False, allow_abbrev=False, print_config=None, **PARSER_KWARGS["search"]
     )
     parser.add_argument("-c", "--config", action="config", help="A YAML file of the keys below; may be repeated.")
     parser.add_argument("--print_config", action="store_true", help="Print all keys as they are set, and exit.")
