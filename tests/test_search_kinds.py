@@ -66,12 +66,12 @@ def test_several_objectives_rank_the_pareto_front_first() -> None:
 # Samplers
 
 
-@pytest.mark.parametrize(("name", "refused"), [("GridSampler", "space.model."), ("BruteForceSampler", "sampler: ")])
-def test_sampler_of_all_points_ends_after_them_and_refuses_a_space_without_end(name: str, refused: str) -> None:
+@pytest.mark.parametrize("name", ["GridSampler", "BruteForceSampler"])
+def test_sampler_of_all_points_ends_the_search_after_them_and_refuses_a_space_without_end(name: str) -> None:
     sampler = optuna_class(f"samplers.{name}", seed=1)
     endless = search(sampler=sampler, space=FRACTIONS)
     ended, again = (search(n_trials=num_trials, sampler=sampler, space=SIZES) for num_trials in (4, 5))
-    assert (endless.code, refused in endless.errors) == (2, True)
+    assert (endless.code, "space.model." in endless.errors) == (2, True)
     assert ended.code == again.code == 0, ended.errors + again.errors
     assert sorted(row["model.hidden"] for row in ended.rows) == ["[2]", "[4]"]
     assert again.rows == ended.rows

@@ -173,7 +173,7 @@ class Driver:
         except (MNISTLitError, StorageInternalError):
             raise
         except Exception as error:
-            raise UsageError(f"sampler: {type(error).__name__}: {' '.join(str(error).split())}") from error
+            raise MNISTLitError(f"sampler: {type(error).__name__}: {' '.join(str(error).split())}") from error
         trial.set_user_attr("params", params)
         for other in self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
             if other.params == trial.params:

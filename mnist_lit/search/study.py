@@ -9,13 +9,13 @@ from typing import Any
 import optuna
 from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
 from optuna.pruners import NopPruner
-from optuna.samplers import BaseSampler
+from optuna.samplers import BaseSampler, BruteForceSampler
 from optuna.storages import BaseStorage
 from optuna.storages import RetryHeartbeatStaleTrialCallback as Retry
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from mnist_lit.class_paths import accepted_parameters
+from mnist_lit.class_paths import accepted_parameters, instantiate
 from mnist_lit.errors import UsageError
 from mnist_lit.formatting import flatten
 from mnist_lit.search.settings import Settings
@@ -114,9 +114,12 @@ def _archive(settings: Settings) -> None:
 
 
 def _sampler(settings: Settings, space: Space) -> BaseSampler:
-    grid = {"search_space": space.grid()} if "search_space" in accepted_parameters(settings.sampler) else {}
+    # The parser makes a partial function of a class path. Without its grid, a brute-force sampler would find out in the
+    # middle of a search that a space is infinite.
+    is_brute_force = BruteForceSampler in getattr(settings.sampler, "args", ())
+    needs_grid = is_brute_force or "search_space" in accepted_parameters(settings.sampler)
     try:
-        sampler: BaseSampler = settings.sampler(**grid)
+        sampler: BaseSampler = instantiate(settings.sampler, **{"search_space": space.grid()} if needs_grid else {})
     except (ImportError, TypeError, ValueError) as error:
         raise UsageError(f"sampler: {error}") from error
     return sampler
