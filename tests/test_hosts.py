@@ -125,8 +125,8 @@ def trials(hosts: Hosts, url: str) -> list[FrozenTrial]:
 
 
 def host_of(trial: FrozenTrial, tmp_path: Path) -> str:
-    overlay = f"logs/search/tiny/overlays/{trial.number:04d}.yaml"
-    return next(host for host in ADDRESSES if (tmp_path / host / overlay).exists())
+    run_dir = f"logs/search/tiny/trials/{trial.number:04d}"
+    return next(host for host in ADDRESSES if (tmp_path / host / run_dir).exists())
 
 
 def test_trial_of_a_host_that_is_cut_off_runs_again_elsewhere(
@@ -162,7 +162,7 @@ def test_what_a_host_had_locked_when_it_was_cut_off_is_free_again(hosts: Hosts, 
     """The other host would wait for the end of its transaction; by itself the server notices after two hours."""
     url = server.database("tiny")
     script = (
-        "import sys, time; from mnist_lit.search.storage import open_database; from sqlalchemy import text\n"
+        "import sys, time; from mnist_lit.search.study import open_database; from sqlalchemy import text\n"
         "with open_database(sys.argv[1]).engine.connect() as connection:\n"
         "    connection.execute(text('LOCK TABLE studies')); print('locked', flush=True); time.sleep(600)"
     )

@@ -24,8 +24,7 @@ from mnist_lit.search.check import check, trial_args
 from mnist_lit.search.results import confirm, fit_command, format_results, format_scores, write_results
 from mnist_lit.search.settings import Settings, hide_password, parse
 from mnist_lit.search.space import Space
-from mnist_lit.search.storage import HEARTBEAT, reason_of
-from mnist_lit.search.study import Study, counted, fail_and_retry, open_study, ranked
+from mnist_lit.search.study import HEARTBEAT, Study, counted, fail_and_retry, open_study, ranked, reason_of
 from mnist_lit.search.worker import Result, Worker, kill_workers, new_workers, train
 from mnist_lit.signals import defer_signals
 from mnist_lit.training.run_dir import write_text
@@ -186,7 +185,7 @@ class Driver:
         overrides = {**self.settings.overrides, **params, "num_threads": self.num_threads}
         trial.set_user_attr("overrides", overrides)
         trial.set_user_attr("run_dir", str(run_dir))
-        args = trial_args(self.settings, run_dir, overrides)
+        args = [*trial_args(self.settings, overrides), f"--run_dir={run_dir}"]
         worker = self.idle.pop(0)
         # Pickled here, as the executor would do it in a thread while the study changes.
         future = worker.submit(train, self.program, args, self.settings.objectives, pickle.dumps(trial))
