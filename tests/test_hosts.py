@@ -125,8 +125,8 @@ def trials(hosts: Hosts, url: str) -> list[FrozenTrial]:
 
 
 def host_of(trial: FrozenTrial, tmp_path: Path) -> str:
-    run_dir = f"logs/search/tiny/trials/{trial.number:04d}"
-    return next(host for host in ADDRESSES if (tmp_path / host / run_dir).exists())
+    overlay = f"logs/search/tiny/overlays/{trial.number:04d}.yaml"
+    return next(host for host in ADDRESSES if (tmp_path / host / overlay).exists())
 
 
 def test_trial_of_a_host_that_is_cut_off_runs_again_elsewhere(

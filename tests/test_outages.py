@@ -56,7 +56,7 @@ def kill_workers(search: "subprocess.Popen[bytes]", moments: random.Random) -> i
     while search.poll() is None:
         assert time.monotonic() < deadline, Path("log").read_text()
         time.sleep(moments.uniform(0, 6))
-        if (FOLDER / "trials").exists() and (alive := workers(FOLDER)):
+        if (FOLDER / "overlays").exists() and (alive := workers(FOLDER)):
             with suppress(ProcessLookupError):
                 os.kill(moments.choice(alive), signal.SIGKILL)
                 num_killed += 1
@@ -108,7 +108,7 @@ def test_search_outlives_an_outage_of_its_database(
     storage = server.database("tiny")
     process = search(storage)
     for num_begun in (20, 50, 80):
-        while len(list((FOLDER / "trials").glob("*"))) < num_begun and process.poll() is None:
+        while len(list((FOLDER / "overlays").glob("*"))) < num_begun and process.poll() is None:
             time.sleep(0.01)
         server.stop(signum)
         time.sleep(seconds)

@@ -185,7 +185,7 @@ class Driver:
         overrides = {**self.settings.overrides, **params, "num_threads": self.num_threads}
         trial.set_user_attr("overrides", overrides)
         trial.set_user_attr("run_dir", str(run_dir))
-        args = [*trial_args(self.settings, overrides), f"--run_dir={run_dir}"]
+        args = trial_args(self.settings, run_dir, overrides)
         worker = self.idle.pop(0)
         # Pickled here, as the executor would do it in a thread while the study changes.
         future = worker.submit(train, self.program, args, self.settings.objectives, pickle.dumps(trial))

@@ -66,8 +66,7 @@ def confirm(
             continue
         run_dir = settings.folder / "confirm" / f"{trial.number:04d}_seed_{new_seed}"
         shutil.rmtree(run_dir, ignore_errors=True)  # of a start that was stopped
-        overrides = {**trial.user_attrs["overrides"], "seed_everything": new_seed}
-        args = [*trial_args(settings, overrides), f"--run_dir={run_dir}"]
+        args = trial_args(settings, run_dir, {**trial.user_attrs["overrides"], "seed_everything": new_seed})
         worker = workers[len(futures) % len(workers)]
         futures[number, seed_name] = worker.submit(train, program, args, settings.objectives, pickle.dumps(None))
     for (number, seed_name), future in futures.items():
