@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-PASSWORD = "secret"
+PASSWORD = "swordfish"
 
 
 class Server:

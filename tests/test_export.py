@@ -142,13 +142,22 @@ class WeightChange(Callback):
                 parameter.mul_(1.001)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_file_with_other_predictions_is_refused_and_the_earlier_one_stays(
-    name: str, small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+class OperatorChange(Callback):
+    """Change the network after its predictions to one with an operator that ONNX does not have."""
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        pl_module.register_forward_hook(lambda *args: torch.special.bessel_j0(args[2]))
+
+
+@pytest.mark.parametrize(
+    ("name", "change"), [*((name, WeightChange()) for name in NAMES), (NAMES[0], OperatorChange())]
+)
+def test_a_file_with_other_predictions_or_none_is_refused_and_the_earlier_one_stays(
+    name: str, change: Callback, small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / name).write_text("of yesterday")
     with pytest.raises(SystemExit) as stop:
-        main(["export", f"--ckpt_path={small_run}", f"--output={name}"], callbacks=[WeightChange()])
+        main(["export", f"--ckpt_path={small_run}", f"--output={name}"], callbacks=[change])
     assert stop.value.code == 1
     assert capsys.readouterr().err.startswith(f"error: {name}: ")
     assert [file.name for file in tmp_path.iterdir()] == [name]

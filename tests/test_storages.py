@@ -65,9 +65,6 @@ def numbers(folder: Path) -> list[int]:
         return [int(row["number"]) for row in csv.DictReader(file)]
 
 
-# ---- One search
-
-
 def test_a_search_on_a_database_goes_on_and_begins_anew() -> None:
     storage = "sqlite:///study.db"
     flag = config(storage=storage, n_trials=2)
@@ -85,9 +82,6 @@ def test_a_search_on_a_database_goes_on_and_begins_anew() -> None:
     assert [trial.values for trial in opened(storage, "tiny.1").trials] == second
     assert numbers(Path("logs/search/tiny.1")) == [0, 1, 2]
     assert not list(Path("logs").rglob("study.journal"))
-
-
-# ---- Storages that cannot be used
 
 
 def test_a_server_that_does_not_answer(fails: Callable[..., str]) -> None:
@@ -114,9 +108,6 @@ def test_postgresql_without_its_driver_names_the_extra(
     assert ("mnist_lit[postgresql]" in error, "secret" in error) == (True, False)
 
 
-# ---- Two searches that share nothing but the URL
-
-
 def test_two_machines_finish_one_study_together(postgresql: str, tmp_path: Path) -> None:
     num_trials, started = 8, []
     for name in ("one", "two"):
@@ -139,5 +130,5 @@ def test_two_machines_finish_one_study_together(postgresql: str, tmp_path: Path)
         folder = tmp_path / name / "logs/search/tiny"
         assert numbers(folder) == finished(study)
         for file in ("best.yaml", "report/index.html", "search.yaml"):
-            assert "secret" not in (folder / file).read_text(encoding="utf-8")
-    assert "secret" not in "".join(logs)
+            assert "swordfish" not in (folder / file).read_text(encoding="utf-8")
+    assert "swordfish" not in "".join(logs)

@@ -8,6 +8,7 @@ import os
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -105,9 +106,13 @@ def _write(module: ExportModule, example: Tensor, file: Path, metadata: dict[str
         return
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
-    onnx_program = torch.onnx.export(
-        program, dynamo=True, dynamic_shapes=DYNAMIC_SHAPES, output_names=["probabilities"], verbose=False
-    )
+    options: dict[str, Any] = {"dynamic_shapes": DYNAMIC_SHAPES, "output_names": ["probabilities"], "verbose": False}
+    try:
+        onnx_program = torch.onnx.export(program, dynamo=True, **options)
+    except torch.onnx.errors.OnnxExporterError as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        hint = f"try --output model.pt2, or a newer torch than {torch.__version__}"
+        raise MNISTLitError(f"{file.name}: this network cannot be converted to ONNX: {reason}\n{hint}") from error
     assert onnx_program is not None
     ClearMetadataAndDocStringPass()(onnx_program.model)  # the source of each node takes as much space as the weights
     onnx_program.model.metadata_props.update(metadata)
