@@ -113,6 +113,9 @@ def _set_import_variables() -> None:
     # as long. A run alone lost 3 to 7 % by it (scripts/benchmark.py busy).
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "4000")
+    # onnxruntime and MLflow would report their use over the network.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 
 @contextmanager

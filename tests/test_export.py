@@ -16,6 +16,7 @@ import pytest
 import torch
 from conftest import completed
 from lightning.pytorch import Callback, LightningModule, Trainer
+from matplotlib import get_cachedir
 from onnxruntime import InferenceSession
 from torch import Tensor
 
@@ -58,7 +59,9 @@ def exported(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("exported")
     cli = main(["export", f"--ckpt_path={small_run}", f"--output={folder / 'model.pt2'}"])
     command = [sys.executable, "-m", "mnist_lit", "export", f"--ckpt_path={small_run}"]
-    return folder, cli, completed([*command, "--trainer.enable_progress_bar=false"], cwd=folder)
+    # Here onnxruntime would keep the number of this machine, by which it reports its use.
+    variables = {**os.environ, "XDG_CACHE_HOME": str(folder), "MPLCONFIGDIR": get_cachedir()}
+    return folder, cli, completed(command, cwd=folder, env=variables)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -86,9 +86,6 @@ def test_sampler_proposes_points_within_the_space(name: str) -> None:
     assert all(0.01 <= trial.params["model.lr"] <= 0.1 for trial in ended.trials)
 
 
-# Machines
-
-
 @pytest.mark.parametrize(
     ("visible", "num_gpus", "seen"),
     [(None, 2, ["0", "1", "0"]), ("4,7", 2, ["4", "7", "4"]), (None, 0, [None] * 3)],
