@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import CHANCE, SMALL
 from lightning.pytorch import Callback
 from runs import STEPS_PER_EPOCH, assert_as_whole, callback, curves, metrics, read, resume, signals, slow
@@ -141,9 +142,6 @@ def test_run_directory_that_is_deleted_ends_the_run(
     assert not (tmp_path / "run").exists()
 
 
-# Memory
-
-
 def test_network_that_is_far_too_large(fails: Callable[..., str], tmp_path: Path) -> None:
     error = fails("fit", *SMALL, "--run_dir=run", "--model.channels=[1000000,1000000]", code=1)
     assert "out of memory" in error
@@ -179,7 +177,15 @@ def test_closed_terminal_loses_nothing(tmp_path: Path) -> None:
     assert read(tmp_path / "run")["global_step"] > before
 
 
-# The clock
+# Clock, processors, permissions
+
+
+def test_container_gets_no_more_threads_than_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")  # it counts as the quota of a container does
+    torch.set_num_threads(2)
+    main(["fit", *SMALL], is_dry=True)
+    assert torch.get_num_threads() == 1
 
 
 @pytest.mark.parametrize("seconds", [0, 10**9])
@@ -191,9 +197,6 @@ def test_clock_that_was_set_back_leaves_the_curves_in_order(seconds: int, whole_
     resume(tmp_path / "run", "--trainer.max_epochs=2")
     assert_as_whole(tmp_path / "run", whole_run)
     assert [step for step, _ in curves(tmp_path / "run")["val/acc"]] == [9, 19]
-
-
-# Permissions
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read any file")

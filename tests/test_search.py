@@ -242,9 +242,6 @@ def test_best_is_confirmed_with_other_seeds_once(pair: tuple[Path, Ended, Ended]
     assert all(config.stat().st_mtime < (folder / "search.yaml").stat().st_mtime for config in configs)
 
 
-# Parameters that were tried
-
-
 def test_parameters_that_are_complete_are_not_trained_again() -> None:
     ended = search(n_trials=6, sampler=RANDOM, space=dropouts(0.0, 0.2))
     assert ended.states == [TrialState.COMPLETE] * 6
