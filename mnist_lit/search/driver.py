@@ -1,7 +1,6 @@
 """Drive a search: ask Optuna for trials, hand them to workers, and record how they end."""
 
 import contextlib
-import pickle
 import shlex
 import sys
 import time
@@ -112,9 +111,11 @@ class Driver:
     own: set[int] = field(default_factory=set)
     foreign: set[int] = field(default_factory=set)
     last_heartbeat: float = 0.0
+    written_at: float = 0.0
 
     def run(self) -> None:
         """Run trials until there are enough, or time is up; whatever ends it, none is left RUNNING."""
+        self.pickled_study = self.study.dumps()
         self.deadline = time.monotonic() + (self.settings.timeout or float("inf"))
         with defer_signals():
             self._retry_running("its search was killed")
@@ -187,8 +188,8 @@ class Driver:
         trial.set_user_attr("run_dir", str(run_dir))
         args = trial_args(self.settings, run_dir, overrides)
         worker = self.idle.pop(0)
-        # Pickled here, as the executor would do it in a thread while the study changes.
-        future = worker.submit(train, self.program, args, self.settings.objectives, pickle.dumps(trial))
+        trial_id = self.study.trial_id(trial.number)
+        future = worker.submit(train, self.program, args, self.settings.objectives, self.pickled_study, trial_id)
         self.running[future] = trial, worker
 
     def _finish(self, future: Future[Result]) -> None:
@@ -212,7 +213,9 @@ class Driver:
         if [trial.state for trial in first] == [TrialState.FAIL] * NUM_FAILURES:
             reason = first[-1].user_attrs.get("error", "")
             raise MNISTLitError(f"the first {NUM_FAILURES} trials have failed, the last of them with:\n{reason}")
-        write_results(self.study, self.settings)
+        if time.monotonic() - self.written_at > 1:  # the files of a thousand tiny trials take longer than the next one
+            write_results(self.study, self.settings)
+            self.written_at = time.monotonic()
 
     def _tell(self, trial: optuna.Trial, result: Result) -> None:
         with contextlib.suppress(UpdateFinishedTrialError):  # another driver has failed it as stale

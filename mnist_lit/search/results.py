@@ -5,7 +5,6 @@ import csv
 import io
 import itertools
 import json
-import pickle
 import shlex
 import shutil
 import statistics
@@ -68,7 +67,7 @@ def confirm(
         shutil.rmtree(run_dir, ignore_errors=True)  # of a start that was stopped
         args = trial_args(settings, run_dir, {**trial.user_attrs["overrides"], "seed_everything": new_seed})
         worker = workers[len(futures) % len(workers)]
-        futures[number, seed_name] = worker.submit(train, program, args, settings.objectives, pickle.dumps(None))
+        futures[number, seed_name] = worker.submit(train, program, args, settings.objectives)
     for (number, seed_name), future in futures.items():
         # Where a worker has died, the lines of the result count the trainings that there are.
         with contextlib.suppress(BrokenProcessPool):

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from optuna.exceptions import StorageInternalError
-from optuna.trial import TrialState
+from optuna.study import Study
+from optuna.trial import Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 from tqdm import tqdm
 
@@ -81,12 +82,21 @@ def kill_workers() -> None:
             process.join(10)
 
 
-def train(program: Callable[..., Any], args: list[str], objectives: Sequence[Objective], trial: bytes) -> Result:
-    """Train one configuration; what goes wrong with it is part of the result."""
+@functools.lru_cache(maxsize=1)
+def _load_study(pickled: bytes) -> Study:
+    """Load a study once in a process: with each storage a whole journal is read."""
+    study: Study = pickle.loads(pickled)
+    return study
+
+
+def train(
+    program: Callable[..., Any], args: list[str], objectives: Sequence[Objective], study: bytes = b"", trial_id: int = 0
+) -> Result:
+    """Train one configuration, of a trial if a study is given; what goes wrong with it is part of the result."""
     from mnist_lit.search.pruning import Pruning  # torch
 
     try:
-        pruning = Pruning(objectives, pickle.loads(trial))
+        pruning = Pruning(objectives, Trial(_load_study(study), trial_id) if study else None)
         run_dir = program(args, callbacks=[pruning]).run_dir
         metrics = json.loads((run_dir / "metrics.json").read_text(encoding="utf-8"))
         scores = [pruning.score(objective, metrics) for objective in objectives]
