@@ -55,8 +55,7 @@ class Study(optuna.Study):
 
     def dumps(self) -> bytes:
         """Pickle the study for workers, which report and prune: its sampler suggests nothing there."""
-        study = Study(self.study_name, self.storage, RandomSampler(), self.pruner)
-        return pickle.dumps(study)
+        return pickle.dumps(Study(self.study_name, self.storage, RandomSampler(), self.pruner))
 
     def trial_id(self, number: int) -> int:
         """Return the key of a trial in the storage."""
