@@ -73,10 +73,10 @@ def test_mistake_in_a_config(text: str, key: str, hint: str, refused: Any) -> No
 
 
 def test_single_overrides_and_keys_of_the_space_may_be_flags() -> None:
-    flags = ["--overrides.trainer.max_epochs", "1", "--overrides.model.lr=1.0e-3"]
+    flags = ["--overrides.model.hidden", "[1]", "--overrides.model.lr=1.0e-3", "--space.model.norm={choices: [none]}"]
     settings, *_ = parse([*flags, "--space.model.dropout={choices: [0]}"])
-    assert settings.overrides == {"trainer.max_epochs": "1", "model.lr": "1.0e-3"}
-    assert settings.space["model.dropout"] == {"choices": [0]}
+    assert settings.overrides == {"trainer.max_epochs": 3, "model.hidden": [1], "model.lr": "1.0e-3"}
+    assert (settings.space["model.dropout"], settings.space["model.norm"]) == ({"choices": [0]}, {"choices": ["none"]})
     assert "model.channels" in settings.space
 
 

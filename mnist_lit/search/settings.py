@@ -21,6 +21,7 @@ from mnist_lit.parser_errors import explain, explain_object
 from mnist_lit.search.space import ENTRY
 
 DEFAULT_CONFIG = "configs/search.yaml"
+ITEM = re.compile(r"^(--(?:space|overrides)\.)([^=]+)")
 StudyName = restricted_string_type("StudyName", r"^[A-Za-z0-9][\w.-]{0,99}$", docstring="The name of a folder.")
 
 
@@ -133,8 +134,10 @@ def parse(args: Sequence[str]) -> tuple[Settings, bool, str]:
     if not typed.configs:
         typed = CommandLine(typed.program, [f"--config={DEFAULT_CONFIG}", *args])
     parser = _parser(typed.program)
+    # Of several items below one name, such as `trainer`, the parser would keep the last alone: it gets other dots.
+    layers = [ITEM.sub(lambda found: found[1] + found[2].replace(".", ":"), flag) for flag in typed.layers()]
     try:
-        config = parser.parse_args(typed.layers())
+        config = parser.parse_args(layers)
         # The parser does not check a null of a file.
         parser.parse_args([f"--{key}=null" for content in typed.contents for key in content if content[key] is None])
     except (ArgumentError, TypeError, ValueError) as error:
@@ -143,8 +146,9 @@ def parse(args: Sequence[str]) -> tuple[Settings, bool, str]:
         raise UsageError(f"{typed.origin(key)}: {class_path} is no class")
     file = typed.origin("configs").partition(", line ")
     config.configs = [str(find_config(name, Path(file[0]).parent if file[1] else None)) for name in config.configs]
-    # A flag gives `{model: {lr: ...}}`, a file may give `{model.lr: ...}`.
-    config.space, config.overrides = flatten(config.space, ENTRY), flatten(config.overrides, ("class_path",))
+    # A flag gives `{model:lr: ...}`, a file `{model.lr: ...}` or `{model: {lr: ...}}`.
+    for name, leaves in {"space": ENTRY, "overrides": ("class_path",)}.items():
+        config[name] = {key.replace(":", "."): value for key, value in flatten(config[name], leaves).items()}
     is_fresh, is_printed = config.pop("fresh"), config.pop("print_config")
     plain = yaml.safe_load(parser.dump(config, skip_unset=False))
     plain["storage"] = hide_password(config.storage) if config.storage else None
