@@ -10,6 +10,7 @@ from typing import Any
 
 # The processes of the tests share the cores: each, and each that it starts, computes with one thread.
 os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # only a CPU repeats runs to the last bit
 
 import pytest
 import torch

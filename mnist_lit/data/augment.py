@@ -66,9 +66,9 @@ class Augment:
         if self.aspect:
             width_factor = 1 + self.aspect * (2 * _draw(1, images, generator)[0] - 1)
             matrix = matrix * torch.stack([1 / width_factor, width_factor], dim=1).unsqueeze(2)
-        # The grid's unit is half a side, in which the rotation of an image that is not square is no rotation.
         height, width = images.shape[-2:]
-        matrix = matrix * matrix.new_tensor([[1, height / width], [width / height, 1]])
+        if height != width:  # the grid's unit is half a side, in which a rotation is none
+            matrix = matrix * matrix.new_tensor([[1, height / width], [width / height, 1]])
         offset = matrix @ (torch.stack(shift, dim=1) * (-2 * self.translation)).unsqueeze(2)
         # One large product, as the many small ones of affine_grid take longer than all the rest.
         grid = torch.cat([matrix, offset], dim=2).flatten(end_dim=1) @ _pixel_centers(height, width, images.device)

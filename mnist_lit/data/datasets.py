@@ -56,7 +56,9 @@ class ImageDataset(Dataset[Batch]):
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         """Gather images of shape (n, c, h, w) and their labels; the data loader calls this once per batch."""
-        chosen = self.indices[torch.tensor(indices, dtype=torch.long, device=self.indices.device)]
+        # Not blocking: a GPU would first have to finish the step before.
+        positions = torch.tensor(indices, dtype=torch.long).to(self.indices.device, non_blocking=True)
+        chosen = self.indices[positions]
         images = self.images[chosen]
         return images if images.ndim == 4 else images.unsqueeze(1), self.labels[chosen]
 
