@@ -152,7 +152,9 @@ def test_a_validation_split_that_leaves_nothing_is_refused_where_it_is_used(fail
     error = fails("fit", "--data.dataset=digits", "--data.val_size=1437")
     assert "data.val_size 1437" in error
     assert not Path("logs").exists()
-    main(["test", f"--ckpt_path={fit('--trainer.max_epochs=1').run_dir}", "--data.val_size=5000"])
+    run = f"--ckpt_path={fit('--trainer.max_epochs=1').run_dir}"
+    main(["test", run, "--data.val_size=5000"])
+    assert "data.val_size: 0" in fails("validate", run, "--data.val_size=0")
 
 
 # The official test set

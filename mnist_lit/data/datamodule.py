@@ -140,6 +140,8 @@ class MNISTDataModule(LightningDataModule):
             if self.trainer is not None:
                 # All processes of a run must shuffle alike, also if none was given a seed.
                 self.seed = self.trainer.strategy.broadcast(self.seed)
+        if stage == "validate" and not self.val_size:
+            raise UsageError("data.val_size: 0 leaves nothing to validate on\nuse more, or the command test")
         if stage == "predict" and self.predict_paths is not None:
             from mnist_lit.data.image_files import find_files, load_image_files
 
