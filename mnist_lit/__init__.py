@@ -4,12 +4,13 @@ import importlib
 from typing import TYPE_CHECKING
 
 from mnist_lit.app import main
+from mnist_lit.version import __version__
 
 if TYPE_CHECKING:
     from mnist_lit.data.datamodule import MNISTDataModule
     from mnist_lit.model.classifier import Classifier, ConvNet
 
-__all__ = ["Classifier", "ConvNet", "MNISTDataModule", "main"]
+__all__ = ["Classifier", "ConvNet", "MNISTDataModule", "__version__", "main"]
 
 MODULES = {
     "Classifier": "mnist_lit.model.classifier",

@@ -7,13 +7,13 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from mnist_lit.command_line import COMMANDS, DEBUG_VARIABLE, CommandLine, program_name, read_environment
 from mnist_lit.errors import MNISTLitError, Stopped, UsageError, describe_machine_error, did_you_mean, format_own_frames
 from mnist_lit.formatting import escape_unprintable, shorten
 from mnist_lit.signals import defer_signals, ignore_sigint, raise_on_signals
+from mnist_lit.version import __version__
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback
@@ -89,7 +89,7 @@ def _answer_without_torch(command: str, flags: Sequence[str]) -> None:
         commands = "\n".join(f"  {name:10}{text}" for name, text in COMMANDS.items())
         print(HELP.format(program=program_name(), commands=commands))
     elif command == "--version":
-        print(f"mnist_lit {version('mnist_lit')}")
+        print(f"mnist_lit {__version__}")
     elif command == "compare":
         from mnist_lit.reports.compare import compare
 

@@ -5,7 +5,6 @@ import importlib
 import io
 import json
 import os
-from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,6 +17,7 @@ from mnist_lit.data.datamodule import MNISTDataModule, preprocess
 from mnist_lit.errors import MNISTLitError, UsageError
 from mnist_lit.model.classifier import Classifier
 from mnist_lit.signals import raise_if_stopped
+from mnist_lit.version import __version__
 
 TOLERANCE = 1e-4  # of a probability
 PACKAGES = {".onnx": ("onnx", "onnxscript", "onnxruntime"), ".pt2": ()}
@@ -71,7 +71,7 @@ def export_model(model: Classifier, datamodule: MNISTDataModule, probabilities: 
         "probabilities": f"float32 of shape (n, {probabilities.shape[1]}): column i is the probability of class i",
         "classes": json.dumps(datamodule.class_names),
         "dataset": datamodule.dataset,
-        "mnist_lit": version("mnist_lit"),
+        "mnist_lit": __version__,
     }
     # Beside the output, as only a rename on the same disk is atomic.
     with TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:

@@ -20,8 +20,9 @@ from torch.utils.tensorboard.summary import hparams
 
 from mnist_lit.formatting import flag_names, format_value
 from mnist_lit.training.run_dir import atomic_write, is_global_zero, write_text, write_yaml
+from mnist_lit.version import __version__
 
-PACKAGES = ("mnist_lit", "torch", "torchvision", "lightning", "torchmetrics")
+PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics")
 # Hyper-parameters that are logged even where they have their defaults.
 ALWAYS = ("model.lr", "model.channels", "data.batch_size", "trainer.max_epochs")
 HPARAMS_METRIC = "val/acc_best"
@@ -132,7 +133,8 @@ class MetricsWriter(Callback):
 
 @functools.cache  # it reads files, and a trial of a search takes a fifth of a second beside its training
 def _versions() -> str:
-    return ", ".join([f"python {platform.python_version()}", *(f"{name} {version(name)}" for name in PACKAGES)])
+    own = [f"python {platform.python_version()}", f"mnist_lit {__version__}"]
+    return ", ".join([*own, *(f"{name} {version(name)}" for name in PACKAGES)])
 
 
 class TensorBoard(TensorBoardLogger):
