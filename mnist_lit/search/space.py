@@ -51,51 +51,31 @@ class Scalar:
             raise UsageError(f"space.{name}: a grid needs a step or choices, an interval has no end of values")
         return [round(low + number * step, 12) for number in range(round((high - low) / step) + 1)]
 
-    def parts(self, name: str) -> "dict[str, Scalar]":
-        return {name: self}
-
-
-@dataclass(frozen=True)
-class ScalarList:
-    """A list of scalars, of which `length` says how many are used; None for all."""
-
-    items: list[Scalar]
-    length: Scalar | None = None
-
-    def suggest(self, trial: Trial | FixedTrial, name: str) -> list[Any]:
-        length = self.length.suggest(trial, f"{name}.length") if self.length else len(self.items)
-        return [item.suggest(trial, f"{name}.{position}") for position, item in enumerate(self.items[:length])]
-
-    def parts(self, name: str) -> dict[str, Scalar]:
-        """Name the parameters of Optuna that make up the list."""
-        length = {f"{name}.length": self.length} if self.length else {}
-        return length | {f"{name}.{position}": item for position, item in enumerate(self.items)}
-
 
 class Space:
     """The keys of `fit` that a search varies."""
 
     def __init__(self, declared: Mapping[str, Any], base: Mapping[str, Any]) -> None:
         self.fixed = {key: value for key, value in base.items() if key not in declared}
-        self.dimensions: dict[str, Scalar | ScalarList] = {}
+        self.scalars: dict[str, Scalar] = {}  # by Optuna's names: of a list those of its length and of each item
         self.conditions: dict[str, dict[str, list[Any]]] = {}
         for key, entry in declared.items():
-            where = f"space.{key}"
-            _check_names(where, entry, ENTRY)
+            _check_names(f"space.{key}", entry, ENTRY)
             when = entry.get("when", {})
-            _check_names(f"{where}.when", when, when)
-            self.conditions[key] = {name: value if isinstance(value, list) else [value] for name, value in when.items()}
-            for other, values in self.conditions[key].items():
-                self._check_condition(f"{where}.when.{other}", other, values)
-            self.dimensions[key] = _parse(where, {name: entry[name] for name in entry if name != "when"}, base.get(key))
+            _check_names(f"space.{key}.when", when, when)
+            condition = {name: value if isinstance(value, list) else [value] for name, value in when.items()}
+            for other, values in condition.items():
+                self._check_condition(f"space.{key}.when.{other}", other, values)
+            self.conditions[key] = condition
+            self.scalars |= _parse(key, {name: entry[name] for name in entry if name != "when"}, base.get(key))
 
     def suggest(self, trial: Trial | FixedTrial) -> Params:
         """Suggest a value for each key whose condition is met."""
         params: Params = {}
-        for key, dimension in self.dimensions.items():
+        for key, condition in self.conditions.items():
             known = {**self.fixed, **params}
-            if all(other in known and known[other] in values for other, values in self.conditions[key].items()):
-                params[key] = dimension.suggest(trial, key)
+            if all(other in known and known[other] in values for other, values in condition.items()):
+                params[key] = self._suggest(trial, key)
         return params
 
     def corners(self) -> Iterator[Params]:
@@ -103,7 +83,7 @@ class Space:
         named: dict[str, list[Any]] = {}
         for other, values in chain(*(condition.items() for condition in self.conditions.values())):
             named.setdefault(other, []).extend(values)
-        bounds = {name: part.bounds(named.get(name, ())) for name, part in self._parts().items()}
+        bounds = {name: scalar.bounds(named.get(name, ())) for name, scalar in self.scalars.items()}
         seen: set[tuple[str, Any]] = set()
         random = Random(0)
         for _ in range(NUM_DRAWS):
@@ -115,32 +95,40 @@ class Space:
 
     def grid(self) -> dict[str, list[Any]]:
         """List all values of each of Optuna's parameters."""
-        return {name: part.values(name) for name, part in self._parts().items()}
+        return {name: scalar.values(name) for name, scalar in self.scalars.items()}
 
-    def _parts(self) -> dict[str, Scalar]:
-        return dict(chain(*(dimension.parts(key).items() for key, dimension in self.dimensions.items())))
+    def _suggest(self, trial: Trial | FixedTrial, key: str) -> Any:
+        """Suggest a value; of a list first the length, then as many items."""
+        if key in self.scalars:
+            return self.scalars[key].suggest(trial, key)
+        length = self.scalars[f"{key}.length"].suggest(trial, f"{key}.length")
+        names = [f"{key}.{position}" for position in range(length)]
+        return [self.scalars[name].suggest(trial, name) for name in names]
 
     def _check_condition(self, where: str, other: str, values: list[Any]) -> None:
-        if other not in self.dimensions and other not in self.fixed:
-            hint = did_you_mean(other, [*self.dimensions, *self.fixed])
+        if other not in self.conditions and other not in self.fixed:
+            hint = did_you_mean(other, [*self.conditions, *self.fixed])
             raise UsageError(f"{where}: is neither a key above it in the space nor another key of fit\n{hint}")
-        choices = getattr(self.dimensions.get(other), "choices", ())
+        choices = getattr(self.scalars.get(other), "choices", ())
         if choices and (wrong := [value for value in values if value not in choices]):
             raise UsageError(f"{where}: space.{other} is never {wrong[0]}")
 
 
-def _parse(where: str, entry: Mapping[str, Any], default: Any) -> Scalar | ScalarList:
+def _parse(key: str, entry: Mapping[str, Any], default: Any) -> dict[str, Scalar]:
+    where, items = f"space.{key}", entry.get("items")
     if "items" not in entry and "length" not in entry:
-        return _parse_scalar(where, entry, default)
+        return {key: _parse_scalar(where, entry, default)}
     _check_names(where, entry, ["length", "items"])
-    items = entry.get("items")
     if isinstance(items, list) and "length" not in entry:
-        return ScalarList([_parse_scalar(f"{where}.items.{number}", item, None) for number, item in enumerate(items)])
-    length = _parse_scalar(f"{where}.length", entry.get("length"), None)
-    if not isinstance(length.distribution, IntDistribution) or length.distribution.low < 0:
-        raise UsageError(f"{where}.length: must be like {{low: 1, high: 3}}, whole numbers from 0")
-    first = default[0] if isinstance(default, list) and default else None
-    return ScalarList([_parse_scalar(f"{where}.items", items, first)] * length.distribution.high, length)
+        length = Scalar(IntDistribution(len(items), len(items)))
+        scalars = [_parse_scalar(f"{where}.items.{number}", item, None) for number, item in enumerate(items)]
+    else:
+        length = _parse_scalar(f"{where}.length", entry.get("length"), None)
+        if not isinstance(length.distribution, IntDistribution) or length.distribution.low < 0:
+            raise UsageError(f"{where}.length: must be like {{low: 1, high: 3}}, whole numbers from 0")
+        first = default[0] if isinstance(default, list) and default else None
+        scalars = [_parse_scalar(f"{where}.items", items, first)] * length.distribution.high
+    return {f"{key}.length": length, **{f"{key}.{position}": scalar for position, scalar in enumerate(scalars)}}
 
 
 def _parse_scalar(where: str, entry: Any, default: Any) -> Scalar:
