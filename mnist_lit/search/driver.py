@@ -1,6 +1,7 @@
 """Drive a search: ask Optuna for trials, hand them to workers, and record how they end."""
 
 import contextlib
+import pickle
 import shlex
 import sys
 import time
@@ -115,7 +116,7 @@ class Driver:
 
     def run(self) -> None:
         """Run trials until there are enough, or time is up; whatever ends it, none is left RUNNING."""
-        self.pickled_study = self.study.dumps()
+        self.pickled_study = pickle.dumps(self.study)
         self.deadline = time.monotonic() + (self.settings.timeout or float("inf"))
         with defer_signals():
             self._retry_running("its search was killed")
@@ -162,7 +163,8 @@ class Driver:
 
     def _has_more(self) -> bool:
         waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
-        return len(counted(self.study)) < self.settings.n_trials and bool(waiting or not self.study.is_exhausted)
+        is_exhausted = self.study.user_attrs.get("exhausted") == type(self.study.sampler).__name__
+        return len(counted(self.study)) < self.settings.n_trials and bool(waiting or not is_exhausted)
 
     def _start(self) -> None:
         """Train a trial, or give it the values of a complete one with the same parameters."""

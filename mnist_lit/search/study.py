@@ -4,7 +4,6 @@ import contextlib
 import itertools
 import json
 import os
-import pickle
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ import optuna
 from filelock import FileLock
 from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
 from optuna.pruners import NopPruner
-from optuna.samplers import BaseSampler, BruteForceSampler, RandomSampler
+from optuna.samplers import BaseSampler, BruteForceSampler
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages import RetryHeartbeatStaleTrialCallback as Retry
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
@@ -45,17 +44,9 @@ class Study(optuna.Study):
 
     storage: BaseStorage
 
-    @property
-    def is_exhausted(self) -> bool:
-        return bool(self.user_attrs.get("exhausted") == type(self.sampler).__name__)
-
     def stop(self) -> None:
         """Note that the sampler has proposed all points; Optuna's method works in `optimize` only."""
         self.set_user_attr("exhausted", type(self.sampler).__name__)  # also for later starts
-
-    def dumps(self) -> bytes:
-        """Pickle the study for workers, which report and prune: its sampler suggests nothing there."""
-        return pickle.dumps(Study(self.study_name, self.storage, RandomSampler(), self.pruner))
 
     def trial_id(self, number: int) -> int:
         """Return the key of a trial in the storage."""

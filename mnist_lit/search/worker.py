@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from optuna.exceptions import StorageInternalError
-from optuna.study import Study
 from optuna.trial import Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 from tqdm import tqdm
@@ -30,6 +29,7 @@ from mnist_lit.signals import defer_signals, ignore_sigint
 
 # Imported once: a worker is a fork of the process that has done so.
 multiprocessing.set_forkserver_preload(["mnist_lit.commands", "mnist_lit.search.pruning"])
+load_study = functools.lru_cache(maxsize=1)(pickle.loads)  # once in a process: with it a whole journal is read
 
 
 class WorkerProcess(ForkServerProcess):
@@ -82,13 +82,6 @@ def kill_workers() -> None:
             process.join(10)
 
 
-@functools.lru_cache(maxsize=1)
-def _load_study(pickled: bytes) -> Study:
-    """Load a study once in a process: with each storage a whole journal is read."""
-    study: Study = pickle.loads(pickled)
-    return study
-
-
 def train(
     program: Callable[..., Any], args: list[str], objectives: Sequence[Objective], study: bytes = b"", trial_id: int = 0
 ) -> Result:
@@ -96,7 +89,7 @@ def train(
     from mnist_lit.search.pruning import Pruning  # torch
 
     try:
-        pruning = Pruning(objectives, Trial(_load_study(study), trial_id) if study else None)
+        pruning = Pruning(objectives, Trial(load_study(study), trial_id) if study else None)
         run_dir = program(args, callbacks=[pruning]).run_dir
         metrics = json.loads((run_dir / "metrics.json").read_text(encoding="utf-8"))
         scores = [pruning.score(objective, metrics) for objective in objectives]
