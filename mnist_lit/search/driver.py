@@ -168,14 +168,9 @@ class Driver:
 
     def _start(self) -> None:
         """Train a trial, or give it the values of a complete one with the same parameters."""
-        try:
-            trial = self.study.ask()
-            self.own.add(trial.number)
-            params = self.space.suggest(trial)
-        except (MNISTLitError, StorageInternalError):
-            raise
-        except Exception as error:
-            raise MNISTLitError(f"sampler: {type(error).__name__}: {' '.join(str(error).split())}") from error
+        trial = self.study.ask()
+        self.own.add(trial.number)
+        params = self.space.suggest(trial)
         trial.set_user_attr("params", params)
         for other in self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
             if other.params == trial.params:
