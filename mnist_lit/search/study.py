@@ -166,11 +166,10 @@ def open_storage(settings: Settings) -> BaseStorage:
     url = hide_password(settings.storage)
     try:
         return open_database(settings.storage)
-    except (ArgumentError, NoSuchModuleError) as error:
-        raise UsageError(f"storage: {url} is no URL of a database: {error}") from error
-    except ImportError as error:
-        hint = "pip install 'mnist_lit[postgresql]'" if url.startswith("postgresql") else ""
-        raise UsageError(f"storage: {url} needs a driver that is not installed: {error}\n{hint}") from error
+    except (ArgumentError, ImportError, NoSuchModuleError) as error:
+        needs_extra = isinstance(error, ImportError) and url.startswith("postgresql")
+        hint = "pip install 'mnist_lit[postgresql]'" if needs_extra else ""
+        raise UsageError(f"storage: {url} cannot be used: {error}\n{hint}") from error
     except SQLAlchemyError as error:
         raise MNISTLitError(f"storage: {url} cannot be used: {reason_of(error)}") from error
 
