@@ -32,14 +32,11 @@ multiprocessing.set_forkserver_preload(["mnist_lit.commands", "mnist_lit.search.
 load_study = functools.lru_cache(maxsize=1)(pickle.loads)  # once in a process: with it a whole journal is read
 
 
-class WorkerProcess(ForkServerProcess):
-    """Tells workers from other children of this process."""
-
-
 class WorkerContext(ForkServerContext):
     """Starts worker processes."""
 
-    Process = WorkerProcess
+    class Process(ForkServerProcess):
+        """Tells workers from other children of this process."""
 
 
 class Result(NamedTuple):
@@ -77,7 +74,7 @@ def new_workers(number: int, num_gpus: int, log: Path) -> list[Worker]:
 def kill_workers() -> None:
     """Kill all workers of this process, and wait for their end."""
     for process in multiprocessing.active_children():
-        if isinstance(process, WorkerProcess):
+        if isinstance(process, WorkerContext.Process):
             process.kill()
             process.join(10)
 
