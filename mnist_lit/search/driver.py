@@ -135,17 +135,13 @@ class Driver:
         while True:
             try:
                 with defer_signals():
+                    for future in [future for future in self.running if future.done()]:
+                        self._finish(future)
                     self._send_heartbeats()
                     if self._is_over():
                         return
                     while self.idle and time.monotonic() < self.deadline and self._has_more():
                         self._start()
-                if not self.running:
-                    time.sleep(1)  # until trials of other machines end
-                wait(self.running, timeout=1, return_when=FIRST_COMPLETED)
-                with defer_signals():
-                    for future in [future for future in self.running if future.done()]:
-                        self._finish(future)
                 given_up_at = float("inf")
             except StorageInternalError as error:  # the next step begins with what the storage holds
                 if given_up_at == float("inf"):
@@ -154,6 +150,9 @@ class Driver:
                 if time.monotonic() > given_up_at:
                     raise
                 time.sleep(1)
+            wait(self.running, timeout=1, return_when=FIRST_COMPLETED)
+            if not self.running:
+                time.sleep(1)  # until trials of other machines end
 
     def _is_over(self) -> bool:
         if self.running:
