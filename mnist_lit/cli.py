@@ -23,7 +23,7 @@ from mnist_lit.errors import UsageError, format_own_frames
 from mnist_lit.model.classifier import Classifier, ConvNet
 from mnist_lit.model.ensemble import load_ensemble
 from mnist_lit.parser_errors import explain_object, explain_trainer
-from mnist_lit.parsing import Parser, expand_home, parse
+from mnist_lit.parsing import Parser, parse
 from mnist_lit.training.callbacks import EMA, BestCheckpoint, EarlyStop, LastCheckpoint
 from mnist_lit.training.checkpoints import (
     LINKED,
@@ -111,7 +111,6 @@ class CLI(LightningCLI):
             super().setup_parser(*args)
             PARSERS[key] = self.parser
         self.parser = PARSERS[key]
-        self.parser.callback_keys = list(CALLBACKS)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         for name, callback in CALLBACKS.items():
@@ -128,27 +127,23 @@ class CLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         assert isinstance(parser, Parser)
         is_fit = self.command == "fit"
+        base = None  # the configuration below all that was typed: a checkpoint's, or that of its network alone
         if (path := self.command_line.value_of("ckpt_path")) is not None:
-            path = expand_home(path)
             self.checkpoint = find_checkpoint(path, for_fit=is_fit)
-            self.goes_on = is_fit and Path(path).is_dir()
+            base = self.checkpoint.config
+            self.goes_on = is_fit and Path(path).expanduser().is_dir()
             variable = self.command_line.environment.get("data.data_dir")
             if self.checkpoint.dataset == "folder" and variable and variable.name == DATA_DIR_VARIABLE:
                 # Downloaded data sets lie there; the images of a folder lie where the run has found them.
                 del self.command_line.environment["data.data_dir"]
         elif is_fit and (path := self.command_line.value_of("init_from")) is not None:
-            self.initial = find_checkpoint(expand_home(path), key="init_from")
-        self.config = parse(parser, self.command_line, self._base())
+            self.initial = find_checkpoint(path, key="init_from")
+            model, data = self.initial.config.get("model", {}), self.initial.config.get("data", {})
+            base = {"model": _of_network(model), "data": {name: data[name] for name in LINKED if name in data}}
+        self.config = parse(parser, self.command_line, base)
         if not is_fit and self.checkpoint is None:
             raise UsageError(f"{self.command} needs a checkpoint\ngive --ckpt_path: a run directory, a file or a URL")
         self.ensemble = [find_checkpoint(member, key="ensemble") for member in self.config.get("ensemble", [])]
-
-    def _base(self) -> dict[str, Any] | None:
-        """Return the configuration below all that was typed: a checkpoint's, or that of its network alone."""
-        if self.initial is None:
-            return self.checkpoint.config if self.checkpoint is not None else None
-        model, data = self.initial.config.get("model", {}), self.initial.config.get("data", {})
-        return {"model": _of_network(model), "data": {name: data[name] for name in LINKED if name in data}}
 
     def before_instantiate_classes(self) -> None:
         config = self.config
@@ -199,47 +194,27 @@ class CLI(LightningCLI):
             message = str(error)  # of the parser, or of a constructor, which may end with advice
             raise UsageError(explain_object(message) if "Given value" in message else message) from error
 
+    def _use_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Refuse the checkpoint of another network or run, and load an ensemble."""
+        dataset = self.datamodule.dataset
+        if self.command == "fit" and checkpoint.file and checkpoint.dataset not in (None, dataset):
+            raise UsageError(
+                f"ckpt_path: that run is of data.dataset {checkpoint.dataset}, not of {dataset}\n"
+                f"start a new one from its weights: --init_from {self.command_line.value_of('ckpt_path')}"
+            )
+        check_network(checkpoint, self.model.state_dict(), _of_network(self.plain_config["model"]))
+        if self.ensemble:
+            files = [str(member.file) for member in (checkpoint, *self.ensemble)]
+            self.model.network = load_ensemble(self.model, files)
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         if self.checkpoint is not None:
-            dataset = self.datamodule.dataset
-            if self.command == "fit" and self.checkpoint.file and self.checkpoint.dataset not in (None, dataset):
-                raise UsageError(
-                    f"ckpt_path: that run is of data.dataset {self.checkpoint.dataset}, not of {dataset}\n"
-                    f"start a new one from its weights: --init_from {self.command_line.value_of('ckpt_path')}"
-                )
-            check_network(self.checkpoint, self.model.state_dict(), _of_network(self.plain_config["model"]))
-            if self.ensemble:
-                files = [str(member.file) for member in (self.checkpoint, *self.ensemble)]
-                self.model.network = load_ensemble(self.model, files)
+            self._use_checkpoint(self.checkpoint)
         if self.initial is not None:
             load_weights(self.initial, self.model, _of_network(self.plain_config["model"]), self.model.num_classes)
-        if self.is_dry:
-            return self._make_trainer(**kwargs)
-        if is_global_zero() and self.command != "demo":
-            # Before there is a run directory: where it fails, none is left.
-            tests_too = self.command == "fit" and self.config.test_after_fit
-            self.datamodule.fetch(self.command, *["test"] * tests_too)
-        self.claimed = self._claim()
-        self.run_dir = self.claimed.path
-        return self._make_trainer(**kwargs)
-
-    def _claim(self) -> RunDir:
-        """Find or make the run directory of this command, locked if it is trained in."""
-        existing, wanted = self.checkpoint.run_dir if self.checkpoint else None, self.wanted_run_dir
-        is_of_data = self.checkpoint is not None and self.checkpoint.dataset in (None, self.datamodule.dataset)
-        # Results are of that run's network and data only.
-        if not self.goes_on and (self.command == "fit" or self.ensemble or not is_of_data):
-            existing = None
-        if self.command in WITHOUT_RUN or not is_global_zero():
-            return RunDir(wanted or existing or LOGS)
-        if existing is None or (wanted is not None and wanted.resolve() != existing.resolve()):
-            return RunDir.make(wanted)
-        run_dir = RunDir(existing)
-        if self.goes_on:
-            run_dir.acquire()
-        return run_dir
-
-    def _make_trainer(self, **kwargs: Any) -> Trainer:
+        if not self.is_dry:
+            self.claimed = self._claim()
+            self.run_dir = self.claimed.path
         config = self.config_init
         self.parser.callback_keys = [name for name in CALLBACKS if config[name].enabled]
         config.pictures.folder = self.run_dir / "pictures"
@@ -257,11 +232,31 @@ class CLI(LightningCLI):
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         return trainer
 
+    def _claim(self) -> RunDir:
+        """Fetch the data, then find or make the run directory of this command, locked if it is trained in."""
+        if is_global_zero() and self.command != "demo":
+            # Before there is a run directory: where it fails, none is left.
+            tests_too = self.command == "fit" and self.config.test_after_fit
+            self.datamodule.fetch(self.command, *["test"] * tests_too)
+        existing, wanted = self.checkpoint.run_dir if self.checkpoint else None, self.wanted_run_dir
+        is_of_data = self.checkpoint is not None and self.checkpoint.dataset in (None, self.datamodule.dataset)
+        # Results are of that run's network and data only.
+        if not self.goes_on and (self.command == "fit" or self.ensemble or not is_of_data):
+            existing = None
+        if self.command in WITHOUT_RUN or not is_global_zero():
+            return RunDir(wanted or existing or LOGS)
+        if existing is None or (wanted is not None and wanted.resolve() != existing.resolve()):
+            return RunDir.make(wanted)
+        run_dir = RunDir(existing)
+        if self.goes_on:
+            run_dir.acquire()
+        return run_dir
+
     def _callbacks(self, config: Namespace) -> list[Any]:
         if not self.datamodule.val_size:
             config.checkpoint.monitor = None
         monitor, mode = config.checkpoint.monitor, config.checkpoint.mode
-        writer = MetricsWriter(self.run_dir, self.plain_config, self.defaults(), monitor=monitor, mode=mode)
+        writer = MetricsWriter(self.run_dir, self.plain_config, self.defaults, monitor=monitor, mode=mode)
         callbacks: list[Any] = [writer, *self.callbacks]
         if config.checkpoint.enabled:
             last = LastCheckpoint()

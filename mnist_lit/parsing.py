@@ -102,13 +102,9 @@ def parse(parser: Parser, command_line: CommandLine, base: dict[str, Any] | None
         raise UsageError(explain(str(error), list(defaults.keys()), command_line)) from error
     for key in PATHS:
         if value := config.get(key):
-            config[key] = [*map(expand_home, value)] if isinstance(value, list) else expand_home(value)
+            paths = [os.path.expanduser(path) for path in ([value] if isinstance(value, str) else value)]  # noqa: PTH111
+            config[key] = paths[0] if isinstance(value, str) else paths  # no Path, which would take a slash of https://
     return config
-
-
-def expand_home(path: str) -> str:
-    """Replace a leading `~` by the home directory."""
-    return os.path.expanduser(path)  # noqa: PTH111  # a Path would take a slash from https://
 
 
 def _unchecked(content: dict[str, Any], defaults: Namespace, prefix: str = "") -> Iterator[str]:

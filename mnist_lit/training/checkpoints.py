@@ -53,6 +53,7 @@ class Checkpoint:
 
 def find_checkpoint(path: str, *, for_fit: bool = False, key: str = "ckpt_path") -> Checkpoint:
     """Find the checkpoint of a file, a URL or a run directory: its best one, for fit its last; errors name the key."""
+    path = os.path.expanduser(path)  # noqa: PTH111
     try:
         if path.startswith(("http://", "https://")):
             return _read(_download(path), None, for_fit=for_fit)

@@ -7,7 +7,7 @@ import operator
 import platform
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,13 @@ class MetricsWriter(Callback):
     """
 
     def __init__(
-        self, run_dir: Path, config: dict[str, Any], defaults: Mapping[str, Any], *, monitor: str | None, mode: str
+        self,
+        run_dir: Path,
+        config: dict[str, Any],
+        defaults: Callable[[], Mapping[str, Any]],
+        *,
+        monitor: str | None,
+        mode: str,
     ) -> None:
         self.file = run_dir / "metrics.json"
         self.config, self.defaults = config, defaults
@@ -72,7 +78,7 @@ class MetricsWriter(Callback):
             return
         self.has_logged_params = True
         # Those that always count, and those that differ from their defaults.
-        config, defaults = flag_names(self.config), flag_names(self.defaults)
+        config, defaults = flag_names(self.config), flag_names(self.defaults())
         params = {key: config[key] for key in config if key in ALWAYS or config[key] != defaults.get(key)}
         params |= {"model.optimizer": type(trainer.optimizers[0]).__name__, "seed": self.config["seed_everything"]}
         params.pop("seed_everything", None)
