@@ -35,7 +35,7 @@ from optuna.trial import FrozenTrial
 from torch.nn import functional as F
 
 from mnist_lit import main
-from mnist_lit.data.datasets import ImageDataset, load, stratified_split
+from mnist_lit.data.datasets import DATASETS, ImageDataset, stratified_split
 
 PROJECT = Path(__file__).parents[1]
 CONFIGS = PROJECT / "configs"
@@ -172,7 +172,7 @@ def bare_loop(args: list[str]) -> None:
     data, network, smoothing = cli.datamodule, cli.model.network, cli.model.label_smoothing
     device = cli.trainer.strategy.root_device
     network.to(device)
-    images, labels = load(data.dataset, data.data_dir, "train")
+    images, labels = DATASETS[data.dataset].load(data.data_dir, "train")
     train, val = (split.to(device) for split in stratified_split(labels, data.val_size))
     images, labels = images.to(device), labels.to(device)
     epochs = cli.trainer.max_epochs or 1

@@ -17,7 +17,7 @@ import torch
 from conftest import SMALL
 
 from mnist_lit import main
-from mnist_lit.data.datasets import DATASETS, load
+from mnist_lit.data.datasets import DATASETS
 from mnist_lit.errors import MNISTLitError
 
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
@@ -143,7 +143,7 @@ def write_idx(folder: Path, name: str, shape: tuple[int, ...], fill: int = 0) ->
 @pytest.mark.parametrize(("split", "num"), [("train", 60_000), ("test", 10_000)])
 def test_official_splits_have_their_sizes_and_class_counts(mnist_dir: Path, split: Any, num: int) -> None:
     with warnings.catch_warnings(action="error"):
-        images, labels = load("mnist", mnist_dir, split)
+        images, labels = DATASETS["mnist"].load(mnist_dir, split)
     assert (images.shape, images.dtype) == ((num, 28, 28), torch.uint8)
     assert (labels.shape, labels.dtype) == ((num,), torch.int64)
     assert labels.bincount().tolist() == CLASS_COUNTS[split]
@@ -153,7 +153,7 @@ def test_all_four_files_are_downloaded_and_kept_as_they_came(tmp_path: Path, mir
     fetch(tmp_path, mirror.url("good"))
     assert new_files(tmp_path) == {f"{name}.gz" for name in FILES}
     for split in ("train", "test"):
-        assert all(map(torch.equal, load("mnist", mnist_dir, split), load("mnist", tmp_path, split)))
+        assert all(map(torch.equal, DATASETS["mnist"].load(mnist_dir, split), DATASETS["mnist"].load(tmp_path, split)))
 
 
 @pytest.mark.parametrize("manner", ["absent", "cut", "altered", "login", "hanging", "bomb"])
@@ -194,7 +194,7 @@ def test_intact_files_in_a_folder_that_cannot_be_written_are_enough(
     raw.chmod(0o555)
     before = sorted(raw.iterdir()), raw.stat().st_mtime_ns
     fetch(data_dir)
-    assert load("mnist", data_dir, "train")[0].shape == (60_000, 28, 28)
+    assert DATASETS["mnist"].load(data_dir, "train")[0].shape == (60_000, 28, 28)
     assert before == (sorted(raw.iterdir()), raw.stat().st_mtime_ns)  # root may write anywhere
     raw.chmod(0o755)
 
@@ -233,7 +233,7 @@ def test_fashion_mnist_from_a_mirror_must_have_its_published_checksum(tmp_path: 
 def test_digits_have_the_form_of_mnist_and_a_fixed_stratified_test_split(tmp_path: Path) -> None:
     fetch(tmp_path / "none", name="digits")
     (train, train_labels), (test, test_labels) = (
-        load("digits", tmp_path / "none", split) for split in ("train", "test")
+        DATASETS["digits"].load(tmp_path / "none", split) for split in ("train", "test")
     )
     assert not (tmp_path / "none").exists()
     assert (train.shape, test.shape, test.dtype) == ((1_437, 28, 28), (360, 28, 28), torch.uint8)

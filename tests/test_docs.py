@@ -20,7 +20,7 @@ from test_folder import write as write_images
 
 import mnist_lit
 from mnist_lit import main
-from mnist_lit.data.datasets import load
+from mnist_lit.data.datasets import DATASETS
 from mnist_lit.data.mnist_files import Split
 
 # Short training: what the command lines leave open may come from the environment, of the project by either name.
@@ -84,7 +84,7 @@ def write_letters(data_dir: Path) -> None:
     data_dir.mkdir(parents=True)
     splits: list[Split] = ["train", "test"]
     for split in splits:
-        images, labels = (tensor[:1000].numpy() for tensor in load("digits", data_dir, split))
+        images, labels = (tensor[:1000].numpy() for tensor in DATASETS["digits"].load(data_dir, split))
         np.savez(data_dir / f"{split}.npz", images=images, labels=labels)
 
 

@@ -14,7 +14,7 @@ from scenes import SCENES
 from scipy import ndimage
 
 from mnist_lit import main
-from mnist_lit.data.datasets import load
+from mnist_lit.data.datasets import DATASETS
 from mnist_lit.data.digits import choose, extract_candidates
 
 ALL_KINDS = {**KINDS, **SCENES}
@@ -82,7 +82,7 @@ def test_at_least_95_percent_of_all_are_predicted(predict: Callable[[Path], dict
 def test_images_of_mnist_are_predicted_as_they_are(
     predict: Callable[[Path], dict[str, str]], mnist_dir: Path, tmp_path: Path
 ) -> None:
-    digits, labels = (part[:40] for part in load("mnist", mnist_dir, "test"))
+    digits, labels = (part[:40] for part in DATASETS["mnist"].load(mnist_dir, "test"))
     for index, (digit, label) in enumerate(zip(digits.numpy(), labels.tolist(), strict=True)):
         Image.fromarray(digit).save(tmp_path / f"same-{index}-{label}.png")
         Image.fromarray(255 - digit).save(tmp_path / f"inverted-{index}-{label}.png")
@@ -117,7 +117,7 @@ def test_what_is_seen_has_mnists_form(kind: str) -> None:
 
 @pytest.mark.parametrize(("thickness", "digit"), [("brush", 0), ("ballpoint", 7)])
 def test_strokes_are_as_heavy_as_mnists(thickness: str, digit: int, mnist_dir: Path) -> None:
-    images, labels = load("mnist", mnist_dir, "test")
+    images, labels = DATASETS["mnist"].load(mnist_dir, "test")
     usual = images[labels == digit].float().mean(dim=(1, 2))
     heaviness = [seen(draw(digit, thickness, np.random.default_rng(seed))).mean() for seed in range(5)]
     assert usual.quantile(0.02) < np.mean(heaviness) < usual.quantile(0.98)

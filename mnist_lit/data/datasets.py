@@ -66,11 +66,6 @@ class ImageDataset(Dataset[Batch]):
         return ImageDataset(self.images.to(device), self.labels.to(device), self.indices.to(device))
 
 
-def load(name: str, data_dir: Path, split: Split) -> tuple[Tensor, Tensor]:
-    """Load and verify images and labels of one split, as `DatasetInfo.load` does."""
-    return DATASETS[name].load(data_dir, split)
-
-
 def stratified_split(labels: Tensor, num_held_out: int) -> tuple[Tensor, Tensor]:
     """Split (n,) labels in two with equal shares of each class; the same labels are always split alike.
 
