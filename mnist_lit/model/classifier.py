@@ -182,8 +182,9 @@ class Classifier(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": config}
 
     def on_train_start(self) -> None:
-        for optimizer in self.trainer.optimizers:
-            optim.check_states(optimizer)
+        if self.trainer.ckpt_path is not None:
+            for optimizer in self.trainer.optimizers:
+                optim.check_states(optimizer)
         for config in self.trainer.lr_scheduler_configs:
             # Other schedules are those of a subclass, or of Lightning's finder of the learning rate.
             if config.name == SCHEDULE and not isinstance(config.scheduler, ReduceLROnPlateau):
