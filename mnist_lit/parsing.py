@@ -127,15 +127,13 @@ def _check(config: Namespace, command_line: CommandLine) -> None:
         wrong.append(("seed_everything", ">=0 and <2^32"))
     if config.run_dir == "":
         wrong.append(("run_dir", "a folder"))
-    wrong += [(key, "a finite number below 2^63") for key, value in walk(config.as_dict()) if _is_unbounded(value)]
+    for key, value in walk(config.as_dict()):
+        limit = 2**63 if isinstance(value, int) else math.inf
+        if isinstance(value, (int, float)) and not abs(value) < limit:  # nor NaN
+            wrong.append((key, "a finite number below 2^63"))
     # A key that another one fills in is given nowhere.
     for key, wanted in sorted(wrong, key=lambda found: not command_line.is_given(found[0]))[:1]:
         raise UsageError(f"{command_line.origin(key)}: must be {wanted}, got {config.get(key)}")
-
-
-def _is_unbounded(value: Any) -> bool:
-    """Check for a number that is NaN, infinite or, if an integer, too large for torch."""
-    return (isinstance(value, int) and abs(value) >= 2**63) or (isinstance(value, float) and not math.isfinite(value))
 
 
 def _known(config: dict[str, Any], defaults: dict[str, Any], prefix: str = "") -> dict[str, Any]:

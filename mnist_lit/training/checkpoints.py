@@ -82,7 +82,8 @@ def _read(file: Path, run_dir: Path | None, *, for_fit: bool) -> Checkpoint:
     content = read_checkpoint(file)
     model = content.get("hyper_parameters") or {}
     # One that was made without the command line has no config.
-    config = content.get("config") or _make_config(model)
+    data = {key: model[key] for key in LINKED if key in model}
+    config = content.get("config") or {"model": _without(model, LINKED), "data": data}
     if run_dir is None:
         # Whoever made it chooses network and data only: no paths, no classes, no settings of the training.
         config = {name: _plain_values(config.get(name)) for name in ("model", "data")}
@@ -91,10 +92,6 @@ def _read(file: Path, run_dir: Path | None, *, for_fit: bool) -> Checkpoint:
         config.pop("init_from", None)
     shapes = {name: tensor.shape for name, tensor in content["state_dict"].items()}
     return Checkpoint(file=file, run_dir=run_dir, config=config, step=content.get("global_step") or 0, shapes=shapes)
-
-
-def _make_config(model: dict[str, Any]) -> dict[str, Any]:
-    return {"model": _without(model, LINKED), "data": {key: model[key] for key in LINKED if key in model}}
 
 
 def _without(group: dict[str, Any], keys: Iterable[str]) -> dict[str, Any]:
