@@ -1,6 +1,8 @@
 """The commands: what each of them does with trainer, model and data."""
 
+import json
 import math
+import shlex
 import sys
 import traceback
 from collections.abc import Iterator
@@ -17,8 +19,9 @@ from torch import Tensor
 
 from mnist_lit.cli import CLI
 from mnist_lit.command_line import CommandLine
-from mnist_lit.console import configure_logging, fit_lines, format_summary, metric_lines
+from mnist_lit.console import configure_logging
 from mnist_lit.errors import MNISTLitError, Stopped, UsageError, describe_machine_error, format_own_frames
+from mnist_lit.formatting import METRICS, format_score
 from mnist_lit.inference.predict import report_predictions
 from mnist_lit.training.checkpoints import LAST, read_checkpoint
 from mnist_lit.training.hardware import configure_cpu
@@ -143,12 +146,31 @@ class Commands(CLI):
             print("fast_dev_run: nothing is kept")
             return
         page = self._write_page()
+        metrics = self.trainer.callback_metrics
         if self.command == "fit":
-            lines = fit_lines(self.run_dir, more, num_epochs, page, self.command_line.program)
+            lines = self._fit_lines(page, more, num_epochs)
         else:
-            lines = metric_lines(self.trainer.callback_metrics)
-        print(format_summary(lines))
-        print(self.run_dir)
+            lines = {name: format_score(name, float(metrics[name])) for name in METRICS if name in metrics}
+        width = max(map(len, lines), default=0)
+        print(*(f"{name:{width}}  {value}" for name, value in lines.items()), self.run_dir, sep="\n")
+
+    def _fit_lines(self, page: Path | None, more: tuple[str, str], num_epochs: int) -> dict[str, str]:
+        """Collect results and the commands that go on from them, by the names of their lines."""
+        file, run_dir = self.run_dir / "metrics.json", shlex.quote(str(self.run_dir))
+        metrics = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        lines = {}
+        if "val/acc" in metrics and "epoch" in metrics:
+            lines["best epoch"] = f"{metrics['epoch'] + 1}" + (f" of {num_epochs}" if more[0] == "max_epochs" else "")
+        lines |= {name: format_score(name, metrics[name]) for name in ("val/acc", "test/acc") if name in metrics}
+        if "seconds" in metrics:
+            lines["seconds"] = f"{metrics['seconds']:.1f}"
+        if page is not None:
+            lines["report"] = shlex.quote(str(page))
+        if any(self.run_dir.glob("events.out.tfevents.*")):
+            lines["look"] = f"tensorboard --logdir {run_dir}"
+        if (self.run_dir / "checkpoints" / LAST).is_file():
+            lines["go on"] = f"{self.command_line.program} --ckpt_path {run_dir} --trainer.{more[0]} {more[1]}"
+        return lines
 
     def _write_page(self) -> Path | None:
         # Results of a checkpoint from elsewhere lie in a directory without a run.

@@ -1,15 +1,8 @@
-"""The console: logging levels, warning filters, and the summary of a command."""
+"""The console: logging levels and warning filters."""
 
-import json
 import logging
-import shlex
 import threading
 import warnings
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
-
-from mnist_lit.formatting import METRICS, format_score
 
 LOG_LEVELS = {
     "lightning.pytorch": logging.WARNING,
@@ -54,43 +47,3 @@ def _ignore_os_errors(args: threading.ExceptHookArgs) -> None:
     # TensorBoard's writer raises the error of its thread again in the main thread, at the next event.
     if not issubclass(args.exc_type, OSError):
         threading.__excepthook__(args)
-
-
-def fit_lines(
-    run_dir: Path, more: tuple[str, str], num_epochs: int, report: Path | None, program: str
-) -> dict[str, str]:
-    """Collect the results of a run and the commands that go on from it, by the names of their lines.
-
-    Args:
-        run_dir: The run directory.
-        more: The limit of the trainer that ended the run, and twice its value.
-        num_epochs: The epochs that are done.
-        report: The run's page, if there is one.
-        program: The command as it is typed.
-    """
-    file = run_dir / "metrics.json"
-    metrics = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    lines = {}
-    if "val/acc" in metrics and "epoch" in metrics:
-        lines["best epoch"] = f"{metrics['epoch'] + 1}" + (f" of {num_epochs}" if more[0] == "max_epochs" else "")
-    lines |= {name: format_score(name, metrics[name]) for name in ("val/acc", "test/acc") if name in metrics}
-    if "seconds" in metrics:
-        lines["seconds"] = f"{metrics['seconds']:.1f}"
-    if report is not None:
-        lines["report"] = shlex.quote(str(report))
-    if any(run_dir.glob("events.out.tfevents.*")):
-        lines["look"] = f"tensorboard --logdir {shlex.quote(str(run_dir))}"
-    if (run_dir / "checkpoints" / "last.ckpt").is_file():
-        lines["go on"] = f"{program} --ckpt_path {shlex.quote(str(run_dir))} --trainer.{more[0]} {more[1]}"
-    return lines
-
-
-def metric_lines(metrics: Mapping[str, Any]) -> dict[str, str]:
-    """Format the metrics of an evaluation, by name."""
-    return {name: format_score(name, float(metrics[name])) for name in METRICS if name in metrics}
-
-
-def format_summary(lines: Mapping[str, str]) -> str:
-    """Align names and values in two columns."""
-    width = max(map(len, lines), default=0)
-    return "\n".join(f"{name:{width}}  {value}" for name, value in lines.items())
