@@ -83,6 +83,7 @@ class CLI(LightningCLI):
         self.goes_on = False  # `fit` continues a run in its own directory
         self.ensemble: list[Checkpoint] = []
         self.run_dir, self.claimed = LOGS, RunDir(LOGS)
+        parser_kwargs = {"exit_on_error": False, "allow_abbrev": False, **PARSER_KWARGS[command]}
         try:
             super().__init__(
                 model_class or ConvNet,
@@ -93,7 +94,7 @@ class CLI(LightningCLI):
                 trainer_defaults=TRAINER_DEFAULTS,
                 seed_everything_default=42,
                 parser_class=Parser,
-                parser_kwargs={"prog": command_line.program, "allow_abbrev": False, **PARSER_KWARGS[command]},
+                parser_kwargs={"prog": command_line.program, **parser_kwargs},
                 auto_configure_optimizers=False,
             )
         except BaseException:

@@ -4,8 +4,9 @@ import json
 import math
 import os
 import sys
+from argparse import ArgumentError
 from collections.abc import Iterator
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 from jsonargparse import Namespace
@@ -30,16 +31,8 @@ AT_LEAST_ONE = ("trainer.accumulate_grad_batches", "trainer.check_val_every_n_ep
 PATHS = ("ckpt_path", "init_from", "run_dir", "ensemble", "output", "data.data_dir", "data.predict_paths")
 
 
-class ParserError(Exception):
-    """Carries a message of the parser."""
-
-
 class Parser(LightningArgumentParser):
-    """Lightning's parser without usage and exits."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise the message for the caller to explain."""
-        raise ParserError(message) from ex
+    """Lightning's parser with the arguments of the commands."""
 
     def add_command_arguments(self, command: str) -> None:
         """Add the arguments of a command beside trainer, model, data and callbacks."""
@@ -98,7 +91,7 @@ def parse(parser: Parser, command_line: CommandLine, base: dict[str, Any] | None
         _check(config, command_line)
         if printing:
             parser.parse_args([*args, *printing])
-    except ParserError as error:
+    except ArgumentError as error:
         raise UsageError(explain(str(error), list(defaults.keys()), command_line)) from error
     for key in PATHS:
         if value := config.get(key):
