@@ -23,7 +23,7 @@ from mnist_lit.errors import UsageError, format_own_frames
 from mnist_lit.model.classifier import Classifier, ConvNet
 from mnist_lit.model.ensemble import load_ensemble
 from mnist_lit.parser_errors import explain_object, explain_trainer
-from mnist_lit.parsing import Parser, parse
+from mnist_lit.parsing import add_command_arguments, parse
 from mnist_lit.training.callbacks import EMA, BestCheckpoint, EarlyStop, LastCheckpoint
 from mnist_lit.training.checkpoints import (
     LINKED,
@@ -93,7 +93,6 @@ class CLI(LightningCLI):
                 save_config_callback=None,
                 trainer_defaults=TRAINER_DEFAULTS,
                 seed_everything_default=42,
-                parser_class=Parser,
                 parser_kwargs={"prog": command_line.program, **parser_kwargs},
                 auto_configure_optimizers=False,
             )
@@ -116,8 +115,7 @@ class CLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         for name, callback in CALLBACKS.items():
             parser.add_lightning_class_args(callback, name)
-        assert isinstance(parser, Parser)
-        parser.add_command_arguments(self.command)
+        add_command_arguments(parser, self.command)
         accepted = inspect.signature(self._model_class).parameters
         for name in LINKED:
             if name in accepted:
@@ -126,7 +124,6 @@ class CLI(LightningCLI):
             parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        assert isinstance(parser, Parser)
         is_fit = self.command == "fit"
         base = None  # the configuration below all that was typed: a checkpoint's, or that of its network alone
         if (path := self.command_line.value_of("ckpt_path")) is not None:

@@ -113,11 +113,10 @@ class Commands(CLI):
         """Add to an error how to go on with the run; remove a run that has not begun."""
         try:
             yield
-        except MisconfigurationException as error:
-            self._remove_or_advise(error)
-            raise UsageError("\n".join([str(error), *getattr(error, "__notes__", [])])) from error
         except BaseException as error:
             self._remove_or_advise(error)
+            if isinstance(error, MisconfigurationException):
+                raise UsageError("\n".join([str(error), *getattr(error, "__notes__", [])])) from error
             if isinstance(error, Stopped) and not is_global_zero():
                 raise SystemExit(0) from error  # the first process prints the message and has the exit code
             raise

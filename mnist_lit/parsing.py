@@ -31,40 +31,35 @@ AT_LEAST_ONE = ("trainer.accumulate_grad_batches", "trainer.check_val_every_n_ep
 PATHS = ("ckpt_path", "init_from", "run_dir", "ensemble", "output", "data.data_dir", "data.predict_paths")
 
 
-class Parser(LightningArgumentParser):
-    """Lightning's parser with the arguments of the commands."""
-
-    def add_command_arguments(self, command: str) -> None:
-        """Add the arguments of a command beside trainer, model, data and callbacks."""
-        add = self.add_argument
-        add("--ckpt_path", type=str | None, help="Checkpoint: a run directory, a file or a URL.")
-        if command == "fit":
-            text = (
-                "Checkpoint whose weights a new run starts from: a run directory, a file or a URL. All else is fresh."
-            )
-            add("--init_from", type=str | None, help=text)
-        add("--run_dir", type=str | None, help="Folder of the run; default the next free logs/run_N.")
-        add("--test_after_fit", type=bool, default=False, help="Whether fit ends with a test of the best checkpoint.")
-        add("--csv", type=bool, default=False, help="Whether the scalars are also written to RUN/metrics.csv.")
-        add("--report", type=bool, default=True, help="Whether the run is also shown on a page, RUN/report.html.")
-        text = (
-            "Threads of torch on the CPU, 1 to 1024; default one for each core that the process may use. The last bits "
-            "depend on it. They wait for each other with GOMP_SPINCOUNT=4000 unless that or OMP_WAIT_POLICY is set."
-        )
-        add("--num_threads", type=Threads | None, help=text)
-        if command != "fit":
-            text = "More checkpoints (file, URL, run directory), whose probabilities are averaged with ckpt_path's."
-            add("--ensemble", type=list[str], default=[], help=text)
-        if command == "export":
-            text = "File to write, from uint8 images to probabilities: `.onnx` or `.pt2`."
-            add("--output", type=str, default="model.onnx", help=text)
-        if command == "demo":
-            text = "Address to listen at; the default can be reached from this machine only."
-            add("--host", type=str, default="127.0.0.1", help=text)
-            add("--port", type=Port, default=7860, help="Port to listen at, 1 to 65535.")
+def add_command_arguments(parser: LightningArgumentParser, command: str) -> None:
+    """Add the arguments of a command beside trainer, model, data and callbacks."""
+    add = parser.add_argument
+    add("--ckpt_path", type=str | None, help="Checkpoint: a run directory, a file or a URL.")
+    if command == "fit":
+        text = "Checkpoint whose weights a new run starts from: a run directory, a file or a URL. All else is fresh."
+        add("--init_from", type=str | None, help=text)
+    add("--run_dir", type=str | None, help="Folder of the run; default the next free logs/run_N.")
+    add("--test_after_fit", type=bool, default=False, help="Whether fit ends with a test of the best checkpoint.")
+    add("--csv", type=bool, default=False, help="Whether the scalars are also written to RUN/metrics.csv.")
+    add("--report", type=bool, default=True, help="Whether the run is also shown on a page, RUN/report.html.")
+    text = (
+        "Threads of torch on the CPU, 1 to 1024; default one for each core that the process may use. The last bits "
+        "depend on it. They wait for each other with GOMP_SPINCOUNT=4000 unless that or OMP_WAIT_POLICY is set."
+    )
+    add("--num_threads", type=Threads | None, help=text)
+    if command != "fit":
+        text = "More checkpoints (file, URL, run directory), whose probabilities are averaged with ckpt_path's."
+        add("--ensemble", type=list[str], default=[], help=text)
+    if command == "export":
+        text = "File to write, from uint8 images to probabilities: `.onnx` or `.pt2`."
+        add("--output", type=str, default="model.onnx", help=text)
+    if command == "demo":
+        text = "Address to listen at; the default can be reached from this machine only."
+        add("--host", type=str, default="127.0.0.1", help=text)
+        add("--port", type=Port, default=7860, help="Port to listen at, 1 to 65535.")
 
 
-def parse(parser: Parser, command_line: CommandLine, base: dict[str, Any] | None) -> Namespace:
+def parse(parser: LightningArgumentParser, command_line: CommandLine, base: dict[str, Any] | None) -> Namespace:
     """Merge all layers; print the merge and exit where `--print_config` asks for it.
 
     Args:
