@@ -35,13 +35,7 @@ class MetricsWriter(Callback):
     """
 
     def __init__(
-        self,
-        run_dir: Path,
-        config: dict[str, Any],
-        defaults: Callable[[], Mapping[str, Any]],
-        *,
-        monitor: str | None,
-        mode: str,
+        self, run_dir: Path, config: dict[str, Any], defaults: Callable[[], Any], *, monitor: str | None, mode: str
     ) -> None:
         self.file = run_dir / "metrics.json"
         self.config, self.defaults = config, defaults
