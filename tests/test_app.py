@@ -21,7 +21,7 @@ MAX_FILES, MAX_FUNCTIONS = 20, 107  # more is a step back
 SCRIPT = """
 import json, sys, threading
 from pathlib import Path
-import mnist_lit
+import lightning.pytorch.cli, torchvision, mnist_lit
 package = str(Path(mnist_lit.__file__).parent)
 functions = set()
 def note(frame, event, _):

@@ -62,7 +62,7 @@ def png(pixels: "np.ndarray[Any, Any]") -> bytes:
 def run_dir(mnist_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A short run that recognises simple drawings."""
     folder = tmp_path_factory.mktemp("fast") / "run"
-    flags = [f"--data.data_dir={mnist_dir}", "--test_after_fit=false", "--report=false", "--pictures.enabled=false"]
+    flags = [f"--data.data_dir={mnist_dir}", "--test_after_fit=false", "--trainer.limit_train_batches=0.3"]
     main(["fit", f"--config={CONFIGS / 'fast.yaml'}", *flags, f"--run_dir={folder}"])
     return folder
 
