@@ -35,6 +35,7 @@ from optuna.trial import FrozenTrial
 from torch.nn import functional as F
 
 from mnist_lit import main
+from mnist_lit.command_line import find_config
 from mnist_lit.data.datasets import DATASETS, ImageDataset, stratified_split
 
 PROJECT = Path(__file__).parents[1]
@@ -125,12 +126,13 @@ def overhead(recipe: str = "base", repeats: PositiveInt = 5, flags: list[str] = 
     """
     args = ["fit", *_configs(recipe), "--test_after_fit=false", *flags]
     print("| images/s | fit | bare loop | ratio |\n| --- | --- | --- | --- |")
-    ratios = []
-    for pair in range(1, repeats + 1):
-        ours, bare = _speed_of_fit(args), _speed_of_bare_loop(args)
-        ratios.append(ours / bare)
-        print(f"| {pair} | {ours:,.0f} | {bare:,.0f} | {ours / bare:.3f} |", flush=True)
-    print(f"| median (least to most) | | | {_spread(ratios, 3)} |\n\n{_machine()}")
+    pairs = []
+    for number in range(1, repeats + 1):
+        pairs.append((ours := _speed_of_fit(args), bare := _speed_of_bare_loop(args)))
+        print(f"| {number} | {ours:,.0f} | {bare:,.0f} | {ours / bare:.3f} |", flush=True)
+    ratios = [ours / bare for ours, bare in pairs]
+    ours, bare = (statistics.median(speeds) for speeds in zip(*pairs, strict=True))
+    print(f"| median (least to most) | {ours:,.0f} | {bare:,.0f} | {_spread(ratios, 3)} |\n\n{_machine()}")
 
 
 def _speed_of_fit(args: list[str]) -> float:
@@ -429,8 +431,8 @@ def search(
 
 def _measure_search(config: str, n_trials: int, workers: int, flags: list[str]) -> Run:
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "configs").symlink_to(CONFIGS)
-        settings = [f"--config={config}", f"--n_trials={n_trials}", f"--workers={workers}", "--study_name=benchmark"]
+        file = find_config(config).resolve()
+        settings = [f"--config={file}", f"--n_trials={n_trials}", f"--workers={workers}", "--study_name=benchmark"]
         # The same points for all, none of them cut short.
         points = ["--sampler=optuna.samplers.RandomSampler", "--sampler.seed=1", "--pruner=null"]
         start = datetime.now()
