@@ -67,7 +67,7 @@ class Augment:
             width_factor = 1 + self.aspect * (2 * _draw(1, images, generator)[0] - 1)
             matrix = matrix * torch.stack([1 / width_factor, width_factor], dim=1).unsqueeze(2)
         height, width = images.shape[-2:]
-        if height != width:  # the grid's unit is half a side, in which a rotation is none
+        if height != width:  # the grid is in half sides: a rotation would stretch the image
             matrix = matrix * matrix.new_tensor([[1, height / width], [width / height, 1]])
         offset = matrix @ (torch.stack(shift, dim=1) * (-2 * self.translation)).unsqueeze(2)
         # One large product, as the many small ones of affine_grid take longer than all the rest.

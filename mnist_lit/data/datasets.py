@@ -56,7 +56,7 @@ class ImageDataset(Dataset[Batch]):
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         """Gather images of shape (n, c, h, w) and their labels; the data loader calls this once per batch."""
-        # Not blocking: a GPU would first have to finish the step before.
+        # A copy that blocks would wait until the GPU has finished the step before.
         positions = torch.tensor(indices, dtype=torch.long).to(self.indices.device, non_blocking=True)
         chosen = self.indices[positions]
         images = self.images[chosen]
