@@ -157,8 +157,9 @@ class Driver:
     def _is_over(self) -> bool:
         if self.running:
             return False
+        has_more = self._has_more()  # asked first: what another machine begins after it is RUNNING below
         others = any(trial.state == TrialState.RUNNING for trial in counted(self.study))
-        return time.monotonic() >= self.deadline or not (others or self._has_more())
+        return time.monotonic() >= self.deadline or not (others or has_more)
 
     def _has_more(self) -> bool:
         waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
