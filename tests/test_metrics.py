@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 import yaml
 from conftest import CONFIGS, SMALL, WORSE, completed
+from lightning.pytorch import Callback
 from runs import curves, metrics, rows
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
@@ -62,6 +64,23 @@ def test_metrics_file_has_the_values_of_the_curves_and_the_facts_of_the_run(logs
     assert second["precision"] == config["trainer"]["precision"] in ("32-true", "bf16-mixed", "16-mixed")
     assert second["device"] in ("cpu", "cuda", "mps")
     assert f"python {sys.version_info.major}." in second["versions"]
+
+
+class Late(Callback):
+    times: list[float] = []
+
+    def on_train_start(self, *_: Any) -> None:
+        self.times.append(time.monotonic())
+
+    def on_train_end(self, *_: Any) -> None:
+        self.times.append(time.monotonic())
+        time.sleep(0.5)
+
+
+def test_seconds_are_those_of_training_without_what_callbacks_do_at_its_end(fit: Callable[..., Any]) -> None:
+    cli = fit("--trainer.max_epochs=1", "--trainer.callbacks=[{class_path: test_metrics.Late}]")
+    start, end = Late.times
+    assert 0 < metrics(cli.run_dir)["seconds"] <= end - start + 0.001  # it is rounded
 
 
 def test_hyperparameters_are_those_that_differ_and_those_that_always_count(logs: Path) -> None:

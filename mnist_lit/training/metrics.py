@@ -43,7 +43,7 @@ class MetricsWriter(Callback):
         self.best: dict[str, float] = {}
         self.best_step = self.judged_step = -1
         self.seconds, self.num_images = 0.0, 0
-        self.started = 0.0
+        self.started = self.trained = 0.0  # when training began, and when its last batch or validation ended
         self.has_logged_params = self.has_recorded_config = False
 
     def state_dict(self) -> dict[str, Any]:
@@ -57,11 +57,12 @@ class MetricsWriter(Callback):
         checkpoint["config"] = self.config
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.started = time.monotonic()
+        self.started = self.trained = time.monotonic()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any
     ) -> None:
+        self.trained = time.monotonic()
         self.num_images += len(batch[1]) * trainer.world_size
         if not self.has_recorded_config and trainer.is_global_zero:
             self.has_recorded_config = True
@@ -85,6 +86,7 @@ class MetricsWriter(Callback):
         if trainer.state.fn == TrainerFn.VALIDATING:
             self.on_test_end(trainer, pl_module)
         elif not trainer.sanity_checking:
+            self.trained = time.monotonic()
             self.is_best(trainer)
             self.on_train_end(trainer, pl_module)
 
@@ -118,7 +120,7 @@ class MetricsWriter(Callback):
         write_text(self.file, json.dumps(metrics, indent=2) + "\n")
 
     def _elapsed(self) -> float:
-        return self.seconds + (time.monotonic() - self.started if self.started else 0.0)
+        return self.seconds + self.trained - self.started
 
     def _facts(self, trainer: Trainer) -> dict[str, Any]:
         return {
