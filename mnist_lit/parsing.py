@@ -44,7 +44,7 @@ def add_command_arguments(parser: LightningArgumentParser, command: str) -> None
     add("--report", type=bool, default=True, help="Whether the run is also shown on a page, RUN/report.html.")
     text = (
         "Threads of torch on the CPU, 1 to 1024; default one for each core that the process may use. The last bits "
-        "depend on it. They wait for each other with GOMP_SPINCOUNT=4000 unless that or OMP_WAIT_POLICY is set."
+        "depend on it. GOMP_SPINCOUNT is set to 4000 unless it or OMP_WAIT_POLICY is set."
     )
     add("--num_threads", type=Threads | None, help=text)
     if command != "fit":

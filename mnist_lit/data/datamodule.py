@@ -48,9 +48,9 @@ class MNISTDataModule(LightningDataModule):
         class_names: Names of the classes of `folder`, in the order of the labels; default its folders.
         augment: Random changes of the training images.
         num_workers: Processes that gather batches, 0 or more. The data is in memory: 0 is the fastest.
-        pin_memory: Whether batches are gathered in memory from which a GPU copies faster.
+        pin_memory: Whether batches are in pinned (page-locked) memory, for faster copies to a GPU.
         resident: Whether the whole data set is kept on the training device; needs `num_workers: 0`.
-        download: Whether missing or damaged files are downloaded; each is verified by checksum.
+        download: Whether missing or damaged files are downloaded and verified by checksum (not those of EMNIST).
         mirrors: URLs of folders to download from, tried in this order; default those of the data set.
         timeout: Seconds without an answer, above 0, after which the next mirror is tried.
         predict_paths: Images for `predict` instead of the test split: image files, folders of them, or patterns in

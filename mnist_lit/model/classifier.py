@@ -36,7 +36,7 @@ class Classifier(LightningModule):
         label_smoothing: Share, 0 to 1, of the training target that is spread over all classes.
         lr: Learning rate, above 0; the peak of a schedule that has one.
         optimizer: Any `torch.optim` class by `class_path`; without one it is the fused AdamW.
-            Its weight decay spares biases and normalisations.
+            Weight decay is not applied to biases and normalisation layers.
         schedule: Any `torch.optim.lr_scheduler` class by `class_path`, stepped once per optimizer step
             (`ReduceLROnPlateau` after each validation, on `val/loss`). Its number of steps and its peak are filled in.
         tta_distort: Whether the probabilities of an image and of eight copies are averaged when it is evaluated
@@ -230,15 +230,15 @@ class ConvNet(Classifier):
         kernel_size: Side of the convolution kernels, in pixels.
         convs_per_stage: Convolutions in each stage.
         residual: Whether a stage adds the output of its first convolution to the output of the others.
-        pooling: Operation that halves the map in each stage.
+        pooling: Pooling that halves the feature map in each stage; `none` keeps its size.
         pool_at_end: Whether that is done at the end of a stage instead of after its first convolution: more accurate,
             and less than half as fast.
-        unpadded_stages: Stages, 0 or more, from the first, whose kernels stay inside the map: each convolution takes
-            kernel_size - 1 pixels from its sides, so that the next ones have less to do.
+        unpadded_stages: Number of stages, 0 or more, from the first, with unpadded convolutions: each makes the feature
+            map kernel_size - 1 pixels smaller in height and width, which saves time.
         global_pool: Operation that reduces the last map to one value per channel; `none` keeps all its pixels.
         norm: Normalisation after each convolution and each hidden dense layer.
         activation: Non-linearity after each normalisation.
-        dropout: Probability, 0 to 1, with which a feature is dropped before each dense layer (never a pixel).
+        dropout: Dropout probability, 0 to 1, before each dense layer; input pixels are never dropped.
         image_size: Side of the square input images, in pixels; the command line takes it from `data.image_size`.
         in_channels: Channels of the images; the command line takes it from `data.in_channels`.
         num_classes: Number of classes, 1 or more.

@@ -40,7 +40,7 @@ class Objective:
     """An objective of a search.
 
     Args:
-        metric: A metric that is logged at each validation, or a number of metrics.json (`parameters`, `seconds`).
+        metric: A metric that is logged at each validation, or `parameters`, `seconds` or `images_per_second` of a run.
         direction: Whether more or less of it is better.
         value: Whether the best or the last epoch of a trial counts.
     """
@@ -75,9 +75,9 @@ class Settings:
         objective: The metric and its direction; or a list of them.
         n_trials: Trials in all, also after the search has been stopped and started again.
         timeout: Seconds after which no further trial begins.
-        workers: Processes that train trials; they share the threads, and each has a GPU of its own.
-        configs: The configs that the trials start from, in order of precedence: relative to the search config, to the
-            working directory, or shipped ones.
+        workers: Processes that train trials. They share the threads; each uses one GPU, which several may share.
+        configs: Configs that the trials start from; later ones win. Each is looked for beside the search config, in the
+            working directory, and among the shipped configs.
         overrides: Keys of `fit` that all trials have on top of that; single ones as `--overrides.model.lr 0.1`.
         sampler: Any class of `optuna.samplers`. A grid sampler is given the space.
         pruner: Any class of `optuna.pruners`; default MedianPruner, which leaves the first validation alone; null stops

@@ -21,7 +21,7 @@ class BestCheckpoint(ModelCheckpoint):
 
     Args:
         enabled: Whether a run keeps checkpoints.
-        monitor: Any metric of training or validation, which decides; null keeps the last epoch.
+        monitor: Metric of training or validation that selects the best epoch; null keeps the last epoch.
         mode: Whether a higher (`max`) or a lower (`min`) value is better.
     """
 
