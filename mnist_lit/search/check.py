@@ -3,6 +3,7 @@
 import re
 import tempfile
 from collections.abc import Callable
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from mnist_lit.training.run_dir import write_text
 
 # Keys that the search sets for all its trials.
 RESERVED = ("config", "run_dir", "ckpt_path", "test_after_fit", "num_threads")
+OWN_CLASSES = "a class of your own needs a file, in which main is called below: if __name__ == '__main__'"
 
 
 def check(settings: Settings, program: Callable[..., Any]) -> tuple[Params, Space]:
@@ -42,6 +44,8 @@ def check(settings: Settings, program: Callable[..., Any]) -> tuple[Params, Spac
                 # Users do not know the overlay, which is deleted.
                 where = "space" if params else "overrides"
                 raise UsageError(re.sub(rf"^{re.escape(folder)}\S+, line \d+: ", f"{where}.", str(error))) from error
+            except BrokenProcessPool as error:  # it could not import what `main` was given
+                raise UsageError(f"search: a process has ended while it started\n{OWN_CLASSES}") from error
             if base["trainer"]["devices"] not in ("auto", 1, "1", [0]):
                 raise UsageError("trainer.devices: a trial has one device\nfor more trials at a time use --workers")
             if isinstance(base["seed_everything"], bool):
