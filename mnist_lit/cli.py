@@ -26,6 +26,7 @@ from mnist_lit.parser_errors import explain_object, explain_trainer
 from mnist_lit.parsing import add_command_arguments, parse
 from mnist_lit.training.callbacks import EMA, BestCheckpoint, EarlyStop, LastCheckpoint
 from mnist_lit.training.checkpoints import (
+    BEST,
     LINKED,
     AtomicCheckpointIO,
     Checkpoint,
@@ -116,11 +117,11 @@ class CLI(LightningCLI):
         for name, callback in CALLBACKS.items():
             parser.add_lightning_class_args(callback, name)
         add_command_arguments(parser, self.command)
-        accepted = inspect.signature(self._model_class).parameters
+        keys = parser.get_defaults()  # those of `**kwargs`, too
         for name in LINKED:
-            if name in accepted:
+            if f"data.{name}" in keys and f"model.{name}" in keys:
                 parser.link_arguments(f"data.{name}", f"model.{name}")
-        if "num_classes" in accepted:
+        if "model.num_classes" in keys:
             parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -129,15 +130,17 @@ class CLI(LightningCLI):
         if (path := self.command_line.value_of("ckpt_path")) is not None:
             self.checkpoint = find_checkpoint(path, for_fit=is_fit)
             base = self.checkpoint.config
-            self.goes_on = is_fit and Path(path).expanduser().is_dir()
-            variable = self.command_line.environment.get("data.data_dir")
-            if self.checkpoint.dataset == "folder" and variable and variable.name == DATA_DIR_VARIABLE:
-                # Downloaded data sets lie there; the images of a folder lie where the run has found them.
-                del self.command_line.environment["data.data_dir"]
+            is_same = self.command_line.value_of("run_dir") in (None, path)
+            self.goes_on = is_fit and is_same and Path(path).expanduser().is_dir()
         elif is_fit and (path := self.command_line.value_of("init_from")) is not None:
             self.initial = find_checkpoint(path, key="init_from")
             model, data = self.initial.config.get("model", {}), self.initial.config.get("data", {})
             base = {"model": _of_network(model), "data": {name: data[name] for name in LINKED if name in data}}
+        variables, is_folder = self.command_line.environment, self.checkpoint and self.checkpoint.dataset == "folder"
+        if is_folder or "data.data_dir" not in parser.get_defaults():
+            # Downloaded data sets lie there; the images of a folder lie where the run has found them.
+            kept = {key: variable for key, variable in variables.items() if variable.name != DATA_DIR_VARIABLE}
+            self.command_line.environment = kept
         self.config = parse(parser, self.command_line, base)
         if not is_fit and self.checkpoint is None:
             raise UsageError(f"{self.command} needs a checkpoint\ngive --ckpt_path: a run directory, a file or a URL")
@@ -150,7 +153,7 @@ class CLI(LightningCLI):
         if self.command in WITHOUT_RUN:
             for name, value in TRAINER_WITHOUT_RUN.items():
                 config.trainer[name] = value
-            config.data.predict_paths = None
+            config.data.pop("predict_paths", None)
         if config.trainer.enable_checkpointing is False:
             config.checkpoint.enabled = False
         if self.command == "export":
@@ -162,9 +165,11 @@ class CLI(LightningCLI):
             config.data.class_names = list(find_classes(Path(config.data.data_dir or "data")))
         if config.trainer.precision is None:
             config.trainer.precision = native_precision(config.trainer.accelerator)
+        self.wanted_run_dir = Path(config.run_dir) if config.run_dir else None
         if self.goes_on:
             config.ckpt_path = None
-        self.wanted_run_dir = Path(config.run_dir) if config.run_dir else None
+        elif self.command == "fit" and self.checkpoint is not None and self.checkpoint.run_dir is not None:
+            config.ckpt_path = self.checkpoint.file and str(self.checkpoint.file)  # the run's last one may change
         config.run_dir = None  # config.yaml repeats the run in a directory of its own
         # Lightning looks for `config_dump`, too, and would make one of its own.
         self.config_dump = self._plain(config)
@@ -215,11 +220,10 @@ class CLI(LightningCLI):
             self.run_dir = self.claimed.path
         config = self.config_init
         self.parser.callback_keys = [name for name in CALLBACKS if config[name].enabled]
-        config.pictures.folder = self.run_dir / "pictures"
         self.trainer_defaults = {**TRAINER_DEFAULTS, "callbacks": self._callbacks(config)}
         kwargs |= {"enable_checkpointing": config.checkpoint.enabled, "logger": self._loggers(config.trainer.logger)}
         try:
-            trainer = super().instantiate_trainer(default_root_dir=self.run_dir, **kwargs)
+            trainer = super().instantiate_trainer(default_root_dir=self.run_dir.resolve(), **kwargs)
         except (ValueError, TypeError, OverflowError, MisconfigurationException) as error:
             raise UsageError(explain_trainer(str(error), vars(config.trainer), self.command_line)) from error
         if self.command == "predict" and trainer.world_size > 1:
@@ -238,8 +242,11 @@ class CLI(LightningCLI):
             self.datamodule.fetch(self.command, *["test"] * tests_too)
         existing, wanted = self.checkpoint.run_dir if self.checkpoint else None, self.wanted_run_dir
         is_of_data = self.checkpoint is not None and self.checkpoint.dataset in (None, self.datamodule.dataset)
-        # Results are of that run's network and data only.
-        if not self.goes_on and (self.command == "fit" or self.ensemble or not is_of_data):
+        file = self.checkpoint.file if self.checkpoint else None
+        is_best = file is None or file.name == BEST or not file.with_name(BEST).is_file()
+        # The results in a run directory are those of its best checkpoint on its own data.
+        is_other = self.ensemble or not is_of_data or not is_best or self.config.trainer.fast_dev_run
+        if not self.goes_on and (self.command == "fit" or is_other):
             existing = None
         if self.command in WITHOUT_RUN or not is_global_zero():
             return RunDir(wanted or existing or LOGS)
@@ -254,12 +261,13 @@ class CLI(LightningCLI):
         if not self.datamodule.val_size:
             config.checkpoint.monitor = None
         monitor, mode = config.checkpoint.monitor, config.checkpoint.mode
-        writer = MetricsWriter(self.run_dir, self.plain_config, self.defaults, monitor=monitor, mode=mode)
+        writer = MetricsWriter(
+            self.run_dir, self.plain_config, self.defaults, monitor=monitor, mode=mode, resumes=self.goes_on
+        )
         callbacks: list[Any] = [writer, *self.callbacks]
         if config.checkpoint.enabled:
-            last = LastCheckpoint()
-            config.checkpoint.dirpath = last.dirpath = str((self.run_dir / "checkpoints").resolve())
-            callbacks.append(last)
+            config.checkpoint.dirpath = str((self.run_dir / "checkpoints").resolve())
+            callbacks.append(LastCheckpoint())
         given = config.trainer.callbacks
         has_bar = any(isinstance(callback, ProgressBar) for callback in (given if isinstance(given, list) else [given]))
         if config.trainer.enable_progress_bar is not False and not has_bar:
@@ -279,7 +287,6 @@ class CLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         if self.is_dry or self.command in WITHOUT_RUN:
             return
-        # MetricsWriter writes that of a run that goes on, after a first batch: what fails before changes nothing.
         if not self.goes_on:
             name = "config.yaml" if self.command == "fit" else f"config.{self.command}.yaml"
             write_yaml(self.run_dir / name, self.plain_config)

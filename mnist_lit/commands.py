@@ -49,8 +49,9 @@ class Commands(CLI):
         # The test resets the counters where a callback searches for the batch size.
         more, num_epochs = self._more(), trainer.current_epoch
         if self.config.test_after_fit:
-            best = getattr(trainer.checkpoint_callback, "best_model_path", None)
-            trainer.test(self.model, self.datamodule, ckpt_path=best or None, verbose=False)
+            best = getattr(trainer.checkpoint_callback, "best_model_path", "")
+            best = best if Path(best).is_file() else None  # it may have been deleted before the run was resumed
+            trainer.test(self.model, self.datamodule, ckpt_path=best, verbose=False)
             trainer.callback_metrics.update(metrics)
         self._report(more, num_epochs)
 

@@ -16,11 +16,8 @@ IGNORED_WARNINGS = (
     "does not have many workers",  # the data is in memory
     "smaller than the logging interval",  # metrics are logged by epoch
     "Checkpoint directory .* exists and is not empty",  # a resumed run
-    "The dirpath has changed",  # a resumed run that was moved
     "could not find the monitored key in the returned metrics",  # the run ends before its first validation
-    "WeightAveraging callback, but loading a checkpoint outside",  # a test uses the average in the checkpoint
     "Total length of `.*` across ranks is zero",  # data.val_size: 0, or images without a digit
-    "Experiment logs directory .* exists and is not empty",  # it is the run directory; nothing is deleted
     "PyTorch Profiler default schedule will be overridden",  # a profile has few steps
     "Profiler clears events at the end of each cycle",
     "overfit but enabled train dataloader shuffling",  # Lightning turns it off

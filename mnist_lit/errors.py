@@ -2,6 +2,7 @@
 
 import difflib
 import errno
+import os
 import re
 import signal
 import sys
@@ -70,10 +71,10 @@ def describe_machine_error(error: BaseException) -> str:
 
 def format_own_frames(error: BaseException) -> str:
     """Format the frames of a traceback that are neither this package's nor an installed one's."""
-    paths = sysconfig.get_paths()
-    folders = (str(Path(__file__).parent), paths["stdlib"], paths["purelib"], paths["platlib"], "<frozen")
+    folders = (f"{Path(__file__).parent}{os.sep}", sysconfig.get_path("stdlib"), "<frozen")
     frames = traceback.extract_tb(error.__traceback__)
-    return "".join(traceback.format_list([frame for frame in frames if not frame.filename.startswith(folders)]))
+    own = [frame for frame in frames if not frame.filename.startswith(folders) and "-packages" not in frame.filename]
+    return "".join(traceback.format_list(own))
 
 
 def is_disk_full(error: BaseException | None) -> bool:

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 from conftest import SMALL
-from runs import rows
+from runs import metrics, rows
 from torch import Tensor
 
 from mnist_lit import ConvNet, main
 from mnist_lit.model.ensemble import distortions
 
+VERSION = {"pytorch-lightning_version": "2.6.0"}
 Fit = Callable[..., Any]
 Fails = Callable[..., str]
 
@@ -92,9 +93,19 @@ def test_an_ensemble_averages_the_probabilities_of_its_members_and_has_a_record_
     assert record["parameters"] == sum(json.loads(text)["parameters"] for text in before)
 
 
-@pytest.mark.parametrize("member", ["nowhere", ".", "other size", "no list"])
+@pytest.mark.parametrize("member", ["nowhere", ".", "other size", "other classes", "no list"])
 def test_a_wrong_member_is_an_error_that_names_it(member: str, runs: list[Path], fails: Fails, tmp_path: Path) -> None:
     value = {"other size": f"['{runs[2]}']", "no list": "3"}.get(member, f"[{member}]")
+    if member == "other classes":
+        model, value = ConvNet(channels=[4], num_classes=3), "[three.ckpt]"
+        torch.save({"state_dict": model.state_dict(), "hyper_parameters": dict(model.hparams)} | VERSION, "three.ckpt")
     error = fails("test", f"--ckpt_path={runs[0]}", f"--ensemble={value}")
     assert "ensemble" in error
-    assert list(tmp_path.iterdir()) == []
+    assert {path.name for path in tmp_path.iterdir()} <= {"three.ckpt"}
+
+
+def test_test_after_fit_is_of_the_averaged_weights_as_the_checkpoint_is(fit: Fit) -> None:
+    fit("--ema.enabled=true", "--ema.decay=0.9", "--test_after_fit=true", "--run_dir=run")
+    after_fit = metrics(Path("run"))["test/loss"]
+    main(["test", "--ckpt_path=run"])
+    assert metrics(Path("run"))["test/loss"] == after_fit

@@ -13,6 +13,7 @@ import yaml
 from conftest import CONFIGS, SMALL
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningModule, Trainer
+from runs import metrics
 
 from mnist_lit import ConvNet, main
 from mnist_lit.data.datasets import DATASETS, DatasetInfo
@@ -258,12 +259,44 @@ def test_fit_of_a_run_goes_on_from_its_last_checkpoint_in_its_directory(copied_r
     assert main(["fit", f"--ckpt_path={copied_run}"]).trainer.global_step == 2 * before
 
 
-def test_fit_from_a_checkpoint_file_is_a_new_run(run_dir: Path, tmp_path: Path) -> None:
-    before = files(run_dir)
-    cli = main(["fit", f"--ckpt_path={run_dir / 'checkpoints' / 'last.ckpt'}", "--trainer.max_epochs=2"])
+@pytest.mark.parametrize("path", ["checkpoints/last.ckpt", ""])
+def test_fit_from_a_checkpoint_into_another_directory_is_a_new_run(path: str, run_dir: Path) -> None:
+    """It has a best epoch of its own, although that is worse than the one before, and its config repeats it."""
+    before, file = files(run_dir), str(run_dir / "checkpoints" / "last.ckpt")
+    args = [f"--ckpt_path={run_dir / path}", "--run_dir=new", "--trainer.max_epochs=2", "--model.lr=5"]
+    cli = main(["fit", *args, "--test_after_fit=true"])
     assert cli.trainer.global_step == 2 * steps(run_dir)
-    assert (tmp_path / "logs" / "run_1" / "checkpoints" / "last.ckpt").is_file()
+    record = metrics(Path("new"))
+    assert record["epoch"] == epoch("new/checkpoints/best.ckpt") == 1
+    assert record["val/acc"] == record["val/acc_best"] == float(cli.trainer.callback_metrics["val/acc"])
+    assert yaml.safe_load(Path("new/config.yaml").read_text())["ckpt_path"] == file
     assert files(run_dir) == before
+
+
+def test_best_epoch_is_that_of_best_ckpt_also_for_nan_and_another_monitor(copied_run: Path) -> None:
+    more = ["--trainer.max_epochs=3", "--checkpoint.monitor=val/own", "--checkpoint.mode=min", "--model.lr=5"]
+    main(["fit", f"--ckpt_path={copied_run}", *more], callbacks=[Own()])
+    assert metrics(copied_run)["epoch"] == epoch(copied_run / "checkpoints" / "best.ckpt") == 2
+
+
+class Own(Callback):
+    """Log not a number, then a number."""
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        pl_module.log("val/own", float("nan") if trainer.current_epoch < 2 else 1.0)
+
+
+def epoch(file: str | Path) -> int:
+    return int(torch.load(file, weights_only=True)["epoch"])
+
+
+@pytest.mark.parametrize(("path", "flag"), [("checkpoints/last.ckpt", "false"), ("", "true")])
+def test_results_of_another_checkpoint_or_of_a_part_are_not_those_of_the_run(
+    path: str, flag: str, copied_run: Path
+) -> None:
+    before = metrics(copied_run), files(copied_run)
+    main(["test", f"--ckpt_path={copied_run / path}", f"--trainer.fast_dev_run={flag}", "--data.eval_batch_size=50"])
+    assert (metrics(copied_run), files(copied_run)) == before
 
 
 @pytest.mark.parametrize("has_config", [True, False])

@@ -10,6 +10,7 @@ import torch
 from conftest import SMALL, digits, trainer
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.utilities import rank_zero_only
+from runs import metrics
 from torch import Tensor
 
 from mnist_lit import ConvNet, MNISTDataModule, main
@@ -143,6 +144,7 @@ def test_mnist_is_split_with_its_own_shares_of_each_class_and_has_the_known_stat
 
 def test_without_validation_all_images_are_trained_on(fit: Fit) -> None:
     cli = fit("--data.val_size=0", "--trainer.max_epochs=1")
+    assert metrics(cli.run_dir)["epoch"] == 0
     assert len(cli.datamodule.splits["train"]) == 1_437
     assert set(cli.trainer.callback_metrics) == {"train/loss", "train/acc"}
     assert (cli.run_dir / "checkpoints" / "best.ckpt").is_file()

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 from conftest import PROJECT, SMALL, completed
+from runs import metrics
 from torch import nn
 
-from mnist_lit import Classifier, main
+from mnist_lit import Classifier, ConvNet, MNISTDataModule, main
 
 TOUR = """
 import sys
@@ -58,6 +59,31 @@ def test_a_class_path_of_model_or_data_says_how_it_is_done(flag: str, call: str,
     error = fails("fit", flag)
     assert call in error
     assert "docs/your_own.md" in error
+
+
+class Wide(ConvNet):
+    """Takes the arguments of ConvNet by `**kwargs`."""
+
+    def __init__(self, extra: int = 1, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+
+
+class Digits(MNISTDataModule):
+    """Has one argument."""
+
+    def __init__(self, batch_size: int = 64) -> None:
+        super().__init__(dataset="digits", val_size=200, batch_size=batch_size)
+
+
+def test_own_model_and_data_with_arguments_of_their_own_are_linked_and_recorded(monkeypatch: Any) -> None:
+    monkeypatch.setenv("MNIST_LIT_DATA", "elsewhere")  # the folder of other data sets
+    flags = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--report=false"]
+    main(["fit", "--model.channels=[4]", *flags, "--run_dir=own"], datamodule_class=Digits)
+    main(["predict", "--ckpt_path=own"], datamodule_class=Digits)
+    assert metrics(Path("own"))["dataset"] == "digits"
+    wide = ["fit", "--data.dataset=digits", "--data.val_size=200", "--data.image_size=20", "--model.channels=[4]"]
+    cli = main([*wide, *flags], model_class=Wide)
+    assert (cli.model.hparams["image_size"], cli.model.num_classes) == (20, 10)
 
 
 def test_a_run_of_another_class_says_that_its_own_command_is_needed(fails: Callable[..., str]) -> None:

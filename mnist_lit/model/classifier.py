@@ -205,12 +205,15 @@ class Classifier(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["val_acc_best"] = self.best_acc
         # What the batches before a stop have added up to belongs to their epoch's train/loss and train/acc.
-        metrics = self.train_metrics.items(keep_base=True)
-        checkpoint["train_metrics"] = {name: metric.metric_state for name, metric in metrics}
+        checkpoint["train_metrics"] = {}
+        for name, metric in self.train_metrics.items(keep_base=True):
+            with metric.sync_context():  # the sum over all processes
+                checkpoint["train_metrics"][name] = metric.metric_state
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.best_acc = float(checkpoint.get("val_acc_best", 0.0))
-        for name, state in checkpoint.get("train_metrics", {}).items():
+        is_first = self.is_fitting and self.trainer.is_global_zero  # of several processes one has that sum
+        for name, state in checkpoint.get("train_metrics", {}).items() if is_first else ():
             metric = self.train_metrics[name]
             for part, value in state.items():
                 setattr(metric, part, value.to(metric.device))

@@ -35,8 +35,9 @@ def load_ensemble(model: LightningModule, files: Iterable[str]) -> Ensemble:
     """
     members = {file: type(model).load_from_checkpoint(file, map_location="cpu") for file in files}
     for file, member in members.items():
-        if member.hparams.get("image_size") != model.hparams.get("image_size"):
-            raise UsageError(f"ensemble: {file} is for images of another size (data.image_size)")
+        for name in ("num_classes", "image_size", "in_channels"):
+            if member.hparams.get(name) != model.hparams.get(name):
+                raise UsageError(f"ensemble: {file} is for other data: {name} is {member.hparams.get(name)}")
     return Ensemble([member.get_submodule("network") for member in members.values()])
 
 

@@ -56,7 +56,6 @@ class LastCheckpoint(Checkpoint):
     """
 
     def __init__(self) -> None:
-        self.dirpath = ""
         self.max_steps = -1
         self.received = 0
         self.handlers = ExitStack()
@@ -103,11 +102,11 @@ class LastCheckpoint(Checkpoint):
         # No checkpoint holds accumulated gradients.
         is_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         if is_step and not trainer.is_last_batch and (signum := self._received_anywhere(trainer)):
-            trainer.save_checkpoint(Path(self.dirpath) / LAST)
+            trainer.save_checkpoint(Path(trainer.default_root_dir, "checkpoints", LAST))
             raise Stopped(signum)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        trainer.save_checkpoint(Path(self.dirpath) / LAST)
+        trainer.save_checkpoint(Path(trainer.default_root_dir, "checkpoints", LAST))
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # The end of the epoch before has saved the checkpoint.
@@ -173,13 +172,9 @@ class EarlyStop(EarlyStopping):
             mode=mode,
             patience=int(patience),
             min_delta=float(min_delta),
-            check_on_train_epoch_end=True if monitor.startswith("train/") else None,
+            check_on_train_epoch_end=monitor.startswith("train/"),
         )
         self.enabled = enabled
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_last_batch:  # else `max_steps` has ended the run, perhaps before its first validation
-            super().on_train_epoch_end(trainer, pl_module)
 
 
 class EMA(EMAWeightAveraging):
@@ -196,3 +191,7 @@ class EMA(EMAWeightAveraging):
     ) -> None:
         super().__init__(decay=float(decay), update_every_n_steps=int(every_n_steps))
         self.enabled = enabled
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if trainer.state.fn == TrainerFn.FITTING:  # the test after a fit would get the weights, not their average
+            super().on_load_checkpoint(trainer, pl_module, checkpoint)

@@ -61,7 +61,7 @@ def find_checkpoint(path: str, *, for_fit: bool = False, key: str = "ckpt_path")
             return _read_run_dir(Path(path), for_fit=for_fit)
         if not os.path.isfile(path):  # noqa: PTH113
             raise UsageError(f"'{path}' does not exist\ngive a checkpoint file, a URL or a run directory")
-        folder = Path(path).parent
+        folder = Path(path).parent if Path(path).parent.name else Path.cwd()
         is_of_run = folder.name == "checkpoints" and (folder.parent / "config.yaml").is_file()
         return _read(Path(path), folder.parent if is_of_run else None, for_fit=for_fit)
     except MNISTLitError as error:
@@ -83,7 +83,7 @@ def _read(file: Path, run_dir: Path | None, *, for_fit: bool) -> Checkpoint:
     model = content.get("hyper_parameters") or {}
     # One that was made without the command line has no config.
     data = {key: model[key] for key in LINKED if key in model}
-    config = content.get("config") or {"model": _without(model, LINKED), "data": data}
+    config = content.get("config") or {"model": _without(model, (*LINKED, "num_classes")), "data": data}
     if run_dir is None:
         # Whoever made it chooses network and data only: no paths, no classes, no settings of the training.
         config = {name: _plain_values(config.get(name)) for name in ("model", "data")}
@@ -101,7 +101,12 @@ def _without(group: dict[str, Any], keys: Iterable[str]) -> dict[str, Any]:
 def _plain_values(group: Any) -> dict[str, Any]:
     """Select the values that name no class, no function and no file."""
     others = _without(group if isinstance(group, dict) else {}, (*TRAINING_KEYS, *PATHS))
-    return {key: value for key, value in others.items() if all(_is_plain(part) for _, part in walk(value))}
+    # The parser takes names of classes as text only.
+    return {
+        key: value
+        for key, value in others.items()
+        if key == "class_names" or all(_is_plain(part) for _, part in walk(value))
+    }
 
 
 def _is_plain(value: Any) -> bool:
@@ -167,7 +172,8 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
         # torch compresses nothing, and what a small archive holds could fill the memory.
         is_compressed = size > file.stat().st_size
         content = {} if is_compressed else torch.load(file, map_location="cpu", weights_only=True)
-        kinds = {"state_dict": dict, "hyper_parameters": dict | None, "config": dict | None, "global_step": int | None}
+        kinds: dict[str, Any] = {"state_dict": dict, "pytorch-lightning_version": str, "global_step": int | None}
+        kinds |= {"hyper_parameters": dict | None, "config": dict | None}
         damaged = [name for name, kind in kinds.items() if not isinstance(content.get(name), kind)]
         damaged += [
             name for name, tensor in (content.get("state_dict") or {}).items() if not isinstance(tensor, Tensor)

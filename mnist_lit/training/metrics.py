@@ -3,6 +3,7 @@
 import csv
 import functools
 import json
+import math
 import operator
 import platform
 import time
@@ -32,29 +33,48 @@ class MetricsWriter(Callback):
     """Write `metrics.json`, and give every logger the hyper-parameters.
 
     The best epoch is that of `monitor` and `mode`; of the lowest `val/loss` where the monitor is not of the validation.
+    A run that resumes replaces its config.yaml after a first batch: what fails before changes nothing.
     """
 
     def __init__(
-        self, run_dir: Path, config: dict[str, Any], defaults: Callable[[], Any], *, monitor: str | None, mode: str
+        self,
+        run_dir: Path,
+        config: dict[str, Any],
+        defaults: Callable[[], Any],
+        *,
+        monitor: str | None,
+        mode: str,
+        resumes: bool,
     ) -> None:
         self.file = run_dir / "metrics.json"
         self.config, self.defaults = config, defaults
-        self.monitor, self.mode = monitor, mode
+        self.monitor, self.mode, self.resumes = monitor, mode, resumes
         self.best: dict[str, float] = {}
         self.best_step = self.judged_step = -1
         self.seconds, self.num_images = 0.0, 0
         self.started = self.trained = 0.0  # when training began, and when its last batch or validation ended
-        self.has_logged_params = self.has_recorded_config = False
+        self.has_logged_params, self.has_recorded_config = False, not resumes
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "seconds": self._elapsed(), "num_images": self.num_images}
+        judge = [self.monitor, self.mode]
+        return {"best": self.best, "judge": judge, "seconds": self._elapsed(), "num_images": self.num_images}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best = state_dict["best"]
+        judge = [self.monitor, self.mode]
+        if state_dict.get("judge", judge) == judge:  # else best.ckpt begins anew, too
+            self.best = state_dict["best"]
         self.seconds, self.num_images = state_dict["seconds"], state_dict["num_images"]
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["config"] = self.config
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        # The best epoch of another run, its checkpoint and its pictures are not those of a new one.
+        if trainer.state.fn == TrainerFn.FITTING and not self.resumes:
+            of_run = ("BestCheckpoint", "MetricsWriter", "Pictures")
+            states = checkpoint["callbacks"].items()
+            checkpoint["callbacks"] = {name: state for name, state in states if not name.startswith(of_run)}
+            pl_module.best_acc = 0.0  # type: ignore[assignment]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.started = self.trained = time.monotonic()
@@ -96,8 +116,10 @@ class MetricsWriter(Callback):
             self.judged_step = trainer.global_step
             metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name[:4] == "val/"}
             name, mode = (self.monitor, self.mode) if self.monitor in metrics else ("val/loss", "min")
-            is_better = operator.gt if mode == "max" else operator.lt
-            if name in metrics and (name not in self.best or is_better(metrics[name], self.best[name])):
+            is_better, worst = (operator.gt, -math.inf) if mode == "max" else (operator.lt, math.inf)
+            scores = [of_epoch.get(name, math.nan) for of_epoch in (metrics, self.best)]
+            score, best = (worst if math.isnan(score) else score for score in scores)
+            if name in metrics and (name not in self.best or is_better(score, best)):
                 self.best = {**metrics, "epoch": trainer.current_epoch}
                 self.best_step = self.judged_step
             self.best |= {name: value for name, value in metrics.items() if name == HPARAMS_METRIC}
@@ -108,7 +130,8 @@ class MetricsWriter(Callback):
         seconds = self._elapsed()
         speed = self.num_images / seconds if seconds else 0.0
         timing = {"seconds": round(seconds, 3), "images_per_second": round(speed, 1)}
-        self._write({"epoch": trainer.current_epoch, **self.best, **timing, **self._facts(trainer)})
+        epoch = max(trainer.current_epoch - 1, 0)  # it is counted up already
+        self._write({"epoch": epoch, **self.best, **timing, **self._facts(trainer)})
 
     @rank_zero_only
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -125,7 +148,7 @@ class MetricsWriter(Callback):
     def _facts(self, trainer: Trainer) -> dict[str, Any]:
         return {
             "seed": self.config["seed_everything"],
-            "dataset": self.config["data"]["dataset"],
+            "dataset": trainer.datamodule.dataset,  # type: ignore[attr-defined]
             "device": trainer.strategy.root_device.type,
             "precision": str(trainer.precision),
             "parameters": sum(parameter.numel() for parameter in trainer.lightning_module.parameters()),

@@ -57,7 +57,6 @@ class Pictures(Callback):
 
     def __init__(self, enabled: bool = True, num_images: PositiveInt = 36) -> None:
         self.enabled, self.num_images = enabled, num_images
-        self.folder = Path("pictures")
         self.confusion: MulticlassConfusionMatrix | None = None
         self.top_losses: tuple[Tensor, ...] = ()
         self.first_batch: list[Tensor] | None = None
@@ -137,8 +136,8 @@ class Pictures(Callback):
 
     def _publish(self, trainer: Trainer, name: str, figure: Figure, step: int) -> None:
         """Write a figure to its file, and give it to the loggers."""
-        self.folder.mkdir(exist_ok=True)
-        file = self.folder / f"{name}.png"
+        file = Path(trainer.default_root_dir, "pictures", f"{name}.png")
+        file.parent.mkdir(exist_ok=True)
         with atomic_write(file) as temporary:
             figure.savefig(temporary, format="png", dpi=DPI)
         for logger in trainer.loggers:
