@@ -7,6 +7,8 @@ from typing import Any
 
 from jsonargparse import set_parsing_settings
 
+from mnist_lit.formatting import walk
+
 # jsonargparse 4 only warns of these: a class path that can run, delete or load anything is refused, and a value of any
 # type is never made an object.
 set_parsing_settings(import_path_denylist=[], instantiate_subclass_spec_in_any=False)
@@ -21,17 +23,6 @@ def called_functions(config: Any) -> Iterator[tuple[str, str]]:
         path = value.get("class_path") if isinstance(value, dict) else None
         if isinstance(path, str) and not inspect.isclass(pkgutil.resolve_name(path)):
             yield key, path
-
-
-def walk(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """List a nested value and all its parts, each after its key."""
-    yield key, value
-    if isinstance(value, dict):
-        for name, part in value.items():
-            yield from walk(part, f"{key}.{name}".lstrip("."))
-    elif isinstance(value, (list, tuple)):
-        for part in value:
-            yield from walk(part, key)
 
 
 def accepted_parameters(factory: Callable[..., Any]) -> set[str]:

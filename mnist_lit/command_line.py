@@ -1,6 +1,7 @@
 """The command line as it was typed: flags, config files and environment variables."""
 
 import argparse
+import itertools
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from mnist_lit.errors import UsageError, did_you_mean
+from mnist_lit.formatting import walk
 
 COMMANDS = {
     "fit": "train a model, keep its best and its last checkpoint",
@@ -29,6 +31,7 @@ PARSER_KWARGS: dict[str, dict[str, Any]] = {
 PREFIX = "MNIST_LIT_"
 DATA_DIR_VARIABLE = f"{PREFIX}DATA"
 DEBUG_VARIABLE = f"{PREFIX}DEBUG"
+MAX_VALUES = 100_000  # of a config file
 PACKAGE = Path(__file__).parent
 SHIPPED_CONFIGS = (PACKAGE / "configs", PACKAGE.parent / "configs")  # of an installed wheel, of a clone
 
@@ -168,7 +171,7 @@ def read_config(path: Path) -> dict[str, Any]:
         hint = did_you_mean(str(path), names) or "give the path of a YAML file, for example configs/base.yaml"
         raise UsageError(f"--config: there is no file {path}\n{hint}")
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+        content = _load(path.read_text(encoding="utf-8"))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f"{path}, line {mark.line + 1}, column {mark.column + 1}" if mark else str(path)
@@ -178,6 +181,13 @@ def read_config(path: Path) -> dict[str, Any]:
         raise UsageError(f"--config: {path} cannot be read: {str(error).splitlines()[0]}") from None
     if not isinstance(content, dict):
         raise UsageError(f"--config: {path} holds no keys\nit needs lines like 'model:' and '  lr: 0.01'")
+    return content
+
+
+def _load(text: str) -> Any:
+    content = yaml.load(text, Loader=_UniqueKeyLoader)
+    if next(itertools.islice(walk(content), MAX_VALUES, None), None):
+        raise ValueError("it holds too many values")  # aliases of aliases, which would fill the memory
     return content
 
 

@@ -111,6 +111,8 @@ CONFIG_TEXTS: list[tuple[str | bytes, str]] = [
     ("model: {lr: 1}\n---\nmodel: {}", "line 2"),
     ("model: !!python/object/apply:os.system [touch executed]", "line 1"),
     ("---", "bad.yaml"),
+    ("model: &a {channels: *a}", "bad.yaml"),
+    ("x0: &x0 [0]\n" + "".join(f"x{n}: &x{n} [{f'*x{n - 1},' * 10}]\n" for n in range(1, 9)), "too many values"),
     ("model: {lr: 1}\n".encode("utf-16"), "bad.yaml"),
     # unknown keys
     ("fit: {model: {lr: 0.1}}", "line 1: fit"),

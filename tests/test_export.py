@@ -1,6 +1,7 @@
 """Exported models: their predictions in other programs, the check before they get their name, and refusals."""
 
 import json
+import math
 import os
 import signal
 import sys
@@ -139,10 +140,13 @@ def test_console_has_a_table_and_the_file_and_nothing_else(exported: Any) -> Non
 class WeightChange(Callback):
     """Change the weights after the model's predictions for the test images."""
 
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         with torch.no_grad():
             for parameter in pl_module.parameters():
-                parameter.mul_(1.001)
+                parameter.mul_(self.factor)
 
 
 class OperatorChange(Callback):
@@ -153,7 +157,8 @@ class OperatorChange(Callback):
 
 
 @pytest.mark.parametrize(
-    ("name", "change"), [*((name, WeightChange()) for name in NAMES), (NAMES[0], OperatorChange())]
+    ("name", "change"),
+    [*zip(NAMES, map(WeightChange, (1.001, math.nan)), strict=True), (NAMES[0], OperatorChange())],
 )
 def test_a_file_with_other_predictions_or_none_is_refused_and_the_earlier_one_stays(
     name: str, change: Callback, small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -178,7 +178,7 @@ def test_names_of_all_kinds_and_a_variable_that_stands_for_other_data(
     write(tmp_path / "images" / "train", num=6, shapes=names)
     (tmp_path / "images" / "train" / "x.y" / "notes.txt").touch()
     (tmp_path / "images" / "train" / "x.y" / "._0.png").touch()
-    (tmp_path / "images" / "train" / ".cache").mkdir()
+    write(tmp_path / "images" / "train" / "x.y", num=1, shapes=(".cache",))
     main(["fit", *FOLDER, "--data.test_size=7", "--pictures.enabled=true", "--trainer.max_epochs=1", "--run_dir=run"])
     monkeypatch.setenv("MNIST_LIT_DATA", "elsewhere")
 

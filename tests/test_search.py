@@ -25,6 +25,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import OperationalError
 
 from mnist_lit import main
 
@@ -123,6 +124,10 @@ class Fault(Callback):
         kind = self.kinds.get(str(pl_module.hparams["dropout"]))
         if kind == "raise":
             raise LookupError("this dropout is not liked")
+        if kind == "broken" and Path("broken").exists():  # the trial's own database, not that of the search
+            raise OperationalError("SELECT 1", {}, Exception("this dropout is not liked"))
+        if kind == "die with seed 43" and os.environ["PL_GLOBAL_SEED"] == "43":
+            os.kill(os.getpid(), signal.SIGKILL)
         if kind == "memory":
             torch.empty(1 << 60)
         if kind == "die" or (kind == "die once" and not Path("died once").exists()):
@@ -319,12 +324,25 @@ def test_combination_that_no_model_can_have_and_a_loss_that_is_no_number_are_fai
         assert row["state"] == ("FAIL" if row["error"] else "COMPLETE")
 
 
-def test_search_whose_first_trials_all_fail_stops() -> None:
+def test_search_whose_first_trials_all_fail_stops_until_the_cause_is_gone() -> None:
     space = {"model.dropout": {"choices": [0.1]}, **TINY["space"]}  # type: ignore[dict-item]
-    ended = search(n_trials=9, space=space, **faults({0.1: "raise"}))
+    settings: dict[str, Any] = {"n_trials": 5, "timeout": 60, "space": space, **faults({0.1: "broken"})}
+    Path("broken").touch()
+    ended = search(**settings)
     assert ended.code == 1
     assert "this dropout is not liked" in ended.errors
     assert ended.states == [TrialState.FAIL] * 3
+    Path("broken").unlink()
+    ended = search(**settings)
+    assert (ended.code, ended.states[3:]) == (0, [TrialState.COMPLETE] * 2)
+
+
+def test_worker_that_dies_costs_one_confirmation() -> None:
+    kinds = faults({0.1: "die with seed 43"})
+    ended = search(n_trials=1, space=dropouts(0.1), confirm={"top": 1, "seeds": 3}, **kinds)
+    assert ended.code == 0
+    assert "trial 0 with seed 43: failed: its worker died" in ended.output
+    assert "with 2 other seeds" in ended.output
 
 
 def test_unknown_metric_ends_the_search_at_once() -> None:
@@ -426,6 +444,15 @@ def test_stopped_search_says_how_to_go_on(kind: str, code: int) -> None:
     assert ended.errors.endswith("python -m mnist_lit search --config=search.yaml\n")
     assert TrialState.RUNNING not in ended.states
     assert "its search was stopped" in {trial.user_attrs.get("error") for trial in ended.trials}
+
+
+def test_search_that_draws_nothing_but_duplicates_can_be_stopped() -> None:
+    process = child(n_trials=100_000, space=dropouts(0.1), sampler=RANDOM)
+    wait_for(20, process)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(30)
+    assert process.exitcode == 143
 
 
 def test_killed_search_loses_nothing() -> None:

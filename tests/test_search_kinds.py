@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from conftest import CONFIGS
 from optuna.trial import TrialState
 from test_search import FOLDER, GRID, TINY_TRIAL, rows, search, trials
 
-from mnist_lit import main
+from mnist_lit import ConvNet, main
 from mnist_lit.search.worker import kill_workers, new_workers
 
 WHOLE_EPOCHS = {"trainer.max_epochs": 3, "trainer.limit_train_batches": 1.0}
@@ -39,6 +40,17 @@ def test_pruner_stops_the_trial_that_learns_nothing() -> None:
     assert (found["0.02"]["state"], found["1e-09"]["state"]) == ("COMPLETE", "PRUNED")
     assert found["1e-09"]["val/acc"] == found["1e-09"]["error"] == ""
     assert yaml.safe_load((FOLDER / "best.yaml").read_text())["model"]["lr"] == 0.02
+
+
+def test_class_that_no_other_process_can_import_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As one that a notebook defines."""
+    own = type("Own", (ConvNet,), {"__module__": "__main__"})
+    monkeypatch.setattr(sys.modules["__main__"], "Own", own, raising=False)
+    with pytest.raises(SystemExit, match="2"):
+        main(["search"], model_class=own)
+    assert "__main__" in capsys.readouterr().err
 
 
 # Objectives

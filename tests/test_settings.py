@@ -87,6 +87,14 @@ def test_later_config_wins_and_a_flag_wins_wherever_it_stands() -> None:
     assert (settings.n_trials, settings.workers, list(settings.space)) == (4, 5, ["model.lr"])
 
 
+def test_variables_of_the_search_are_its_keys_and_others_are_for_the_trials(monkeypatch: Any) -> None:
+    Path("s.yaml").write_text(SPACE)
+    for name, value in {"SEARCH__N_TRIALS": "7", "SEARCH__CONFIG": "s.yaml", "MODEL__LR": "0.1"}.items():
+        monkeypatch.setenv(f"MNIST_LIT_{name}", value)
+    settings, *_ = parse([])
+    assert (settings.n_trials, list(settings.space)) == (7, ["model.lr"])
+
+
 @pytest.mark.parametrize("flags", [[], ["--pruner=null", "--confirm.top=2", "--overrides.model.lr=0.1"]])
 def test_settings_in_full_and_printed_ones_amount_to_themselves(
     flags: list[str], capsys: pytest.CaptureFixture[str]

@@ -157,7 +157,7 @@ class MNISTDataModule(LightningDataModule):
             self.splits = {name: split.to(device) for name, split in self.splits.items()}
 
     def convert(self, image: Image.Image) -> "list[Candidate]":
-        """Convert any picture to images of the data set, one of which it shows; nothing if there is no digit in it."""
+        """Convert any picture to candidates for the network's input; none if there is no digit in it."""
         from mnist_lit.data.digits import Candidate, extract_candidates  # here, as image libraries take a second
 
         if self.source.convert is None:

@@ -56,7 +56,7 @@ class ImageFolder:
             self._find(data_dir, split)
 
     def fingerprint(self, data_dir: Path) -> int:
-        """Compute a number that is another one when a training image has changed."""
+        """Hash the paths and modification times of the training images."""
         return hash(tuple((path, os.lstat(path).st_mtime_ns) for path, _ in self._find(data_dir, "train")))
 
     def load(self, data_dir: Path, split: Split) -> tuple[Tensor, Tensor]:
@@ -107,7 +107,7 @@ class ImageFolder:
         try:
             with Image.open(path) as image:
                 return self.convert(image)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        except Exception:  # Pillow's decoders raise errors of many kinds
             return None
 
     def _find(self, data_dir: Path, split: Split) -> list[tuple[str, int]]:
@@ -131,7 +131,7 @@ class ImageFolder:
             if path.is_dir() and path.name not in labels and not path.name.startswith("."):
                 raise UsageError(f"{path} is none of the classes {', '.join(labels)}\nremove it, or train anew")
         files: list[tuple[str, int]] = make_dataset(folder, labels, EXTENSIONS, allow_empty=True)
-        files = [(path, label) for path, label in files if not Path(path).name.startswith(".")]
+        files = [(path, label) for path, label in files if "/." not in path.removeprefix(str(folder))]  # none is hidden
         missing = set(labels.values()) - {label for _, label in files}
         if missing and (folder.name == "train" or not files):
             name = self.class_names[min(missing)]

@@ -67,9 +67,10 @@ def _load(file: Path, convert: Convert) -> ImageFile:
         # Pillow opens the files that it warns of, too.
         with warnings.catch_warnings(action="ignore"), Image.open(file) as image:
             return ImageFile(file, convert(image), getattr(image, "n_frames", 1))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = "it is no image" if isinstance(error, UnidentifiedImageError) else str(error)
-        return ImageFile(file, problem=reason)
+    except UnidentifiedImageError:
+        return ImageFile(file, problem="it is no image")
+    except Exception as error:  # Pillow's decoders raise errors of many kinds
+        return ImageFile(file, problem=str(error) or type(error).__name__)
 
 
 def thumbnail(file: Path, side: int) -> Image.Image:

@@ -50,7 +50,7 @@ def check(settings: Settings, program: Callable[..., Any]) -> tuple[Params, Spac
                 raise UsageError("trainer.devices: a trial has one device\nfor more trials at a time use --workers")
             if isinstance(base["seed_everything"], bool):
                 raise UsageError("seed_everything: give a number: trials are compared with the same seed")
-            if not base["data"]["val_size"]:
+            if not base["data"].get("val_size", True):
                 raise UsageError("data.val_size: 0 leaves nothing to compare trials by")
             return base
 

@@ -8,33 +8,31 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import optuna
 from filelock import FileLock, Timeout
-from optuna.exceptions import ExperimentalWarning, StorageInternalError, UpdateFinishedTrialError
+from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.storages import RDBStorage, fail_stale_trials
 from optuna.trial import TrialState
 
 from mnist_lit.command_line import program_name
 from mnist_lit.errors import MNISTLitError, Stopped, UsageError
 from mnist_lit.search.check import check, trial_args
-from mnist_lit.search.results import confirm, fit_command, format_results, format_scores, write_results
+from mnist_lit.search.results import confirm, fit_command, format_outcome, format_results, write_results
 from mnist_lit.search.settings import Settings, hide_password, parse
 from mnist_lit.search.space import Space
 from mnist_lit.search.study import HEARTBEAT, Study, counted, fail_and_retry, open_study, ranked, reason_of
-from mnist_lit.search.worker import Result, Worker, kill_workers, new_workers, train
+from mnist_lit.search.worker import DIED, Result, Worker, kill_workers, new_workers, result_of, train
 from mnist_lit.signals import defer_signals
 from mnist_lit.training.run_dir import write_text
 
-# Keys in which two starts of a search may differ while its trials stay comparable.
-COMPARABLE = ("run_dir", "ckpt_path", "test_after_fit", "num_threads", "num_gpus", "csv", "report", "pictures")
-COMPARABLE_DATA = ("data_dir", "download", "mirrors", "timeout", "num_workers", "pin_memory")
+# Keys in which two starts of a search may differ: its trials stay comparable.
+IGNORED_KEYS = ("run_dir", "ckpt_path", "test_after_fit", "num_threads", "num_gpus", "csv", "report", "pictures")
+IGNORED_DATA_KEYS = ("data_dir", "download", "mirrors", "timeout", "num_workers", "pin_memory")
 NUM_FAILURES = 3  # the search is aborted if so many trials fail at first and none succeeds
 PATIENCE = 600  # seconds to wait for a database
-DIED = "its worker died"
 
 
 def search(args: Sequence[str], program: Callable[..., Any]) -> optuna.Study:
@@ -53,7 +51,9 @@ def search(args: Sequence[str], program: Callable[..., Any]) -> optuna.Study:
     settings, is_fresh, yaml_text = parse(args)
     try:
         base, space = check(settings, program)
-        with _lock(settings):
+        # One driver of a journal; a database takes several.
+        lock = FileLock(settings.folder.with_name(f".{settings.study_name}.lock"), timeout=0)
+        with lock if settings.storage is None else contextlib.nullcontext():
             study = open_study(settings, space, _about(settings, base), fresh=is_fresh)
             write_text(settings.folder / "search.yaml", yaml_text)
             workers = new_workers(settings.workers, base["num_gpus"], settings.folder / "workers.log")
@@ -65,6 +65,8 @@ def search(args: Sequence[str], program: Callable[..., Any]) -> optuna.Study:
                 command = shlex.join(hide_password(arg) for arg in args if arg != "--fresh")
                 stop.add_note(f"what was done is kept; go on with: {program_name()} search {command}")
                 raise
+    except Timeout:
+        raise UsageError(f"a search of {settings.folder} is running\nfor more trials at a time use --workers") from None
     except StorageInternalError as error:
         raise MNISTLitError(f"storage: {reason_of(error)}\nwhat was done is kept; the same command goes on") from error
     finally:
@@ -82,20 +84,13 @@ def search(args: Sequence[str], program: Callable[..., Any]) -> optuna.Study:
 
 def _about(settings: Settings, config: Mapping[str, Any]) -> dict[str, Any]:
     """Collect what makes the trials of a study comparable."""
-    base = {name: value for name, value in config.items() if name not in COMPARABLE}
-    base["data"] = {name: value for name, value in config["data"].items() if name not in COMPARABLE_DATA}
-    return {"space": settings.space, "objective": [asdict(one) for one in settings.objectives], "base": base}
-
-
-def _lock(settings: Settings) -> contextlib.AbstractContextManager[Any]:
-    """Lock the directory of a study that is a journal; a database takes several drivers."""
-    folder = settings.folder
-    if settings.storage is not None:
-        return contextlib.nullcontext()
-    try:
-        return FileLock(folder.with_name(f".{folder.name}.lock")).acquire(timeout=0)
-    except Timeout:
-        raise UsageError(f"a search of {folder} is running\nfor more trials at a time use --workers") from None
+    base = {name: value for name, value in config.items() if name not in IGNORED_KEYS}
+    base["data"] = {name: value for name, value in config["data"].items() if name not in IGNORED_DATA_KEYS}
+    return {
+        "space": settings.space,
+        "objective": [asdict(objective) for objective in settings.objectives],
+        "base": base,
+    }
 
 
 @dataclass
@@ -110,7 +105,7 @@ class Driver:
     idle: list[Worker]
     running: dict[Future[Result], tuple[optuna.Trial, Worker]] = field(default_factory=dict)
     own: set[int] = field(default_factory=set)
-    foreign: set[int] = field(default_factory=set)
+    seen: set[int] = field(default_factory=set)
     last_heartbeat: float = 0.0
     written_at: float = 0.0
 
@@ -131,8 +126,9 @@ class Driver:
         write_results(self.study, self.settings)
 
     def _run_all(self) -> None:
-        given_up_at = float("inf")
+        give_up_at = float("inf")
         while True:
+            delay = 1  # seconds, until something may have happened
             try:
                 with defer_signals():
                     for future in [future for future in self.running if future.done()]:
@@ -140,19 +136,20 @@ class Driver:
                     self._send_heartbeats()
                     if self._is_over():
                         return
-                    while self.idle and time.monotonic() < self.deadline and self._has_more():
+                    if self.idle and time.monotonic() < self.deadline and self._has_more():
                         self._start()
-                given_up_at = float("inf")
+                        delay = 0  # signals and heartbeats have their turn, then the next trial begins
+                give_up_at = float("inf")
             except StorageInternalError as error:  # the next step begins with what the storage holds
-                if given_up_at == float("inf"):
+                if give_up_at == float("inf"):
                     print(f"waiting for the database: {reason_of(error)}", file=sys.stderr, flush=True)
-                    given_up_at = time.monotonic() + PATIENCE
-                if time.monotonic() > given_up_at:
+                    give_up_at = time.monotonic() + PATIENCE
+                if time.monotonic() > give_up_at:
                     raise
                 time.sleep(1)
-            wait(self.running, timeout=1, return_when=FIRST_COMPLETED)
+            wait(self.running, timeout=delay, return_when=FIRST_COMPLETED)
             if not self.running:
-                time.sleep(1)  # until trials of other machines end
+                time.sleep(delay)  # until trials of other machines end
 
     def _is_over(self) -> bool:
         if self.running:
@@ -176,7 +173,7 @@ class Driver:
             if other.params == trial.params:
                 trial.set_user_attr("duplicate_of", other.number)
                 trial.set_user_attr("run_dir", other.user_attrs["run_dir"])
-                self._tell(trial, Result(TrialState.COMPLETE, other.values, 0.0))
+                self.study.finish(trial.number, Result(TrialState.COMPLETE, other.values, 0.0))
                 print(f"trial {trial.number}: the parameters of trial {other.number}, and its result", flush=True)
                 return
         run_dir = self.settings.run_dir(trial.number)
@@ -191,36 +188,22 @@ class Driver:
 
     def _finish(self, future: Future[Result]) -> None:
         trial, worker = self.running[future]
-        try:
-            result = future.result()
-        except BrokenProcessPool:
-            result = Result(TrialState.WAITING, error=DIED)
+        result = result_of(future)
         if result.state == TrialState.WAITING:
             # The parameters may be the cause of a death, but not of a stop.
             fail_and_retry(self.study, trial.number, result.error, max_retries=1 if result.error == DIED else None)
         else:
-            self._tell(trial, result)
+            self.study.finish(trial.number, result)
         del self.running[future]
         self.idle.append(worker)
-        outcome = "pruned" if result.state == TrialState.PRUNED else f"failed: {result.error}"
-        outcome = format_scores(self.settings, result.values) if result.values else outcome
         seconds = "" if result.seconds is None else f", {result.seconds:.1f} s"
-        print(f"trial {trial.number}: {outcome}{seconds}", flush=True)
-        first = counted(self.study)[:NUM_FAILURES]
-        if [trial.state for trial in first] == [TrialState.FAIL] * NUM_FAILURES:
-            reason = first[-1].user_attrs.get("error", "")
-            raise MNISTLitError(f"the first {NUM_FAILURES} trials have failed, the last of them with:\n{reason}")
+        print(f"trial {trial.number}: {format_outcome(self.settings, result)}{seconds}", flush=True)
+        states = [trial.state for trial in counted(self.study)]
+        if states[:NUM_FAILURES] == [TrialState.FAIL] * NUM_FAILURES and TrialState.COMPLETE not in states:
+            raise MNISTLitError(f"the first {NUM_FAILURES} trials have failed; this one with:\n{result.error}")
         if time.monotonic() - self.written_at > 1:  # the files of a thousand tiny trials take longer than the next one
             write_results(self.study, self.settings)
             self.written_at = time.monotonic()
-
-    def _tell(self, trial: optuna.Trial, result: Result) -> None:
-        with contextlib.suppress(UpdateFinishedTrialError):  # another driver has failed it as stale
-            if result.seconds is not None:
-                trial.set_user_attr("seconds", result.seconds)
-            if result.error:
-                trial.set_user_attr("error", result.error)
-            self.study.tell(trial, result.values, result.state, skip_if_finished=True)
 
     def _send_heartbeats(self) -> None:
         """Show other machines that this driver is alive, then fail the trials of those that are not."""
@@ -229,9 +212,9 @@ class Driver:
         alive = {trial.number for trial, _ in self.running.values()}
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             # A trial whose driver died before its first heartbeat would never be stale: it gets one from here.
-            if trial.number in alive or trial.number not in self.foreign:
+            if trial.number in alive or trial.number not in self.seen:
                 self.study.storage.record_heartbeat(self.study.trial_id(trial.number))
-                self.foreign.add(trial.number)
+                self.seen.add(trial.number)
         fail_stale_trials(self.study)
         self.last_heartbeat = time.monotonic()
 

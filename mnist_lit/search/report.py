@@ -38,7 +38,7 @@ def write_report(study: optuna.Study, settings: Settings) -> Path:
         names=short_names(settings.space),
         order=order,
         trials=sorted(trials, key=lambda trial: ranks.get(trial.number, len(ranks))),
-        scores={trial.number: _scores(trial) for trial in trials},
+        scores={trial.number: trial.values or [] for trial in trials},
         front=sorted(trial.number for trial in (study.best_trials if len(settings.metrics) > 1 else order[:1])),
         confirmed=study.user_attrs.get("confirmed", {}),
         plots=plots,
@@ -53,7 +53,7 @@ def _draw(study: optuna.Study, settings: Settings, index: int) -> dict[str, list
     """Draw what the trials allow of one objective: figures by the kind of plot."""
     sign, trials = _sign(study, index), study.get_trials(deepcopy=False)
     complete = sorted(ranked(study), key=lambda trial: -sign * trial.values[index])  # the best first
-    scores = [trial.values[index] for trial in complete] or [score for trial in trials for score in _scores(trial)]
+    scores = [trial.values[index] for trial in complete] or [score for trial in trials for score in trial.values or []]
     if not scores:
         return {}
     axis = _axis(settings.metrics[index], scores, sign)
@@ -67,11 +67,6 @@ def _draw(study: optuna.Study, settings: Settings, index: int) -> dict[str, list
     if len(set(scores)) >= MIN_SCORES and keys:
         plots["importance"] = [_importance(study, index, settings)]
     return plots
-
-
-def _scores(trial: FrozenTrial) -> list[float]:
-    """Return the values of a trial, or the last intermediate one."""
-    return trial.values or [trial.intermediate_values[step] for step in sorted(trial.intermediate_values)[-1:]]
 
 
 def _sign(study: optuna.Study, index: int) -> int:
@@ -105,7 +100,7 @@ def _history(study: optuna.Study, index: int, axis: dict[str, Any], best: list[F
     figure.update_traces(name="complete", selector={"mode": "markers"})
     for state in (TrialState.PRUNED, TrialState.FAIL):
         trials = study.get_trials(deepcopy=False, states=[state])
-        scores = [(_scores(trial) or [-np.inf * _sign(study, index)])[0] for trial in trials]
+        scores = [(trial.values or [-np.inf * _sign(study, index)])[0] for trial in trials]
         figure.add_scatter(x=[trial.number for trial in trials], y=np.clip(scores, low, high).tolist(), mode="markers")
         figure.data[-1].update(name=state.name.lower(), cliponaxis=False)
     for trial in best:

@@ -1,6 +1,5 @@
 """Results of a search: trials.csv, best.yaml, a table for the console, and the best trials with other seeds."""
 
-import contextlib
 import csv
 import io
 import itertools
@@ -10,11 +9,11 @@ import shutil
 import statistics
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 import optuna
 import yaml
+from filelock import FileLock
 from optuna.trial import FrozenTrial, TrialState
 
 from mnist_lit.command_line import program_name
@@ -22,7 +21,7 @@ from mnist_lit.formatting import format_score, format_table, format_value, neste
 from mnist_lit.search.check import trial_args
 from mnist_lit.search.settings import Settings
 from mnist_lit.search.study import counted, ranked
-from mnist_lit.search.worker import Result, Worker, train
+from mnist_lit.search.worker import Result, Worker, result_of, train
 from mnist_lit.training.run_dir import write_text
 
 NUM_SHOWN = 10
@@ -57,24 +56,28 @@ def confirm(
     if settings.confirm is None:
         return
     trials, seeds = ranked(study)[: settings.confirm.top], range(seed + 1, seed + 1 + settings.confirm.seeds)
-    confirmed: dict[str, dict[str, float]] = study.user_attrs.get("confirmed", {})
-    futures: dict[tuple[str, str], Future[Result]] = {}
-    for trial, new_seed in itertools.product(trials, seeds):
-        number, seed_name = str(trial.number), str(new_seed)
-        if seed_name in confirmed.get(number, {}):
-            continue
-        run_dir = settings.folder / "confirm" / f"{trial.number:04d}_seed_{new_seed}"
-        shutil.rmtree(run_dir, ignore_errors=True)  # of a start that was stopped
-        args = trial_args(settings, run_dir, {**trial.user_attrs["overrides"], "seed_everything": new_seed})
-        worker = workers[len(futures) % len(workers)]
-        futures[number, seed_name] = worker.submit(train, program, args, settings.objectives)
-    for (number, seed_name), future in futures.items():
-        # Where a worker has died, the lines of the result count the trainings that there are.
-        with contextlib.suppress(BrokenProcessPool):
-            if values := future.result().values:
-                confirmed.setdefault(number, {})[seed_name] = values[0]
-                study.set_user_attr("confirmed", confirmed)
-                print(f"trial {number} with seed {seed_name}: {format_scores(settings, values)}", flush=True)
+    with FileLock(settings.folder / ".confirm.lock"):  # another machine may be training them in the same directory
+        confirmed: dict[str, dict[str, float]] = study.user_attrs.get("confirmed", {})
+        pairs = itertools.product(trials, map(str, seeds))
+        missing = [
+            (trial, new_seed) for trial, new_seed in pairs if new_seed not in confirmed.get(str(trial.number), {})
+        ]
+        while missing:
+            futures: dict[tuple[str, str], Future[Result]] = {}
+            # One training for each worker at a time: what waits behind another one is lost if their worker dies.
+            for worker, (trial, new_seed) in zip(workers, missing, strict=False):
+                run_dir = settings.folder / "confirm" / f"{trial.number:04d}_seed_{new_seed}"
+                shutil.rmtree(run_dir, ignore_errors=True)  # of a start that was stopped
+                overrides = {**trial.user_attrs["overrides"], "seed_everything": int(new_seed)}
+                args = trial_args(settings, run_dir, overrides)
+                futures[str(trial.number), new_seed] = worker.submit(train, program, args, settings.objectives)
+            del missing[: len(futures)]
+            for (number, new_seed), future in futures.items():
+                result = result_of(future)
+                if result.values:
+                    confirmed.setdefault(number, {})[new_seed] = result.values[0]
+                    study.set_user_attr("confirmed", confirmed)
+                print(f"trial {number} with seed {new_seed}: {format_outcome(settings, result)}", flush=True)
 
 
 def format_results(study: optuna.Study, settings: Settings) -> str:
@@ -86,18 +89,20 @@ def format_results(study: optuna.Study, settings: Settings) -> str:
         params = trial.user_attrs["params"]
         values = [format_value(params[key]) if key in params else "" for key in settings.space]
         rows.append([str(trial.number), *scores, *values, f"{trial.user_attrs.get('seconds', 0):.1f}"])
-    lines, metric = [format_table(rows)], settings.metrics[0]
+    lines, metric, trials = [format_table(rows)], settings.metrics[0], study.get_trials(deepcopy=False)
     for number, by_seed in study.user_attrs.get("confirmed", {}).items():
-        first, new = study.trials[int(number)].values[0], list(by_seed.values())
+        first, new = trials[int(number)].values[0], list(by_seed.values())
         deviation = f" ± {format_score(metric, statistics.stdev(new))}" if len(new) > 1 else ""
         text = f"{format_score(metric, first)} in the search, {format_score(metric, statistics.mean(new))}"
         lines.append(f"trial {number}: {metric} {text}{deviation} with {len(new)} other seeds")
     return "\n".join(lines)
 
 
-def format_scores(settings: Settings, scores: Sequence[float]) -> str:
-    """Format the score for each objective with its name."""
-    pairs = zip(settings.metrics, scores, strict=True)
+def format_outcome(settings: Settings, result: Result) -> str:
+    """Format how a training has ended: the score for each objective, or what went wrong."""
+    if not result.values:
+        return "pruned" if result.state == TrialState.PRUNED else f"failed: {result.error}"
+    pairs = zip(settings.metrics, result.values, strict=True)
     return ", ".join(f"{metric} {format_score(metric, score)}" for metric, score in pairs)
 
 

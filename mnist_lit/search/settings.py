@@ -14,7 +14,7 @@ from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler, TPESampler
 
 from mnist_lit.class_paths import called_functions
-from mnist_lit.command_line import PARSER_KWARGS, CommandLine, find_config, program_name
+from mnist_lit.command_line import PARSER_KWARGS, PREFIX, CommandLine, find_config, program_name, read_environment
 from mnist_lit.errors import UsageError
 from mnist_lit.formatting import flatten
 from mnist_lit.parser_errors import explain, explain_object
@@ -130,9 +130,12 @@ def parse(args: Sequence[str]) -> tuple[Settings, bool, str]:
     Returns:
         The settings, whether the study begins anew, and all keys as YAML, without passwords.
     """
-    typed = CommandLine(f"{program_name()} search", args)
+    # Others, such as MNIST_LIT_MODEL__LR, are for the trials.
+    prefix = f"{PREFIX}SEARCH__"
+    variables = {key: found for key, found in read_environment("search").items() if found.name.startswith(prefix)}
+    typed = CommandLine(f"{program_name()} search", args, variables)
     if not typed.configs:
-        typed = CommandLine(typed.program, [f"--config={DEFAULT_CONFIG}", *args])
+        typed = CommandLine(typed.program, [f"--config={DEFAULT_CONFIG}", *args], variables)
     parser = _parser(typed.program)
     # Of several items below one name, such as `trainer`, the parser would keep the last alone: it gets other dots.
     layers = [ITEM.sub(lambda found: found[1] + found[2].replace(".", ":"), flag) for flag in typed.layers()]

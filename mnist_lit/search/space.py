@@ -62,7 +62,8 @@ class Space:
         for key, entry in declared.items():
             _check_names(f"space.{key}", entry, ENTRY)
             when = entry.get("when", {})
-            _check_names(f"space.{key}.when", when, when)
+            if not isinstance(when, Mapping):
+                raise UsageError(f"space.{key}.when: must be like {{other.key: value}}, got {when!r}")
             condition = {name: value if isinstance(value, list) else [value] for name, value in when.items()}
             for other, values in condition.items():
                 self._check_condition(f"space.{key}.when.{other}", other, values)

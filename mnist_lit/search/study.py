@@ -20,13 +20,14 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import make_url
-from sqlalchemy.exc import ArgumentError, IntegrityError, NoSuchModuleError, ProgrammingError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, IntegrityError, ProgrammingError, SQLAlchemyError
 
 from mnist_lit.class_paths import accepted_parameters, instantiate
 from mnist_lit.errors import MNISTLitError, UsageError
 from mnist_lit.formatting import flatten
 from mnist_lit.search.settings import Settings, hide_password
 from mnist_lit.search.space import Space
+from mnist_lit.search.worker import Result
 
 HEARTBEAT, GRACE_PERIOD = 10, 60  # seconds between two heartbeats, seconds without one after which a trial is stale
 # On a cut network, a client would wait a quarter of an hour for each answer, and a server would keep the locks of a
@@ -47,6 +48,14 @@ class Study(optuna.Study):
     def stop(self) -> None:
         """Note that the sampler has proposed all points; Optuna's method works in `optimize` only."""
         self.set_user_attr("exhausted", type(self.sampler).__name__)  # also for later starts
+
+    def finish(self, number: int, result: Result) -> None:
+        """Tell how a trial has ended, unless another driver has failed it as stale."""
+        with contextlib.suppress(UpdateFinishedTrialError):
+            for name, value in {"seconds": result.seconds, "error": result.error or None}.items():
+                if value is not None:
+                    self.storage.set_trial_user_attr(self.trial_id(number), name, value)
+            self.tell(number, result.values, result.state, skip_if_finished=True)
 
     def trial_id(self, number: int) -> int:
         """Return the key of a trial in the storage."""
@@ -78,9 +87,7 @@ def fail_and_retry(study: Study, number: int, reason: str, *, max_retries: int |
     # First the retry: should this process die in between, nothing is lost, and `counted` sees the retry.
     if is_counted and (max_retries is None or earlier.count(reason) < max_retries):
         Retry()(study, trials[number])
-    with contextlib.suppress(UpdateFinishedTrialError):  # another driver was quicker
-        study.storage.set_trial_user_attr(study.trial_id(number), "error", reason)
-        study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
+    study.finish(number, Result(TrialState.FAIL, error=reason))
 
 
 def open_study(settings: Settings, space: Space, about: Mapping[str, Any], *, fresh: bool) -> Study:
@@ -166,7 +173,7 @@ def open_storage(settings: Settings) -> BaseStorage:
     url = hide_password(settings.storage)
     try:
         return open_database(settings.storage)
-    except (ArgumentError, ImportError, NoSuchModuleError) as error:
+    except (ArgumentError, ImportError) as error:
         needs_extra = isinstance(error, ImportError) and url.startswith("postgresql")
         hint = "pip install 'mnist_lit[postgresql]'" if needs_extra else ""
         raise UsageError(f"storage: {url} cannot be used: {error}\n{hint}") from error

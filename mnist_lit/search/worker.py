@@ -29,6 +29,7 @@ from mnist_lit.signals import defer_signals, ignore_sigint
 
 # Imported once: a worker is a fork of the process that has done so.
 multiprocessing.set_forkserver_preload(["mnist_lit.commands", "mnist_lit.search.pruning"])
+DIED = "its worker died"
 load_study = functools.lru_cache(maxsize=1)(pickle.loads)  # once in a process: with it a whole journal is read
 
 
@@ -64,6 +65,14 @@ class Worker:
                 return self.executor.submit(function, *args, **kwargs)
 
 
+def result_of(future: Future[Result]) -> Result:
+    """Return the result of a training; WAITING where its worker has died."""
+    try:
+        return future.result()
+    except BrokenProcessPool:
+        return Result(TrialState.WAITING, error=DIED)
+
+
 def new_workers(number: int, num_gpus: int, log: Path) -> list[Worker]:
     """Make workers, each with a GPU of its own as long as there are enough."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(num_gpus)))
@@ -86,7 +95,11 @@ def train(
     from mnist_lit.search.pruning import Pruning  # torch
 
     try:
-        pruning = Pruning(objectives, Trial(load_study(study), trial_id) if study else None)
+        trial = Trial(load_study(study), trial_id) if study else None
+    except (SQLAlchemyError, StorageInternalError):
+        return Result(TrialState.WAITING, error="its database was away")
+    pruning = Pruning(objectives, trial)
+    try:
         run_dir = program(args, callbacks=[pruning]).run_dir
         metrics = json.loads((run_dir / "metrics.json").read_text(encoding="utf-8"))
         scores = [pruning.score(objective, metrics) for objective in objectives]
@@ -103,8 +116,8 @@ def train(
 
 
 def _failure(error: BaseException) -> Result:
-    if isinstance(error, Stopped | SQLAlchemyError | StorageInternalError):
-        return Result(TrialState.WAITING, error="its worker was stopped, or its database away")
+    if isinstance(error, Stopped):
+        return Result(TrialState.WAITING, error="its worker was stopped")
     if isinstance(error, UnknownMetricError):
         raise error
     if is_disk_full(error):

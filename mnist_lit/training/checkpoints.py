@@ -17,10 +17,9 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor, nn
 
-from mnist_lit.class_paths import walk
 from mnist_lit.command_line import read_config
 from mnist_lit.errors import MNISTLitError, UsageError
-from mnist_lit.formatting import format_value
+from mnist_lit.formatting import format_value, walk
 from mnist_lit.training.run_dir import atomic_write, is_global_zero
 
 BEST, LAST = "best.ckpt", "last.ckpt"
