@@ -7,7 +7,7 @@ from typing import Any
 
 from jsonargparse import set_parsing_settings
 
-from mnist_lit.formatting import walk
+from mnist_lit.command_line import walk
 
 # jsonargparse 4 only warns of these: a class path that can run, delete or load anything is refused, and a value of any
 # type is never made an object.

@@ -29,7 +29,7 @@ from mnist_lit.training.checkpoints import (
     BEST,
     LINKED,
     AtomicCheckpointIO,
-    Checkpoint,
+    ResolvedCheckpoint,
     check_network,
     find_checkpoint,
     load_weights,
@@ -57,7 +57,7 @@ TRAINER_WITHOUT_RUN = {
     "logger": False,
     "profiler": None,
 }
-TRAINING = frozenset(inspect.signature(Classifier).parameters)  # keys of a model that are not of its network
+CLASSIFIER_KEYS = frozenset(inspect.signature(Classifier).parameters)  # keys of a model that are not of its network
 # Making a parser takes a quarter of a second, and a search runs `fit` many times in a process.
 PARSERS: dict[Any, LightningArgumentParser] = {}
 
@@ -79,11 +79,11 @@ class CLI(LightningCLI):
         is_dry: bool = False,
     ) -> None:
         self.command, self.command_line, self.callbacks, self.is_dry = command, command_line, callbacks, is_dry
-        self.checkpoint: Checkpoint | None = None
-        self.initial: Checkpoint | None = None  # whose weights a new run starts from
-        self.goes_on = False  # `fit` continues a run in its own directory
-        self.ensemble: list[Checkpoint] = []
-        self.run_dir, self.claimed = LOGS, RunDir(LOGS)
+        self.checkpoint: ResolvedCheckpoint | None = None
+        self.initial: ResolvedCheckpoint | None = None  # whose weights a new run starts from
+        self.resumes = False  # `fit` continues a run in its own directory
+        self.ensemble: list[ResolvedCheckpoint] = []
+        self.run_dir, self.run_dir_lock = LOGS, RunDir(LOGS)
         parser_kwargs = {"exit_on_error": False, "allow_abbrev": False, **PARSER_KWARGS[command]}
         try:
             super().__init__(
@@ -98,8 +98,8 @@ class CLI(LightningCLI):
                 auto_configure_optimizers=False,
             )
         except BaseException:
-            self.claimed.remove()
-            self.claimed.release()
+            self.run_dir_lock.remove()
+            self.run_dir_lock.release()
             raise
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
@@ -131,16 +131,17 @@ class CLI(LightningCLI):
             self.checkpoint = find_checkpoint(path, for_fit=is_fit)
             base = self.checkpoint.config
             is_same = self.command_line.value_of("run_dir") in (None, path)
-            self.goes_on = is_fit and is_same and Path(path).expanduser().is_dir()
+            self.resumes = is_fit and is_same and Path(path).expanduser().is_dir()
         elif is_fit and (path := self.command_line.value_of("init_from")) is not None:
             self.initial = find_checkpoint(path, key="init_from")
             model, data = self.initial.config.get("model", {}), self.initial.config.get("data", {})
-            base = {"model": _of_network(model), "data": {name: data[name] for name in LINKED if name in data}}
-        variables, is_folder = self.command_line.environment, self.checkpoint and self.checkpoint.dataset == "folder"
+            base = {"model": {key: model[key] for key in model if key not in CLASSIFIER_KEYS}}
+            base["data"] = {key: data[key] for key in LINKED if key in data}
+        is_folder = self.checkpoint is not None and self.checkpoint.dataset == "folder"
         if is_folder or "data.data_dir" not in parser.get_defaults():
             # Downloaded data sets lie there; the images of a folder lie where the run has found them.
-            kept = {key: variable for key, variable in variables.items() if variable.name != DATA_DIR_VARIABLE}
-            self.command_line.environment = kept
+            variables = self.command_line.environment.items()
+            self.command_line.environment = {key: found for key, found in variables if found.name != DATA_DIR_VARIABLE}
         self.config = parse(parser, self.command_line, base)
         if not is_fit and self.checkpoint is None:
             raise UsageError(f"{self.command} needs a checkpoint\ngive --ckpt_path: a run directory, a file or a URL")
@@ -166,7 +167,7 @@ class CLI(LightningCLI):
         if config.trainer.precision is None:
             config.trainer.precision = native_precision(config.trainer.accelerator)
         self.wanted_run_dir = Path(config.run_dir) if config.run_dir else None
-        if self.goes_on:
+        if self.resumes:
             config.ckpt_path = None
         elif self.command == "fit" and self.checkpoint is not None and self.checkpoint.run_dir is not None:
             config.ckpt_path = self.checkpoint.file and str(self.checkpoint.file)  # the run's last one may change
@@ -197,7 +198,7 @@ class CLI(LightningCLI):
             message = str(error)  # of the parser, or of a constructor, which may end with advice
             raise UsageError(explain_object(message) if "Given value" in message else message) from error
 
-    def _use_checkpoint(self, checkpoint: Checkpoint) -> None:
+    def _use_checkpoint(self, checkpoint: ResolvedCheckpoint, arguments: dict[str, Any]) -> None:
         """Refuse the checkpoint of another network or run, and load an ensemble."""
         dataset = self.datamodule.dataset
         if self.command == "fit" and checkpoint.file and checkpoint.dataset not in (None, dataset):
@@ -205,19 +206,20 @@ class CLI(LightningCLI):
                 f"ckpt_path: that run is of data.dataset {checkpoint.dataset}, not of {dataset}\n"
                 f"start a new one from its weights: --init_from {self.command_line.value_of('ckpt_path')}"
             )
-        check_network(checkpoint, self.model.state_dict(), _of_network(self.plain_config["model"]))
+        check_network(checkpoint, self.model.state_dict(), arguments)
         if self.ensemble:
             files = [str(member.file) for member in (checkpoint, *self.ensemble)]
             self.model.network = load_ensemble(self.model, files)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        arguments = {key: value for key, value in self.plain_config["model"].items() if key not in CLASSIFIER_KEYS}
         if self.checkpoint is not None:
-            self._use_checkpoint(self.checkpoint)
+            self._use_checkpoint(self.checkpoint, arguments)
         if self.initial is not None:
-            load_weights(self.initial, self.model, _of_network(self.plain_config["model"]), self.model.num_classes)
+            load_weights(self.initial, self.model, arguments, self.model.num_classes)
         if not self.is_dry:
-            self.claimed = self._claim()
-            self.run_dir = self.claimed.path
+            self.run_dir_lock = self._lock_run_dir()
+            self.run_dir = self.run_dir_lock.path
         config = self.config_init
         self.parser.callback_keys = [name for name in CALLBACKS if config[name].enabled]
         self.trainer_defaults = {**TRAINER_DEFAULTS, "callbacks": self._callbacks(config)}
@@ -234,36 +236,36 @@ class CLI(LightningCLI):
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         return trainer
 
-    def _claim(self) -> RunDir:
+    def _lock_run_dir(self) -> RunDir:
         """Fetch the data, then find or make the run directory of this command, locked if it is trained in."""
         if is_global_zero() and self.command != "demo":
             # Before there is a run directory: where it fails, none is left.
             tests_too = self.command == "fit" and self.config.test_after_fit
             self.datamodule.fetch(self.command, *["test"] * tests_too)
         existing, wanted = self.checkpoint.run_dir if self.checkpoint else None, self.wanted_run_dir
-        is_of_data = self.checkpoint is not None and self.checkpoint.dataset in (None, self.datamodule.dataset)
-        file = self.checkpoint.file if self.checkpoint else None
-        is_best = file is None or file.name == BEST or not file.with_name(BEST).is_file()
-        # The results in a run directory are those of its best checkpoint on its own data.
-        is_other = self.ensemble or not is_of_data or not is_best or self.config.trainer.fast_dev_run
-        if not self.goes_on and (self.command == "fit" or is_other):
+        if not self.resumes and (self.command == "fit" or self.ensemble or not self._is_of_run()):
             existing = None
         if self.command in WITHOUT_RUN or not is_global_zero():
             return RunDir(wanted or existing or LOGS)
         if existing is None or (wanted is not None and wanted.resolve() != existing.resolve()):
             return RunDir.make(wanted)
         run_dir = RunDir(existing)
-        if self.goes_on:
+        if self.resumes:
             run_dir.acquire()
         return run_dir
+
+    def _is_of_run(self) -> bool:
+        """Check whether results are those that a run directory holds: of its best checkpoint, on its own data."""
+        assert self.checkpoint is not None
+        file, is_partial = self.checkpoint.file, self.config.trainer.fast_dev_run
+        is_best = file is None or file.name == BEST or not file.with_name(BEST).is_file()
+        return is_best and not is_partial and self.checkpoint.dataset in (None, self.datamodule.dataset)
 
     def _callbacks(self, config: Namespace) -> list[Any]:
         if not self.datamodule.val_size:
             config.checkpoint.monitor = None
-        monitor, mode = config.checkpoint.monitor, config.checkpoint.mode
-        writer = MetricsWriter(
-            self.run_dir, self.plain_config, self.defaults, monitor=monitor, mode=mode, resumes=self.goes_on
-        )
+        judge = {"monitor": config.checkpoint.monitor, "mode": config.checkpoint.mode}
+        writer = MetricsWriter(self.run_dir, self.plain_config, self.defaults, resumes=self.resumes, **judge)
         callbacks: list[Any] = [writer, *self.callbacks]
         if config.checkpoint.enabled:
             config.checkpoint.dirpath = str((self.run_dir / "checkpoints").resolve())
@@ -279,7 +281,7 @@ class CLI(LightningCLI):
             return False
         others = configured if isinstance(configured, list) else [configured]
         # What a killed run wrote after its last checkpoint is written again.
-        step = self.checkpoint.step if self.checkpoint is not None and self.goes_on else None
+        step = self.checkpoint.step if self.checkpoint is not None and self.resumes else None
         board = TensorBoard(self.run_dir, purge_step=step, csv=self.config.csv)
         return [board, *(logger for logger in others if isinstance(logger, Logger))]
 
@@ -287,14 +289,10 @@ class CLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         if self.is_dry or self.command in WITHOUT_RUN:
             return
-        if not self.goes_on:
+        if not self.resumes:
             name = "config.yaml" if self.command == "fit" else f"config.{self.command}.yaml"
             write_yaml(self.run_dir / name, self.plain_config)
         num_parameters = sum(parameter.numel() for parameter in self.model.parameters())
         hardware = f"{self.trainer.strategy.root_device.type}, {self.trainer.precision}"
         network = f"{self.datamodule.dataset}, {num_parameters:,} parameters"
         print(f"{self.command}: {network}, {hardware}, in {self.run_dir}")
-
-
-def _of_network(model: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in model.items() if name not in TRAINING}

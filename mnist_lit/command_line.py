@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import yaml
 
 from mnist_lit.errors import UsageError, did_you_mean
-from mnist_lit.formatting import walk
 
 COMMANDS = {
     "fit": "train a model, keep its best and its last checkpoint",
@@ -189,6 +188,17 @@ def _load(text: str) -> Any:
     if next(itertools.islice(walk(content), MAX_VALUES, None), None):
         raise ValueError("it holds too many values")  # aliases of aliases, which would fill the memory
     return content
+
+
+def walk(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """List a nested value and all its parts, each after its key."""
+    yield key, value
+    if isinstance(value, dict):
+        for name, part in value.items():
+            yield from walk(part, f"{key}.{name}".lstrip("."))
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            yield from walk(part, key)
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):

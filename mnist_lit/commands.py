@@ -47,7 +47,7 @@ class Commands(CLI):
         self._run("fit")
         trainer, metrics = self.trainer, dict(self.trainer.callback_metrics)
         # The test resets the counters where a callback searches for the batch size.
-        more, num_epochs = self._more(), trainer.current_epoch
+        more, num_epochs = self._next_limit(), trainer.current_epoch
         if self.config.test_after_fit:
             best = getattr(trainer.checkpoint_callback, "best_model_path", "")
             best = best if Path(best).is_file() else None  # it may have been deleted before the run was resumed
@@ -55,7 +55,7 @@ class Commands(CLI):
             trainer.callback_metrics.update(metrics)
         self._report(more, num_epochs)
 
-    def _more(self) -> tuple[str, str]:
+    def _next_limit(self) -> tuple[str, str]:
         """Return the limit that has ended the run, and twice its value."""
         trainer: Any = self.trainer
         for timer in trainer.callbacks:
@@ -82,7 +82,7 @@ class Commands(CLI):
         num_skipped = report_predictions(self.run_dir, self.datamodule, probabilities)
         print(self.run_dir)
         if num_skipped:
-            self.claimed.is_new = False  # it is kept: predictions.csv is complete but for these files
+            self.run_dir_lock.is_new = False  # it is kept: predictions.csv is complete but for these files
             raise MNISTLitError(
                 f"{num_skipped:,} of {len(self.datamodule.image_files):,} files cannot be read as images"
             )
@@ -122,7 +122,7 @@ class Commands(CLI):
                 raise SystemExit(0) from error  # the first process prints the message and has the exit code
             raise
         finally:
-            self.claimed.release()
+            self.run_dir_lock.release()
 
     def _remove_or_advise(self, error: BaseException) -> None:
         num_done = self.checkpoint.step if self.checkpoint is not None else 0
@@ -132,7 +132,7 @@ class Commands(CLI):
         if not is_known and format_own_frames(error) and self.run_dir.is_dir():
             write_text(self.run_dir / "error.txt", "".join(traceback.format_exception(error)))
         elif not has_begun:
-            self.claimed.remove()
+            self.run_dir_lock.remove()
         if has_begun and not checkpoints.parent.is_dir():
             error.add_note(f"{self.run_dir} is gone, and with it what was done")
         elif has_begun and (checkpoints / LAST).is_file():
@@ -142,7 +142,7 @@ class Commands(CLI):
     @rank_zero_only
     def _report(self, more: tuple[str, str] = ("", ""), num_epochs: int = 0) -> None:
         if getattr(self.trainer, "fast_dev_run", False):
-            self.claimed.remove()
+            self.run_dir_lock.remove()
             print("fast_dev_run: nothing is kept")
             return
         page = self._write_page()

@@ -3,7 +3,7 @@
 import copy
 import itertools
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -35,17 +35,6 @@ def flatten(config: Mapping[Any, Any], leaves: Collection[str] = (), prefix: str
         key, is_branch = f"{prefix}{name}", isinstance(value, Mapping) and value and not set(leaves) & value.keys()
         flat |= flatten(value, leaves, f"{key}.") if is_branch else {key: value}
     return flat
-
-
-def walk(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """List a nested value and all its parts, each after its key."""
-    yield key, value
-    if isinstance(value, dict):
-        for name, part in value.items():
-            yield from walk(part, f"{key}.{name}".lstrip("."))
-    elif isinstance(value, (list, tuple)):
-        for part in value:
-            yield from walk(part, key)
 
 
 def flag_names(config: Mapping[Any, Any]) -> dict[str, Any]:

@@ -74,16 +74,16 @@ def explain(message: str, keys: Iterable[str], command_line: CommandLine) -> str
     if hint := "Unable to load config" in message and _own_class(key, command_line):
         return f"{command_line.origin(key)}: {command_line.value_of(key)} is no config file\n{hint}"
     given = next((name for name in [*names, key] if command_line.is_given(name)), key)
-    arguments = [name.removeprefix(f"{key}.") for name in keys if name.startswith(f"{key}.")]
-    return f"{command_line.origin(given, message)}: {explain_object(message, arguments)}" if key else message
+    keys_below = [name.removeprefix(f"{key}.") for name in keys if name.startswith(f"{key}.")]
+    return f"{command_line.origin(given, message)}: {explain_object(message, keys_below)}" if key else message
 
 
-def explain_object(message: str, arguments: Iterable[str] = ()) -> str:
+def explain_object(message: str, keys_below: Iterable[str] = ()) -> str:
     """Explain in at most two lines why a value or an object of the configuration is refused.
 
     Args:
         message: The message of the parser.
-        arguments: The keys below the one that it is about.
+        keys_below: The keys below the one that it is about.
     """
     lines = [line.strip(" -") for line in KEY.sub("", message).splitlines()]
     reasons = list(dict.fromkeys(line for line in lines if not NOISE.match(line))) or lines
@@ -96,9 +96,9 @@ def explain_object(message: str, arguments: Iterable[str] = ()) -> str:
     options = [] if argument else re.findall(r"'(\w+)'", reason.partition("Got value")[0])
     got = f" (given: {value})" if value not in reason and not re.match(r"\{|\[|Namespace|NestedArg", value) else ""
     classes = (
-        _class_names() if not (options or arguments) and re.search("class|Option|attribute|import", reason) else ()
+        _class_names() if not (options or keys_below) and re.search("class|Option|attribute|import", reason) else ()
     )
-    names = {*options, *arguments, *classes} - {word}
+    names = {*options, *keys_below, *classes} - {word}
     hint = FILLED_IN.get(word, "") if argument else "write a list as [1, 2]" if reason.startswith(LIST) else ""
     return f"{reason}{got}\n{hint or did_you_mean(word, names)}".strip()
 

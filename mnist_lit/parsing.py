@@ -14,9 +14,8 @@ from jsonargparse.typing import restricted_number_type
 from lightning.pytorch.cli import LightningArgumentParser, ReduceLROnPlateau
 
 from mnist_lit.class_paths import called_functions
-from mnist_lit.command_line import CommandLine
+from mnist_lit.command_line import CommandLine, walk
 from mnist_lit.errors import UsageError
-from mnist_lit.formatting import walk
 from mnist_lit.parser_errors import explain
 
 # Some defaults of Lightning are strings of a class of their own: Timer's interval, for one.

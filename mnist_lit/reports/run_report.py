@@ -10,12 +10,12 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
-from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 
 from mnist_lit.command_line import program_name
 from mnist_lit.formatting import flag_names
 from mnist_lit.reports.compare import read_run
 from mnist_lit.reports.template import render
+from mnist_lit.training.metrics import read_scalars
 from mnist_lit.training.run_dir import write_text
 
 CURVES = {"Loss": ("train/loss", "val/loss"), "Accuracy": ("train/acc", "val/acc"), "Learning rate": ("lr",)}
@@ -53,12 +53,10 @@ def write_run_report(run_dir: Path, defaults: Mapping[str, Any]) -> Path:
 
 def _read_curves(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
     """Read steps and values of each scalar, without those of later validations, which stand at earlier steps."""
-    events = EventAccumulator(str(run_dir), size_guidance={SCALARS: 0})
-    events.Reload()
     curves: dict[str, list[tuple[int, float]]] = {}
-    for tag in events.Tags()[SCALARS]:
+    for tag, events in read_scalars(run_dir).items():
         curve = curves.setdefault(tag, [])
-        for point in events.Scalars(tag):
+        for point in events:
             if not curve or point.step + 1 > curve[-1][0]:
                 curve.append((point.step + 1, point.value))
     return curves

@@ -17,16 +17,16 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor, nn
 
-from mnist_lit.command_line import read_config
+from mnist_lit.command_line import read_config, walk
 from mnist_lit.errors import MNISTLitError, UsageError
-from mnist_lit.formatting import format_value, walk
+from mnist_lit.formatting import format_value
 from mnist_lit.training.run_dir import atomic_write, is_global_zero
 
 BEST, LAST = "best.ckpt", "last.ckpt"
 LINKED = ("image_size", "in_channels")  # arguments of a model that the data has, too
 # Classes that only training needs; whoever uses the weights may not have them.
 TRAINING_KEYS = ("optimizer", "schedule", "callbacks", "logger", "plugins", "profiler")
-PATHS = ("data_dir", "mirrors", "predict_paths")
+UNTRUSTED_PATHS = ("data_dir", "mirrors", "predict_paths")
 OTHER_NETWORK = (
     "data.image_size, or another key that shapes it, differs; "
     "a class of one's own needs the command that trained it, as `python -m mynet`"
@@ -35,7 +35,7 @@ PLAIN_HTTP = re.compile(r"http://(?!(localhost|127\.0\.0\.1)(:\d+)?/)")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Checkpoint:
+class ResolvedCheckpoint:
     """Holds what a command needs to know of the checkpoint that it starts from."""
 
     file: Path | None  # None if the run was stopped before its first checkpoint
@@ -50,7 +50,7 @@ class Checkpoint:
         return (self.config.get("data") or {}).get("dataset")
 
 
-def find_checkpoint(path: str, *, for_fit: bool = False, key: str = "ckpt_path") -> Checkpoint:
+def find_checkpoint(path: str, *, for_fit: bool = False, key: str = "ckpt_path") -> ResolvedCheckpoint:
     """Find the checkpoint of a file, a URL or a run directory: its best one, for fit its last; errors name the key."""
     path = os.path.expanduser(path)  # noqa: PTH111
     try:
@@ -67,17 +67,17 @@ def find_checkpoint(path: str, *, for_fit: bool = False, key: str = "ckpt_path")
         raise type(error)(f"{key}: {error}") from error
 
 
-def _read_run_dir(run_dir: Path, *, for_fit: bool) -> Checkpoint:
+def _read_run_dir(run_dir: Path, *, for_fit: bool) -> ResolvedCheckpoint:
     files = [run_dir / "checkpoints" / name for name in ((LAST,) if for_fit else (BEST, LAST))]
     if file := next(filter(Path.is_file, files), None):
         return _read(file, run_dir, for_fit=for_fit)
     config = run_dir / "config.yaml"
     if for_fit and config.is_file():
-        return Checkpoint(file=None, run_dir=run_dir, config=read_config(config))
+        return ResolvedCheckpoint(file=None, run_dir=run_dir, config=read_config(config))
     raise UsageError(f"{run_dir} holds no checkpoint\nexpected {' or '.join(map(str, files))}")
 
 
-def _read(file: Path, run_dir: Path | None, *, for_fit: bool) -> Checkpoint:
+def _read(file: Path, run_dir: Path | None, *, for_fit: bool) -> ResolvedCheckpoint:
     content = read_checkpoint(file)
     model = content.get("hyper_parameters") or {}
     # One that was made without the command line has no config.
@@ -90,7 +90,9 @@ def _read(file: Path, run_dir: Path | None, *, for_fit: bool) -> Checkpoint:
         config |= {name: _without(config.get(name, {}), TRAINING_KEYS) for name in ("model", "trainer")}
         config.pop("init_from", None)
     shapes = {name: tensor.shape for name, tensor in content["state_dict"].items()}
-    return Checkpoint(file=file, run_dir=run_dir, config=config, step=content.get("global_step") or 0, shapes=shapes)
+    return ResolvedCheckpoint(
+        file=file, run_dir=run_dir, config=config, step=content.get("global_step") or 0, shapes=shapes
+    )
 
 
 def _without(group: dict[str, Any], keys: Iterable[str]) -> dict[str, Any]:
@@ -99,7 +101,7 @@ def _without(group: dict[str, Any], keys: Iterable[str]) -> dict[str, Any]:
 
 def _plain_values(group: Any) -> dict[str, Any]:
     """Select the values that name no class, no function and no file."""
-    others = _without(group if isinstance(group, dict) else {}, (*TRAINING_KEYS, *PATHS))
+    others = _without(group if isinstance(group, dict) else {}, (*TRAINING_KEYS, *UNTRUSTED_PATHS))
     # The parser takes names of classes as text only.
     return {
         key: value
@@ -112,7 +114,7 @@ def _is_plain(value: Any) -> bool:
     return not {".", "/", "\\"} & set(value) if isinstance(value, str) else not isinstance(value, dict)
 
 
-def load_weights(checkpoint: Checkpoint, model: nn.Module, config: Mapping[str, Any], num_classes: int) -> None:
+def load_weights(checkpoint: ResolvedCheckpoint, model: nn.Module, config: Mapping[str, Any], num_classes: int) -> None:
     """Load a checkpoint's weights into a new model, but for layers of another number of classes.
 
     Raises:
@@ -135,7 +137,7 @@ def load_weights(checkpoint: Checkpoint, model: nn.Module, config: Mapping[str, 
 
 
 def check_network(
-    checkpoint: Checkpoint, state_dict: Mapping[str, Tensor], config: Mapping[str, Any], key: str = "ckpt_path"
+    checkpoint: ResolvedCheckpoint, state_dict: Mapping[str, Tensor], config: Mapping[str, Any], key: str = "ckpt_path"
 ) -> None:
     """Refuse a checkpoint of another network before anything is written; `config` is that of the network."""
     if checkpoint.file is None or checkpoint.shapes == {name: tensor.shape for name, tensor in state_dict.items()}:

@@ -198,15 +198,21 @@ class TensorBoard(TensorBoardLogger):
         super().finalize(status)
         if not self.csv:
             return
-        # Imported here as it takes a tenth of a second, and few runs want the table.
-        from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
-
-        events = EventAccumulator(self.log_dir, size_guidance={SCALARS: 0}).Reload()
+        scalars = read_scalars(Path(self.log_dir))
         rows: dict[int, dict[str, Any]] = defaultdict(dict)
-        for tag in events.Tags()[SCALARS]:
-            for event in events.Scalars(tag):
+        for tag, events in scalars.items():
+            for event in events:
                 rows[event.step] |= {"step": event.step, tag: f"{event.value:.8g}"}  # events hold single precision
         with atomic_write(Path(self.log_dir, "metrics.csv")) as temporary, temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, ["step", *sorted(events.Tags()[SCALARS])], lineterminator="\n")
+            writer = csv.DictWriter(file, ["step", *sorted(scalars)], lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows[step] for step in sorted(rows))
+
+
+def read_scalars(run_dir: Path) -> dict[str, list[Any]]:
+    """Read the events of each scalar."""
+    # Imported here as it takes a tenth of a second, and training needs none of it.
+    from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
+
+    events = EventAccumulator(str(run_dir), size_guidance={SCALARS: 0}).Reload()
+    return {tag: events.Scalars(tag) for tag in events.Tags()[SCALARS]}
