@@ -170,7 +170,8 @@ def read_config(path: Path) -> dict[str, Any]:
         hint = did_you_mean(str(path), names) or "give the path of a YAML file, for example configs/base.yaml"
         raise UsageError(f"--config: there is no file {path}\n{hint}")
     try:
-        content = _load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+        is_too_large = next(itertools.islice(walk(content), MAX_VALUES, None), None) is not None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f"{path}, line {mark.line + 1}, column {mark.column + 1}" if mark else str(path)
@@ -178,15 +179,10 @@ def read_config(path: Path) -> dict[str, Any]:
     # PyYAML raises AttributeError for an impossible date.
     except (AttributeError, OSError, TypeError, ValueError, yaml.YAMLError, RecursionError) as error:
         raise UsageError(f"--config: {path} cannot be read: {str(error).splitlines()[0]}") from None
+    if is_too_large:  # aliases of aliases would fill the memory
+        raise UsageError(f"--config: {path} cannot be read: it holds too many values")
     if not isinstance(content, dict):
         raise UsageError(f"--config: {path} holds no keys\nit needs lines like 'model:' and '  lr: 0.01'")
-    return content
-
-
-def _load(text: str) -> Any:
-    content = yaml.load(text, Loader=_UniqueKeyLoader)
-    if next(itertools.islice(walk(content), MAX_VALUES, None), None):
-        raise ValueError("it holds too many values")  # aliases of aliases, which would fill the memory
     return content
 
 
