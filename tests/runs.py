@@ -19,9 +19,7 @@ from mnist_lit import main
 STEPS_PER_EPOCH = 10
 LEARNED = {"state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch", "val_acc_best"}
 LEARNED |= {"current_model_state", "averaging_state"}
-# Children are forked from a server that has torch imported, which saves seconds for each.
-CHILDREN = get_context("forkserver")
-CHILDREN.set_forkserver_preload(["mnist_lit.cli"])
+CHILDREN = get_context("forkserver")  # see PRELOADED
 
 
 class Signals(Callback):
