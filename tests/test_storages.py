@@ -14,8 +14,9 @@ from conftest import CONFIGS, PROJECT
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 from postgresql import Server, serving
+from runs import CHILDREN
 from sqlalchemy import NullPool
-from test_search import CHILDREN, drive
+from test_search import drive
 
 from mnist_lit import main
 
