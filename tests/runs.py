@@ -3,6 +3,8 @@
 import csv
 import json
 import os
+import sys
+from collections.abc import Mapping
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -14,6 +16,7 @@ from lightning.pytorch import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mnist_lit import main
+from mnist_lit.__main__ import command
 
 # 1,238 training images make 10 steps in each of the two epochs of a small run.
 STEPS_PER_EPOCH = 10
@@ -92,9 +95,25 @@ def child(*args: str) -> BaseProcess:
     return process
 
 
-def _in_child(args: list[str]) -> None:
+def ended(folder: Path, args: list[str], **variables: str) -> tuple[int | None, str, str]:
+    """The exit code, output and errors of a command in a process and a folder of its own."""
+    process = CHILDREN.Process(target=_in_child, args=(args, folder, variables))
+    process.start()
+    process.join(300)
+    output, errors = (folder.with_name(f"{folder.name}.{number}").read_text() for number in (1, 2))
+    return process.exitcode, output, errors
+
+
+def _in_child(args: list[str], folder: Path | None = None, variables: Mapping[str, str] | None = None) -> None:
     torch.set_num_threads(1)
-    main(args)
+    os.environ.update(variables or {})
+    if folder is not None:
+        os.chdir(folder)
+        for number in (1, 2):  # also what libraries write there that are not Python
+            os.dup2(os.open(folder.with_name(f"{folder.name}.{number}"), os.O_CREAT | os.O_WRONLY), number)
+        sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
+    sys.argv = ["mnist_lit", *args]
+    command()
 
 
 def read(run_dir: Path, name: str = "last") -> dict[str, Any]:
