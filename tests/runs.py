@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import signal
 import sys
 from collections.abc import Mapping
 from multiprocessing import get_context
@@ -95,22 +96,36 @@ def child(*args: str) -> BaseProcess:
     return process
 
 
-def ended(folder: Path, args: list[str], **variables: str) -> tuple[int | None, str, str]:
-    """The exit code, output and errors of a command in a process and a folder of its own."""
+def begun(folder: Path, args: list[str], **variables: str) -> BaseProcess:
+    """Start a command in a process and a folder of its own."""
+    for number in (1, 2):
+        folder.with_name(f"{folder.name}.{number}").touch()
     process = CHILDREN.Process(target=_in_child, args=(args, folder, variables))
     process.start()
-    process.join(300)
+    return process
+
+
+def printed(folder: Path) -> tuple[str, str]:
+    """The output and the errors of a command that was begun in a folder."""
     output, errors = (folder.with_name(f"{folder.name}.{number}").read_text() for number in (1, 2))
-    return process.exitcode, output, errors
+    return output, errors
+
+
+def ended(folder: Path, args: list[str], **variables: str) -> tuple[int | None, str, str]:
+    """The exit code, output and errors of a command in a process and a folder of its own."""
+    process = begun(folder, args, **variables)
+    process.join(300)
+    return (process.exitcode, *printed(folder))
 
 
 def _in_child(args: list[str], folder: Path | None = None, variables: Mapping[str, str] | None = None) -> None:
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.update(variables or {})
     if folder is not None:
         os.chdir(folder)
         for number in (1, 2):  # also what libraries write there that are not Python
-            os.dup2(os.open(folder.with_name(f"{folder.name}.{number}"), os.O_CREAT | os.O_WRONLY), number)
+            os.dup2(os.open(folder.with_name(f"{folder.name}.{number}"), os.O_WRONLY), number)
         sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
     sys.argv = ["mnist_lit", *args]
     command()
