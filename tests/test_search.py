@@ -8,7 +8,6 @@ import os
 import random
 import re
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,7 +24,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
-from runs import CHILDREN
+from runs import begun, printed
+from test_data import linked
 
 from mnist_lit import main
 
@@ -372,10 +372,7 @@ def test_timeout_ends_a_search() -> None:
 
 
 def test_search_never_reads_the_test_set(mnist_dir: Path) -> None:
-    raw = Path("data") / "MNIST" / "raw"
-    raw.mkdir(parents=True)
-    for file in (mnist_dir / "MNIST" / "raw").glob("train-*"):
-        (raw / file.name).symlink_to(file)
+    linked(Path("data"), mnist_dir, "train-*")
     data = {"data.dataset": "mnist", "data.data_dir": "data", "data.download": False, "data.val_size": 5000}
     ended = search(n_trials=1, trial=data)
     assert ended.code == 0, ended.errors
@@ -385,32 +382,16 @@ def test_search_never_reads_the_test_set(mnist_dir: Path) -> None:
 # Searches that are stopped
 
 
-def drive(args: list[str], folder: Path) -> None:
-    """A search as a process (and a group) of its own."""
-    os.setsid()
-    os.chdir(folder)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    file = os.open("output", os.O_CREAT | os.O_APPEND | os.O_WRONLY)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
-    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
-    torch.set_num_threads(1)
-    main(["search", *args])
-
-
-def child(*flags: str, **changes: Any) -> BaseProcess:
+def child(**changes: Any) -> BaseProcess:
     Path("search.yaml").write_text(yaml.safe_dump({**TINY, "overrides": TINY_TRIAL, **changes}))
-    process = CHILDREN.Process(target=drive, args=(["--config=search.yaml", *flags], Path.cwd()))
-    process.start()
-    return process
+    return begun(Path.cwd(), ["search", "--config=search.yaml"])
 
 
 def wait_for(num_trials: int, process: BaseProcess) -> None:
     """Wait until a search in another process has begun as many trials."""
     deadline = time.monotonic() + 60
     while _num_begun() < num_trials:
-        assert process.is_alive(), Path("output").read_text()
+        assert process.is_alive(), printed(Path.cwd())
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
