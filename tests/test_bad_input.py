@@ -140,21 +140,10 @@ def test_bad_config(text: str | bytes, name: str, tmp_path: Path, refused: Fails
     assert name in refused("fit", "--config=bad.yaml")
 
 
-CONFIG_PATHS = [
-    "pipe",
-    "/dev/zero",
-    "folder",
-    "loop",
-    "dangling",
-    "x" * 300,
-    "a\0b",
-    "-",
-    "https://localhost/a.yaml",
-    "",
-]
+PLACES = ["pipe", "/dev/zero", "folder", "loop", "dangling", "x" * 300, "a\0b", "-", "https://localhost/a.yaml", ""]
 
 
-@pytest.mark.parametrize("path", CONFIG_PATHS, ids=[ascii(path)[:30] for path in CONFIG_PATHS])
+@pytest.mark.parametrize("path", PLACES, ids=[ascii(path)[:30] for path in PLACES])
 @pytest.mark.parametrize("command", ["fit", "search"])
 def test_config_that_is_no_file(command: str, path: str, tmp_path: Path, refused: Fails) -> None:
     odd_files(tmp_path)
@@ -279,13 +268,8 @@ def labels(tmp_path: Path, checkpoint: dict[str, Any]) -> Path:
     return raw / LABELS
 
 
-TEST = [
-    "test",
-    "--ckpt_path=good.ckpt",
-    "--data.dataset=fashion_mnist",
-    "--data.download=false",
-    "--data.data_dir=data",
-]
+TEST = ["test", "--ckpt_path=good.ckpt"]
+TEST += ["--data.dataset=fashion_mnist", "--data.download=false", "--data.data_dir=data"]
 
 
 @pytest.mark.parametrize("content", DATA_FILES.values(), ids=DATA_FILES)
@@ -350,15 +334,18 @@ def _good(checkpoint: dict[str, Any], tmp_path: Path) -> None:
 @pytest.mark.usefixtures("_good")
 def test_bad_images_are_named_and_skipped(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     odd_files(tmp_path)
+    tmp_path.joinpath("good.png").write_bytes(picture("PNG"))
     names = [f"{number}.png" for number in range(len(BAD_IMAGES))]
     for file, content in zip(names, BAD_IMAGES.values(), strict=True):
         tmp_path.joinpath(file).write_bytes(content)
     with pytest.raises(SystemExit) as stop:
-        predict(*names, "pipe", "/dev/zero")
-    printed = capfd.readouterr().err.splitlines()
+        predict(*names, "good.png", "pipe", "/dev/zero")
+    output, errors = capfd.readouterr()
+    printed = errors.splitlines()
     assert stop.value.code == 1
     assert [line.split(": ")[1] for line in printed[:-1]] == [*names, "pipe", "/dev/zero"], printed
-    assert (tmp_path / "out" / "predictions.csv").read_text().count("\n") == 1
+    assert output.splitlines()[-1] == "out"
+    assert (tmp_path / "out" / "predictions.csv").read_text().count("\n") == 2
 
 
 @pytest.mark.usefixtures("_good")
