@@ -1,5 +1,6 @@
 """What all tests share: a working directory of their own, small runs through the one door, real MNIST where it is."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 
+import mnist_lit.search.worker  # noqa: F401  # sets a list of its own, which PRELOADED replaces
 from mnist_lit import MNISTDataModule, main
 
 PROJECT = Path(__file__).parents[1]
@@ -42,6 +44,10 @@ WORSE = [
     "--model.schedule.gamma=1.3",
     "--trainer.max_epochs=3",
 ]
+
+# Other processes are forked from a server that has imported what takes time: torch, and the digits with pandas.
+PRELOADED = ["mnist_lit.commands", "mnist_lit.search.pruning", "sklearn.datasets"]
+multiprocessing.set_forkserver_preload(PRELOADED)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -3,6 +3,9 @@
 import csv
 import json
 import os
+import signal
+import sys
+from collections.abc import Mapping
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -14,14 +17,13 @@ from lightning.pytorch import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mnist_lit import main
+from mnist_lit.__main__ import command
 
 # 1,238 training images make 10 steps in each of the two epochs of a small run.
 STEPS_PER_EPOCH = 10
 LEARNED = {"state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch", "val_acc_best"}
 LEARNED |= {"current_model_state", "averaging_state"}
-# Children are forked from a server that has torch imported, which saves seconds for each.
-CHILDREN = get_context("forkserver")
-CHILDREN.set_forkserver_preload(["mnist_lit.cli"])
+CHILDREN = get_context("forkserver")  # see PRELOADED
 
 
 class Signals(Callback):
@@ -94,9 +96,39 @@ def child(*args: str) -> BaseProcess:
     return process
 
 
-def _in_child(args: list[str]) -> None:
+def begun(folder: Path, args: list[str], **variables: str) -> BaseProcess:
+    """Start a command in a process and a folder of its own."""
+    for number in (1, 2):
+        folder.with_name(f"{folder.name}.{number}").touch()
+    process = CHILDREN.Process(target=_in_child, args=(args, folder, variables))
+    process.start()
+    return process
+
+
+def printed(folder: Path) -> tuple[str, str]:
+    """The output and the errors of a command that was begun in a folder."""
+    output, errors = (folder.with_name(f"{folder.name}.{number}").read_text() for number in (1, 2))
+    return output, errors
+
+
+def ended(folder: Path, args: list[str], **variables: str) -> tuple[int | None, str, str]:
+    """The exit code, output and errors of a command in a process and a folder of its own."""
+    process = begun(folder, args, **variables)
+    process.join(300)
+    return (process.exitcode, *printed(folder))
+
+
+def _in_child(args: list[str], folder: Path | None = None, variables: Mapping[str, str] | None = None) -> None:
     torch.set_num_threads(1)
-    main(args)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ.update(variables or {})
+    if folder is not None:
+        os.chdir(folder)
+        for number in (1, 2):  # also what libraries write there that are not Python
+            os.dup2(os.open(folder.with_name(f"{folder.name}.{number}"), os.O_WRONLY), number)
+        sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
+    sys.argv = ["mnist_lit", *args]
+    command()
 
 
 def read(run_dir: Path, name: str = "last") -> dict[str, Any]:

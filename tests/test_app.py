@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from conftest import CONFIGS, SMALL, completed
 from lightning.pytorch import Callback
+from runs import ended
 
 import mnist_lit
 from mnist_lit import main
@@ -126,8 +127,8 @@ def test_installed_command_ends_like_the_module_without_bars_in_a_log(tmp_path: 
 
 def test_shell_completes_keys(tmp_path: Path) -> None:
     line = {"_ARGCOMPLETE": "1", "COMP_LINE": "mnist_lit fit --model.dr", "COMP_POINT": "24", "COMP_TYPE": "9"}
-    env = {**os.environ, **line, "_ARGCOMPLETE_STDOUT_FILENAME": str(tmp_path / "keys")}
-    completed([Path(sys.executable).with_name("mnist_lit")], env=env)
+    code, *_ = ended(tmp_path, [], **line, _ARGCOMPLETE_STDOUT_FILENAME=str(tmp_path / "keys"))
+    assert code == 0
     assert (tmp_path / "keys").read_text().split() == ["--model.dropout"]
 
 

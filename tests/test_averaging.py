@@ -30,10 +30,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Three runs of different seeds; the last two are of other networks, the last one for larger images."""
     folder = tmp_path_factory.mktemp("runs")
     architectures = [["--model.channels=[4]"], ["--model.channels=[3,5]"], ["--data.image_size=32"]]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", ["mnist_lit"])
-        for seed, flags in enumerate(architectures):
-            main(["fit", *SMALL, f"--run_dir={folder / str(seed)}", f"--seed_everything={seed}", *flags])
+    for seed, flags in enumerate(architectures):
+        main(["fit", *SMALL, f"--run_dir={folder / str(seed)}", f"--seed_everything={seed}", *flags])
     return sorted(folder.iterdir())
 
 

@@ -142,21 +142,10 @@ def test_bad_config(text: str | bytes, name: str, tmp_path: Path, refused: Fails
     assert name in refused("fit", "--config=bad.yaml")
 
 
-CONFIG_PATHS = [
-    "pipe",
-    "/dev/zero",
-    "folder",
-    "loop",
-    "dangling",
-    "x" * 300,
-    "a\0b",
-    "-",
-    "https://localhost/a.yaml",
-    "",
-]
+PLACES = ["pipe", "/dev/zero", "folder", "loop", "dangling", "x" * 300, "a\0b", "-", "https://localhost/a.yaml", ""]
 
 
-@pytest.mark.parametrize("path", CONFIG_PATHS, ids=[ascii(path)[:30] for path in CONFIG_PATHS])
+@pytest.mark.parametrize("path", PLACES, ids=[ascii(path)[:30] for path in PLACES])
 @pytest.mark.parametrize("command", ["fit", "search"])
 def test_config_that_is_no_file(command: str, path: str, tmp_path: Path, refused: Fails) -> None:
     odd_files(tmp_path)
@@ -281,13 +270,8 @@ def labels(tmp_path: Path, checkpoint: dict[str, Any]) -> Path:
     return raw / LABELS
 
 
-TEST = [
-    "test",
-    "--ckpt_path=good.ckpt",
-    "--data.dataset=fashion_mnist",
-    "--data.download=false",
-    "--data.data_dir=data",
-]
+TEST = ["test", "--ckpt_path=good.ckpt"]
+TEST += ["--data.dataset=fashion_mnist", "--data.download=false", "--data.data_dir=data"]
 
 
 @pytest.mark.parametrize("content", DATA_FILES.values(), ids=DATA_FILES)
@@ -325,6 +309,7 @@ BAD_IMAGES: dict[str, bytes] = {
     "PNG of a huge size": picture("PNG")[:16] + struct.pack(">II", 2**31 - 1, 2**31 - 1) + picture("PNG")[24:],
     "PNG cut in its pixels": picture("PNG")[:-30],
     "JPEG cut in its header": picture("JPEG")[:100],
+    "AVIF without its image": picture("AVIF").replace(b"av1C", b"XXXX"),
     "BMP of a negative size": picture("BMP")[:18] + struct.pack("<ii", -(2**31), -(2**31)) + picture("BMP")[26:],
     "PPM of a huge size": b"P6 999999999 999999999 255\n",
     "EPS that runs something": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(x) (w) file\n",
@@ -352,15 +337,18 @@ def _good(checkpoint: dict[str, Any], tmp_path: Path) -> None:
 @pytest.mark.usefixtures("_good")
 def test_bad_images_are_named_and_skipped(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     odd_files(tmp_path)
+    tmp_path.joinpath("good.png").write_bytes(picture("PNG"))
     names = [f"{number}.png" for number in range(len(BAD_IMAGES))]
     for file, content in zip(names, BAD_IMAGES.values(), strict=True):
         tmp_path.joinpath(file).write_bytes(content)
     with pytest.raises(SystemExit) as stop:
-        predict(*names, "pipe", "/dev/zero")
-    printed = capfd.readouterr().err.splitlines()
+        predict(*names, "good.png", "pipe", "/dev/zero")
+    output, errors = capfd.readouterr()
+    printed = errors.splitlines()
     assert stop.value.code == 1
     assert [line.split(": ")[1] for line in printed[:-1]] == [*names, "pipe", "/dev/zero"], printed
-    assert (tmp_path / "out" / "predictions.csv").read_text().count("\n") == 1
+    assert output.splitlines()[-1] == "out"
+    assert (tmp_path / "out" / "predictions.csv").read_text().count("\n") == 2
 
 
 @pytest.mark.usefixtures("_good")

@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import SMALL
 from lightning.pytorch import Callback, LightningModule, Trainer
+from runs import metrics, read
 
 Fit = Callable[..., Any]
 
@@ -40,11 +41,6 @@ def seen(cli: Any) -> Seen:
     return found
 
 
-def read(name: str) -> dict[str, Any]:
-    checkpoint: dict[str, Any] = torch.load(Path("run", "checkpoints", f"{name}.ckpt"), weights_only=True)
-    return checkpoint
-
-
 # Checkpoints
 
 
@@ -52,8 +48,8 @@ def read(name: str) -> dict[str, Any]:
 def test_monitor_and_mode_decide_which_is_best(mode: str, epoch: int, fit: Fit) -> None:
     flags = ("--checkpoint.monitor=val/loss", f"--checkpoint.mode={mode}", "--trainer.max_epochs=3", "--run_dir=run")
     fit("--model.lr=0.001", *flags)
-    assert read("best")["epoch"] == epoch
-    assert json.loads(Path("run", "metrics.json").read_text())["epoch"] == epoch
+    assert read(Path("run"), "best")["epoch"] == epoch
+    assert metrics(Path("run"))["epoch"] == epoch
 
 
 @pytest.mark.parametrize(
@@ -71,7 +67,7 @@ def test_checkpoints_can_be_turned_off(fit: Fit) -> None:
     cli = fit("--checkpoint.enabled=false", "--test_after_fit=true", "--run_dir=run")
     assert not list(Path("run").rglob("*.ckpt"))
     assert 0 < float(cli.trainer.callback_metrics["val/acc_best"]) <= 1
-    assert 0 < json.loads(Path("run", "metrics.json").read_text())["test/acc"] <= 1
+    assert 0 < metrics(Path("run"))["test/acc"] <= 1
 
 
 @pytest.mark.parametrize(
@@ -84,7 +80,7 @@ def test_checkpoints_can_be_turned_off(fit: Fit) -> None:
 )
 def test_metric_that_is_not_there_yet_is_waited_for(flags: list[str], fit: Fit) -> None:
     cli = fit(*flags, "--run_dir=run")
-    assert read("last")["global_step"] == cli.trainer.global_step > 0
+    assert read(Path("run"), "last")["global_step"] == cli.trainer.global_step > 0
 
 
 # Early stopping
@@ -106,7 +102,7 @@ def test_validation_and_checkpoints_use_the_averaged_weights(fit: Fit) -> None:
         average = average + 0.5 * (raw - average)
     assert torch.allclose(seen(cli).validated[-1], average, atol=1e-6)
     assert not torch.allclose(seen(cli).validated[-1], later[-1], atol=1e-6)
-    for checkpoint in (read("best"), read("last")):
+    for checkpoint in (read(Path("run"), "best"), read(Path("run"), "last")):
         assert torch.equal(checkpoint["state_dict"][WEIGHT], seen(cli).validated[-1])
         raw = next(value for key, value in checkpoint["current_model_state"].items() if key.endswith(WEIGHT))
         assert torch.equal(raw, later[-1])

@@ -13,7 +13,7 @@ import yaml
 from conftest import CONFIGS, SMALL
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningModule, Trainer
-from runs import metrics
+from runs import metrics, read
 
 from mnist_lit import ConvNet, main
 from mnist_lit.data.datasets import DATASETS, DatasetInfo
@@ -229,7 +229,7 @@ def copied_run(run_dir: Path, tmp_path: Path) -> Path:
 
 
 def steps(run: Path) -> int:
-    return int(torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"])
+    return int(read(run)["global_step"])
 
 
 def test_evaluation_needs_a_checkpoint_and_one_of_this_network(run_dir: Path, tmp_path: Path, fails: Fails) -> None:
@@ -303,7 +303,7 @@ def test_results_of_another_checkpoint_or_of_a_part_are_not_those_of_the_run(
 def test_checkpoint_of_another_version_works_without_the_keys_that_are_gone(
     has_config: bool, run_dir: Path, tmp_path: Path, capsys: Capsys
 ) -> None:
-    checkpoint = torch.load(run_dir / "checkpoints" / "best.ckpt", weights_only=True)
+    checkpoint = read(run_dir, "best")
     config = checkpoint.pop("config")
     checkpoint["hyper_parameters"]["squeeze"] = config["model"]["squeeze"] = 3
     torch.save({**checkpoint, **({"config": config} if has_config else {})}, tmp_path / "old.ckpt")
@@ -325,7 +325,7 @@ class Initial(Callback):
 def test_init_from_starts_a_new_run_with_the_weights_alone(run_dir: Path) -> None:
     initial, before = Initial(), files(run_dir)
     cli = main(["fit", f"--init_from={run_dir}", *DIGITS, ONE_EPOCH, "--pictures.enabled=false"], callbacks=[initial])
-    best = torch.load(run_dir / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    best = read(run_dir, "best")["state_dict"]
     assert all(torch.equal(initial.weights[name], tensor) for name, tensor in best.items())
     assert (cli.run_dir, cli.trainer.current_epoch, cli.model.lr) == (Path("logs/run_1"), 1, 0.001)
     assert cli.model.hparams["channels"] == [4]
@@ -348,7 +348,7 @@ def test_init_from_has_a_new_head_for_other_classes(
     cli = main(["fit", f"--init_from={run_dir}", *SMALL, "--data.dataset=kmnist"], callbacks=[initial])
 
     notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
-    old = torch.load(run_dir / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    old = read(run_dir, "best")["state_dict"]
     same = [name for name, tensor in old.items() if initial.weights[name].shape == tensor.shape]
     assert cli.model.num_classes == 5
     assert len(notes) == 1

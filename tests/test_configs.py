@@ -38,8 +38,10 @@ def test_config_is_short_and_its_first_comment_tells_when_to_use_it(name: str) -
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in TESTED])
 def test_config_runs_on_the_digits(name: str, tmp_path: Path) -> None:
-    flags = ("--trainer.max_epochs=1", "--trainer.check_val_every_n_epoch=1", "--data.val_size=200")
+    few = ("--trainer.max_epochs=1", "--trainer.limit_train_batches=4")
+    flags = (*few, "--trainer.check_val_every_n_epoch=1", "--data.val_size=200")
     cli = fit_config(tmp_path, "base", "digits", name, flags=flags)
+    assert cli.trainer.global_step > 0
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
     assert 0 <= float(cli.trainer.callback_metrics["val/acc_best"]) <= 1
 
@@ -78,19 +80,19 @@ def test_profile_leaves_a_trace(tmp_path: Path) -> None:
 
 
 def test_large_batch_finds_its_size_and_accumulates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ("--trainer.max_epochs=3",)
+    flags = ("--trainer.max_epochs=2",)
     cli = fit_config(tmp_path, "base", "digits", "large_batch", flags=flags)
     found = cli.datamodule.batch_size
     assert found >= 1024
     batches_per_epoch = -(-len(cli.datamodule.splits["train"]) // found)
-    num_steps = 3 * -(-batches_per_epoch // 4)
+    num_steps = 2 * -(-batches_per_epoch // 4)
     assert cli.trainer.lr_scheduler_configs[0].scheduler.total_steps == num_steps
     assert torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == num_steps
-    assert "--trainer.max_epochs 6\n" in capsys.readouterr().out
+    assert "--trainer.max_epochs 4\n" in capsys.readouterr().out
 
 
 def test_lr_finder_replaces_the_learning_rate(tmp_path: Path) -> None:
-    cli = fit_config(tmp_path, "base", "digits", "lr_finder")
+    cli = fit_config(tmp_path, "base", "digits", "lr_finder", flags=("--trainer.max_epochs=2",))
     assert cli.model.lr != 0.02
     assert max(group["max_lr"] for group in cli.trainer.optimizers[0].param_groups) == cli.model.lr
     assert float(cli.trainer.callback_metrics["test/acc"]) > 0.8
@@ -120,7 +122,8 @@ def test_ddp_is_two_processes_and_one_run_with_the_results_of_one(tmp_path: Path
 
 @pytest.mark.parametrize("name", ["fast", "quick", "accuracy"])
 def test_recipe_is_complete_in_itself(name: str, tmp_path: Path) -> None:
-    few = ("--trainer.max_epochs=1", "--trainer.limit_train_batches=4")
+    few = ["--data.eval_batch_size=50", "--trainer.max_epochs=1", "--trainer.limit_train_batches=4"]
+    few += ["--trainer.limit_val_batches=1", "--trainer.limit_test_batches=1"]
     flags = ("--data.dataset=digits", "--data.val_size=200", *few)
     cli = fit_config(tmp_path, name, flags=flags)
     assert cli.trainer.lr_scheduler_configs[0].scheduler.total_steps == cli.trainer.global_step

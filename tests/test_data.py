@@ -273,10 +273,7 @@ def test_processes_share_an_epoch(processes: Callable[..., list[MNISTDataModule]
 
 
 # Shares that differ by an image or do not, whole batches, and fewer images than processes.
-@pytest.mark.parametrize(
-    ("num", "val_size", "batch_size"),
-    [(2, 200, 50), (2, 201, 50), (3, 199, 66), (4, 2, 1)],
-)
+@pytest.mark.parametrize(("num", "val_size", "batch_size"), [(2, 200, 50), (2, 201, 50), (3, 199, 66), (4, 2, 1)])
 def test_processes_validate_each_image_once_in_as_many_batches(
     processes: Callable[..., list[MNISTDataModule]], num: int, val_size: int, batch_size: int
 ) -> None:

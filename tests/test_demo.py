@@ -1,14 +1,14 @@
 """The page of `demo`, used in a real browser: drawings by mouse and finger, photographs, and the end of the server."""
 
 import base64
-import contextlib
 import io
+import os
 import re
 import shutil
 import signal
 import socket
-import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from conftest import CONFIGS
 from PIL import Image
+from runs import begun, printed
 
 from mnist_lit import MNISTDataModule, main
 
@@ -25,31 +26,6 @@ from mnist_lit import MNISTDataModule, main
 SEVEN = [(-0.25, -0.3), (0.25, -0.3), (-0.05, 0.35)]
 ONE = [(0.0, -0.3), (0.0, 0.3)]
 PATIENCE = 60  # seconds; the machine may have more to do
-
-
-@contextlib.contextmanager
-def served(*flags: str, cwd: Path) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
-    """The address of a demo in a process of its own, and the process."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    command = [sys.executable, "-m", "mnist_lit", "demo", f"--port={port}", *flags]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd=cwd) as process:
-        try:
-            assert process.stdout is not None
-            assert process.stderr is not None
-            line = process.stdout.readline()
-            assert line == f"demo: http://127.0.0.1:{port} (Ctrl-C ends it)\n", line or process.stderr.read()
-            yield f"http://127.0.0.1:{port}", process
-        finally:
-            process.kill()
-
-
-def ended(process: "subprocess.Popen[str]", signum: int) -> tuple[int, str]:
-    """The exit code of a process after a signal, and all that it said."""
-    process.send_signal(signum)
-    output, errors = process.communicate(timeout=PATIENCE)
-    return process.returncode, output + errors
 
 
 def png(pixels: "np.ndarray[Any, Any]") -> bytes:
@@ -71,9 +47,21 @@ def run_dir(mnist_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def url(run_dir: Path) -> Iterator[str]:
     """The address of a demo of that run, which has nothing to complain about and leaves nothing."""
     (folder := run_dir.parent / "empty").mkdir()
-    with served(f"--ckpt_path={run_dir}", cwd=folder) as (url, process):
-        yield url
-        assert ended(process, signal.SIGINT) == (0, "")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    process = begun(folder, ["demo", f"--ckpt_path={run_dir}", f"--port={port}"])
+    try:
+        while not printed(folder)[0].endswith("\n"):
+            assert process.is_alive(), printed(folder)
+            time.sleep(0.05)
+        yield f"http://127.0.0.1:{port}"
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGINT)
+        process.join(PATIENCE)
+        assert process.exitcode == 0
+        assert printed(folder) == (f"demo: http://127.0.0.1:{port} (Ctrl-C ends it)\n", "")
+    finally:
+        process.kill()
     assert list(folder.iterdir()) == []
 
 

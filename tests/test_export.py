@@ -15,10 +15,10 @@ from zipfile import ZipFile
 import onnx
 import pytest
 import torch
-from conftest import completed
 from lightning.pytorch import Callback, LightningModule, Trainer
 from matplotlib import get_cachedir
 from onnxruntime import InferenceSession
+from runs import ended
 from torch import Tensor
 
 from mnist_lit import main
@@ -59,10 +59,9 @@ def exported(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Everything that can be exported of a run: the folder, the result of `main`, and a finished process."""
     folder = tmp_path_factory.mktemp("exported")
     cli = main(["export", f"--ckpt_path={small_run}", f"--output={folder / 'model.pt2'}"])
-    command = [sys.executable, "-m", "mnist_lit", "export", f"--ckpt_path={small_run}"]
     # Here onnxruntime would keep the number of this machine, by which it reports its use.
-    variables = {**os.environ, "XDG_CACHE_HOME": str(folder), "MPLCONFIGDIR": get_cachedir()}
-    return folder, cli, completed(command, cwd=folder, env=variables)
+    variables = {"XDG_CACHE_HOME": str(folder), "MPLCONFIGDIR": get_cachedir()}
+    return folder, cli, ended(folder, ["export", f"--ckpt_path={small_run}"], **variables)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -123,12 +122,12 @@ def test_no_folder_of_this_machine_is_in_a_file(exported: Any) -> None:
 
 
 def test_console_has_a_table_and_the_file_and_nothing_else(exported: Any) -> None:
-    folder, cli, ended = exported
+    folder, cli, (code, output, errors) = exported
     assert {file.name for file in folder.iterdir()} == set(NAMES)
     images, labels = images_of(cli), cli.datamodule.splits["test"].labels
     accuracy = float((expected(cli, images).argmax(dim=1) == labels).double().mean())
-    heading, plain, path = ended.stdout.splitlines()
-    assert ended.stderr == ""
+    heading, plain, path = output.splitlines()
+    assert (code, errors) == (0, "")
     assert path == "model.onnx"
     assert heading.startswith("file")
     name, kilobytes, test_acc, difference, *same = plain.split()

@@ -107,6 +107,7 @@ def test_run_goes_on_in_one_process_at_a_time(tmp_path: Path, fails: Callable[..
     process = child("fit", *SMALL, "--trainer.max_epochs=10000", f"--run_dir={run_dir}")
     while not (run_dir / "checkpoints" / "last.ckpt").exists():
         assert process.is_alive()
+        time.sleep(0.01)
     before = (run_dir / "config.yaml").read_bytes()
 
     error = fails("fit", f"--ckpt_path={run_dir}", "--model.lr=0.5", "--trainer.max_epochs=1")

@@ -87,12 +87,7 @@ def test_run_does_not_begin_on_a_full_disk(disk: Path, fails: Callable[..., str]
 
 
 @pytest.mark.parametrize(
-    ("command", "leave"),
-    [
-        (["predict"], 8192),
-        (["test"], 0),
-        (["export", "--output=disk/model.pt2"], 20_000),
-    ],
+    ("command", "leave"), [(["predict"], 8192), (["test"], 0), (["export", "--output=disk/model.pt2"], 20_000)]
 )
 def test_full_disk_leaves_nothing_half_written(
     command: list[str], leave: int, disk: Path, whole_run: Path, fails: Callable[..., str]

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import CONFIGS, SMALL, WORSE, completed
+from conftest import CONFIGS, SMALL, WORSE
 from lightning.pytorch import Callback
-from runs import curves, metrics, rows
+from runs import curves, ended, metrics, rows
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
@@ -136,12 +136,11 @@ def tracked(tmp_path_factory: pytest.TempPathFactory) -> Any:
     client_class = pytest.importorskip("mlflow").tracking.MlflowClient
     folder = tmp_path_factory.mktemp("mlflow")
     flags = ["--pictures.enabled=true", "--test_after_fit=true", *WORSE]
-    command = [sys.executable, "-m", "mnist_lit", "fit", *SMALL, MLFLOW, *flags, "--run_dir=run"]
-    ended = completed(command, cwd=folder)
+    printed = ended(folder, ["fit", *SMALL, MLFLOW, *flags, "--run_dir=run"])
     client = client_class(f"sqlite:///{folder}/mlflow.db")
     [experiment] = client.search_experiments(filter_string="name = 'mnist_lit'")
     [run] = client.search_runs([experiment.experiment_id])
-    return folder, run, client, ended
+    return folder, run, client, printed
 
 
 def test_csv_and_another_logger_have_every_scalar_and_without_any_the_record_is_kept(
@@ -166,7 +165,7 @@ def test_csv_and_another_logger_have_every_scalar_and_without_any_the_record_is_
 
 
 def test_mlflow_has_the_parameters_and_the_metrics_of_every_epoch(tracked: Any) -> None:
-    folder, run, client, ended = tracked
+    folder, run, client, (code, _, errors) = tracked
     expected = {"model.lr": "0.05", "model.channels": "[4]", "data.batch_size": "128", "trainer.max_epochs": "3"}
     assert {key: run.data.params[key] for key in expected} == expected
     assert run.info.status == "FINISHED"
@@ -176,7 +175,7 @@ def test_mlflow_has_the_parameters_and_the_metrics_of_every_epoch(tracked: Any) 
     record = metrics(folder / "run")
     assert history[record["epoch"]].value == pytest.approx(record["val/acc"])
     assert run.data.metrics["test/acc"] == pytest.approx(record["test/acc"])
-    assert ended.stderr == ""
+    assert (code, errors) == (0, "")
 
 
 def test_mlflow_has_the_pictures_and_only_the_best_checkpoint(tracked: Any) -> None:

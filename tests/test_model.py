@@ -1,6 +1,6 @@
 """The LightningModule in small real runs: metrics, clipping, precision, checkpoints."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -49,13 +49,11 @@ def predicted(model: ConvNet, split: str, datamodule: MNISTDataModule) -> tuple[
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A small run with label smoothing, in full precision, tested at its end."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", ["mnist_lit"])
-        run_dir = tmp_path_factory.mktemp("run") / "run"
-        flags = [f"--run_dir={run_dir}", "--test_after_fit=true", "--model.label_smoothing=0.2"]
-        yield main(["fit", *SMALL, FULL, *flags, "--checkpoint.monitor=null", "--data.eval_batch_size=33"])
+    run_dir = tmp_path_factory.mktemp("run") / "run"
+    flags = [f"--run_dir={run_dir}", "--test_after_fit=true", "--model.label_smoothing=0.2"]
+    return main(["fit", *SMALL, FULL, *flags, "--checkpoint.monitor=null", "--data.eval_batch_size=33"])
 
 
 # Metrics
@@ -135,9 +133,7 @@ def test_a_checkpoint_holds_the_statistics_of_the_training_split(run: Any) -> No
 
 def test_a_model_built_in_python_with_functions_has_a_checkpoint_of_plain_data(tmp_path: Path) -> None:
     model = ConvNet(
-        channels=[4],
-        optimizer=partial(SGD, momentum=0.9),
-        schedule=torch.optim.lr_scheduler.CosineAnnealingLR,
+        channels=[4], optimizer=partial(SGD, momentum=0.9), schedule=torch.optim.lr_scheduler.CosineAnnealingLR
     )
     fitting = trainer()
     fitting.fit(model, digits())

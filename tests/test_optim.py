@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import SMALL
-from runs import resume, rows, signals, stop
+from runs import read, resume, rows, signals, stop
 from torch import nn
 from torch.optim import Adam, AdamW, Optimizer
 
@@ -107,18 +107,15 @@ def test_one_cycle_rises_to_the_lr_and_ends_where_it_is_planned(fit: Fit, flags:
 
 def groups(run_dir: Path) -> list[dict[str, Any]]:
     """Read the settings of the optimizer from a run's last checkpoint."""
-    state = torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)
-    return list(state["optimizer_states"][0]["param_groups"])
+    return list(read(run_dir)["optimizer_states"][0]["param_groups"])
 
 
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One epoch, with OneCycleLR and AdamW."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", ["mnist_lit"])
-        run_dir = tmp_path_factory.mktemp("begun") / "run"
-        flags = ["--model.optimizer=AdamW", *schedule("OneCycleLR"), "--trainer.max_epochs=1"]
-        main(["fit", *SMALL, FULL, *LOG_ALL, *flags, f"--run_dir={run_dir}"])
+    run_dir = tmp_path_factory.mktemp("begun") / "run"
+    flags = ["--model.optimizer=AdamW", *schedule("OneCycleLR"), "--trainer.max_epochs=1"]
+    main(["fit", *SMALL, FULL, *LOG_ALL, *flags, f"--run_dir={run_dir}"])
     return run_dir
 
 
@@ -131,11 +128,7 @@ def go_on(begun: Path, tmp_path: Path) -> Callable[..., Any]:
 
 @pytest.mark.parametrize(
     ("flags", "num_steps"),
-    [
-        ([], 20),
-        (["--data.batch_size=64"], 10 + 20),
-        (["--trainer.accumulate_grad_batches=3"], 10 + 4),
-    ],
+    [([], 20), (["--data.batch_size=64"], 10 + 20), (["--trainer.accumulate_grad_batches=3"], 10 + 4)],
     ids=str,
 )
 def test_the_schedule_of_a_run_that_goes_on_covers_the_steps_done_and_those_that_remain(

@@ -19,7 +19,7 @@ import sys
 import mnist_lit
 from mnist_lit import main
 
-small = ["--report=false", "--pictures.enabled=false", "--trainer.max_epochs=1"]
+small = ["--report=false", "--pictures.enabled=false", "--trainer.max_epochs=1", "--trainer.limit_train_batches=2"]
 digits = ["fit", "--config", "configs/base.yaml", "--config", "configs/digits.yaml", *small]
 if __name__ == "__main__":
     assert "torch" not in sys.modules
@@ -34,7 +34,7 @@ if __name__ == "__main__":
 """
 SPACE = """
 configs: [configs/base.yaml, configs/digits.yaml]
-overrides: {trainer.max_epochs: 1}
+overrides: {trainer.max_epochs: 1, trainer.limit_train_batches: 2}
 space: {model.lr: {low: 0.01, high: 0.02}}
 """
 

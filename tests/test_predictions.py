@@ -65,21 +65,6 @@ def test_files_folders_and_patterns_are_found(paths: str, names: list[str], run_
     assert [Path(row["path"]).name for row in predict(run_dir, paths)] == names
 
 
-def test_what_is_no_image_is_named_and_skipped(run_dir: Path, photos: Path, capsys: Capsys) -> None:
-    (photos / "notes.txt").write_text("seven")
-    whole = (photos / "seven.jpg").read_bytes()
-    (photos / "cut.jpg").write_bytes(whole[: len(whole) // 2])
-    Image.new("L", (40, 40)).save(photos / "damaged.avif")
-    (photos / "damaged.avif").write_bytes((photos / "damaged.avif").read_bytes().replace(b"av1C", b"XXXX"))
-    with pytest.raises(SystemExit) as stop:
-        predict(run_dir, "photos")
-    printed = capsys.readouterr()
-    assert stop.value.code == 1
-    assert all(f"photos/{name}: " in printed.err for name in ("cut.jpg", "notes.txt", "damaged.avif"))
-    assert printed.out.splitlines()[-1] == str(run_dir)
-    assert len(rows(run_dir, "predictions.csv")) == 4
-
-
 def test_names_need_not_be_text(run_dir: Path, photos: Path, capsys: Capsys) -> None:
     (photos / "three.png").rename(photos / os.fsdecode(b"\xe9\n\x1b[31m.png"))
     read = predict(run_dir, "photos/*31m*")

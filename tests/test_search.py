@@ -8,11 +8,10 @@ import os
 import random
 import re
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from multiprocessing import get_context, parent_process
+from multiprocessing import parent_process
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
+from runs import begun, printed
 from sqlalchemy.exc import OperationalError
+from test_data import linked
 
 from mnist_lit import main
 
@@ -48,8 +49,6 @@ TINY_TRIAL = {
 GRID = {"class_path": "optuna.samplers.GridSampler"}
 RANDOM = {"class_path": "optuna.samplers.RandomSampler", "init_args": {"seed": 1}}
 FOLDER = Path("logs") / "search" / "s"
-# Children are forked from the server that forks the workers, and are processes of their own all the same.
-CHILDREN = get_context("forkserver")
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 
@@ -391,10 +390,7 @@ def test_timeout_ends_a_search() -> None:
 
 
 def test_search_never_reads_the_test_set(mnist_dir: Path) -> None:
-    raw = Path("data") / "MNIST" / "raw"
-    raw.mkdir(parents=True)
-    for file in (mnist_dir / "MNIST" / "raw").glob("train-*"):
-        (raw / file.name).symlink_to(file)
+    linked(Path("data"), mnist_dir, "train-*")
     data = {"data.dataset": "mnist", "data.data_dir": "data", "data.download": False, "data.val_size": 5000}
     ended = search(n_trials=1, trial=data)
     assert ended.code == 0, ended.errors
@@ -404,34 +400,18 @@ def test_search_never_reads_the_test_set(mnist_dir: Path) -> None:
 # Searches that are stopped
 
 
-def drive(args: list[str], folder: Path) -> None:
-    """A search as a process (and a group) of its own."""
-    os.setsid()
-    os.chdir(folder)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    file = os.open("output", os.O_CREAT | os.O_APPEND | os.O_WRONLY)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
-    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
-    torch.set_num_threads(1)
-    main(["search", *args])
-
-
-def child(*flags: str, **changes: Any) -> BaseProcess:
+def child(**changes: Any) -> BaseProcess:
     Path("search.yaml").write_text(yaml.safe_dump({**TINY, "overrides": TINY_TRIAL, **changes}))
-    process = CHILDREN.Process(target=drive, args=(["--config=search.yaml", *flags], Path.cwd()))
-    process.start()
-    return process
+    return begun(Path.cwd(), ["search", "--config=search.yaml"])
 
 
 def wait_for(num_trials: int, process: BaseProcess) -> None:
     """Wait until a search in another process has begun as many trials."""
     deadline = time.monotonic() + 60
     while _num_begun() < num_trials:
-        assert process.is_alive(), Path("output").read_text()
+        assert process.is_alive(), printed(Path.cwd())
         assert time.monotonic() < deadline
-        time.sleep(0.005)
+        time.sleep(0.02)
 
 
 @pytest.mark.parametrize(("kind", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
@@ -455,30 +435,43 @@ def test_search_that_draws_nothing_but_duplicates_can_be_stopped() -> None:
     assert process.exitcode == 143
 
 
-def test_killed_search_loses_nothing() -> None:
-    """Kill a search's process at random moments, look at what is left each time, and let it end at last."""
-    settings: dict[str, Any] = {"n_trials": 6, "workers": 2}
-    moments, num_done = random.Random(0), 0
-    kept: dict[int, float | None] = {}
-    for _ in range(2):
-        process = child(**settings)
-        wait_for(num_done + 1, process)
-        time.sleep(moments.uniform(0, 0.7))
-        process.kill()
-        process.join()
-        num_done = _num_begun()
-        now = {trial.number: trial.value for trial in trials() if trial.state == TrialState.COMPLETE}
-        assert kept.items() <= now.items()
-        kept = now
+def test_search_is_alone_on_its_journal_and_loses_nothing_when_it_is_killed() -> None:
+    """Begin another one meanwhile, kill it twice, look at what is left each time, and let it end at last."""
+    process = child(n_trials=100, workers=2)
+    wait_for(3, process)
+    refused = search("--n_trials=100")
+    assert refused.code == 2
+    assert str(FOLDER) in refused.errors
+    assert len(refused.errors.splitlines()) == 2
+    assert len(workers()) >= 2
+    kept = kill(process)
+    deadline = time.monotonic() + 10
+    while workers() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not workers()
 
+    num_begun = _num_begun()
+    settings: dict[str, Any] = {"n_trials": num_begun + 4, "workers": 2}
+    process = child(**settings)
+    wait_for(num_begun + 1, process)
+    time.sleep(random.uniform(0, 0.7))
+    now = kill(process)
+    assert kept.items() <= now.items()
     ended = search(**settings)
 
     assert ended.code == 0, ended.errors
     assert {row["state"] for row in ended.rows} == {"COMPLETE"}
-    assert kept.items() <= {trial.number: trial.value for trial in ended.trials}.items()
+    assert now.items() <= {trial.number: trial.value for trial in ended.trials}.items()
     assert set(ended.states) <= {TrialState.COMPLETE, TrialState.FAIL}
     assert len({row["model.lr"] for row in ended.rows}) == len(ended.rows) == settings["n_trials"]
     assert {str(path) for path in (FOLDER / "trials").iterdir()} == {row["run_dir"] for row in ended.rows}
+
+
+def kill(process: BaseProcess) -> dict[int, float | None]:
+    """Kill a search; its complete trials."""
+    process.kill()
+    process.join()
+    return {trial.number: trial.value for trial in trials() if trial.state == TrialState.COMPLETE}
 
 
 def _num_begun() -> int:
@@ -495,21 +488,3 @@ def workers(search_dir: Path = FOLDER) -> list[int]:
             if (folder / "fd" / "1").resolve() == (search_dir / "workers.log").resolve():
                 found.append(int(folder.name))
     return found
-
-
-def test_second_search_on_a_journal_is_refused_and_workers_end_with_their_search() -> None:
-    process = child(n_trials=100, workers=2)
-    wait_for(3, process)
-
-    ended = search("--n_trials=100")
-
-    assert ended.code == 2
-    assert str(FOLDER) in ended.errors
-    assert len(ended.errors.splitlines()) == 2
-    assert len(workers()) >= 2
-    process.kill()
-    process.join()
-    deadline = time.monotonic() + 10
-    while workers() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not workers()

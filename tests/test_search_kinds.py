@@ -99,8 +99,7 @@ def test_sampler_proposes_points_within_the_space(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("visible", "num_gpus", "seen"),
-    [(None, 2, ["0", "1", "0"]), ("4,7", 2, ["4", "7", "4"]), (None, 0, [None] * 3)],
+    ("visible", "num_gpus", "seen"), [(None, 2, ["0", "1", "0"]), ("4,7", 2, ["4", "7", "4"]), (None, 0, [None] * 3)]
 )
 def test_each_worker_sees_one_gpu(
     visible: str | None, num_gpus: int, seen: list[str | None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path

@@ -14,8 +14,8 @@ from conftest import CONFIGS, PROJECT
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 from postgresql import Server, serving
+from runs import begun, printed
 from sqlalchemy import NullPool
-from test_search import CHILDREN, drive
 
 from mnist_lit import main
 
@@ -112,12 +112,11 @@ def test_two_machines_finish_one_study_together(postgresql: str, tmp_path: Path)
     num_trials, started = 8, []
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-        args = [config(tmp_path / name, storage=postgresql, n_trials=num_trials)]
-        started.append(CHILDREN.Process(target=drive, args=(args, tmp_path / name)))
-        started[-1].start()
+        args = ["search", config(tmp_path / name, storage=postgresql, n_trials=num_trials)]
+        started.append(begun(tmp_path / name, args))
     for process in started:
         process.join(200)
-    logs = [(tmp_path / name / "output").read_text() for name in ("one", "two")]
+    logs = [text for name in ("one", "two") for text in printed(tmp_path / name)]
     assert [process.exitcode for process in started] == [0, 0], logs
     study = opened(postgresql)
     assert num_trials <= len(study.trials) <= num_trials + 1, "both may begin the last one at the same moment"

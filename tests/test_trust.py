@@ -157,16 +157,8 @@ def test_checkpoint_of_a_stranger_sets_no_paths_and_no_classes(
     content["config"]["trainer"] = {"callbacks": [THING], "logger": [THING], "profiler": "simple"}
     torch.save({**content, "config": content["config"] if has_config else None}, tmp_path / "theirs.ckpt")
 
-    cli = main(
-        [
-            command,
-            "--ckpt_path=theirs.ckpt",
-            *DIGITS,
-            "--trainer.max_epochs=1",
-            "--pictures.enabled=false",
-            "--report=false",
-        ]
-    )
+    flags = ["--trainer.max_epochs=1", "--pictures.enabled=false", "--report=false"]
+    cli = main([command, "--ckpt_path=theirs.ckpt", *DIGITS, *flags])
 
     ConvNet.load_from_checkpoint("theirs.ckpt")
     assert str(cli.run_dir) == "logs/run_1"
