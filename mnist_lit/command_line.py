@@ -140,20 +140,19 @@ def read_environment(command: str) -> dict[str, Variable]:
     return variables
 
 
-def find_config(path: str | Path, relative_to: Path | None = None) -> Path:
+def find_config(path: str | Path, relative_to: Path = Path()) -> Path:
     """Find a config file beside another file, in the working directory, or among the shipped ones.
 
     Args:
         path: As it was typed; of a shipped config with or without `configs/`.
-        relative_to: A folder to look in first; default none but the working directory.
+        relative_to: A folder to look in first; default the working directory.
 
     Returns:
         The first file of that name, or `path` itself where there is none.
     """
     path = Path(path).expanduser()
     name = Path(*path.parts[1:]) if path.parts[:1] == ("configs",) else path
-    folders = [] if relative_to is None else [relative_to]
-    candidates = [*(folder / path for folder in folders), path, *(folder / name for folder in SHIPPED_CONFIGS)]
+    candidates = [relative_to / path, path, *(folder / name for folder in SHIPPED_CONFIGS)]
     # Path.is_file raises where a name is too long.
     return next((file for file in candidates if os.path.isfile(file)), path)  # noqa: PTH113
 

@@ -199,7 +199,8 @@ class Driver:
         seconds = "" if result.seconds is None else f", {result.seconds:.1f} s"
         print(f"trial {trial.number}: {format_outcome(self.settings, result)}{seconds}", flush=True)
         states = [trial.state for trial in counted(self.study)]
-        if states[:NUM_FAILURES] == [TrialState.FAIL] * NUM_FAILURES and TrialState.COMPLETE not in states:
+        is_hopeless = states[:NUM_FAILURES] == [TrialState.FAIL] * NUM_FAILURES and TrialState.COMPLETE not in states
+        if result.error and is_hopeless:
             raise MNISTLitError(f"the first {NUM_FAILURES} trials have failed; this one with:\n{result.error}")
         if time.monotonic() - self.written_at > 1:  # the files of a thousand tiny trials take longer than the next one
             write_results(self.study, self.settings)

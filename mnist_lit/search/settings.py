@@ -148,7 +148,7 @@ def parse(args: Sequence[str]) -> tuple[Settings, bool, str]:
     for key, class_path in called_functions({"sampler": config.sampler.as_dict()}):
         raise UsageError(f"{typed.origin(key)}: {class_path} is no class")
     file = typed.origin("configs").partition(", line ")
-    config.configs = [str(find_config(name, Path(file[0]).parent if file[1] else None)) for name in config.configs]
+    config.configs = [str(find_config(name, Path(file[0]).parent if file[1] else Path())) for name in config.configs]
     # A flag gives `{model:lr: ...}`, a file `{model.lr: ...}` or `{model: {lr: ...}}`.
     for name, leaves in {"space": ENTRY, "overrides": ("class_path",)}.items():
         config[name] = {key.replace(":", "."): value for key, value in flatten(config[name], leaves).items()}
