@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from conftest import SMALL
 from launch import DDP, FOREVER, Command, assert_goes_on, last, trouble, wait_for
-from runs import assert_same, learned, read, slow
+from runs import assert_same, curves, learned, read, slow
 
 from mnist_lit import main
 
@@ -66,6 +66,8 @@ def test_stopped_run_goes_on_as_if_it_had_not_been(kind: str, rank: int, run: Ca
     args = ["--ckpt_path=run", *DDP, "--trainer.devices=2", "--trainer.callbacks=null"]
     assert Command(["-m", "mnist_lit", "fit", *args], {}).end()[0] == 0
     assert_same(learned(Path("run")), learned(Path("whole")))
+    resumed, whole = (dict(curves(Path(name))["train/loss"]) for name in ("run", "whole"))
+    assert resumed == pytest.approx(whole)
 
 
 # One of them is gone
