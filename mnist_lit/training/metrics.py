@@ -72,7 +72,7 @@ class MetricsWriter(Callback):
         # The best epoch of another run, its checkpoint and its pictures are not those of a new one.
         if trainer.state.fn == TrainerFn.FITTING and not self.resumes:
             of_run = ("BestCheckpoint", "MetricsWriter", "Pictures")
-            states = checkpoint["callbacks"].items()
+            states = checkpoint.get("callbacks", {}).items()
             checkpoint["callbacks"] = {name: state for name, state in states if not name.startswith(of_run)}
             pl_module.best_acc = 0.0  # type: ignore[assignment]
 
