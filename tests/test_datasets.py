@@ -182,8 +182,8 @@ def test_intact_files_in_a_folder_that_cannot_be_written_are_enough(data_dir: Pa
     raw.chmod(0o555)
     before = sorted(raw.iterdir()), raw.stat().st_mtime_ns
     fetch(data_dir)
-    for split, counts in CLASS_COUNTS.items():
-        assert len(DATASETS["mnist"].load(data_dir, split)[1]) == sum(counts)
+    for split in ("train", "test"):
+        assert len(DATASETS["mnist"].load(data_dir, split)[1]) == sum(CLASS_COUNTS[split])
     assert before == (sorted(raw.iterdir()), raw.stat().st_mtime_ns)  # root may write anywhere
     raw.chmod(0o755)
 
