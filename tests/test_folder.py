@@ -54,12 +54,8 @@ def images(tmp_path: Path) -> Path:
     return tmp_path / "images"
 
 
-def data(folder: Path, **kwargs: Any) -> MNISTDataModule:
-    return MNISTDataModule(data_dir=str(folder), dataset="folder", **{"val_size": 6, **kwargs})
-
-
 def loaded(folder: Path, **kwargs: Any) -> MNISTDataModule:
-    datamodule = data(folder, **kwargs)
+    datamodule = MNISTDataModule(data_dir=str(folder), dataset="folder", val_size=6, **kwargs)
     datamodule.fetch("fit", "test")
     datamodule.setup("fit")
     datamodule.setup("test")
@@ -166,7 +162,7 @@ def test_a_folder_that_cannot_be_used_is_a_short_error(
 
 def test_images_that_do_not_fit_into_memory_are_refused(images: Path) -> None:
     with pytest.raises(UsageError, match="do not fit"):
-        data(images, image_size=1_000_000).fetch("fit")
+        loaded(images, image_size=1_000_000)
 
 
 def test_names_of_all_kinds_and_a_variable_that_stands_for_other_data(
