@@ -56,11 +56,10 @@ def _written(digit: int, rng: RNG, *, side: int, thickness: float, pressure: flo
     scale = 2  # drawn larger, for smooth edges
     picture = Image.new("L", (scale * side, scale * side))
     pen = ImageDraw.Draw(picture)
-    margin = 0.14
     for stroke in hand:
         for x, y, pressed in _path(stroke, rng):
             place = 0.5 + 0.72 * (shape @ (np.array([x, y]) - 0.5))
-            place = np.clip(place, margin / 2, 1 - margin / 2) * scale * side
+            place = np.clip(place, 0.07, 1 - 0.07) * scale * side
             radius = max(0.5 * thickness * scale * side * (1 + pressure * pressed), 0.6)
             pen.ellipse([*(place - radius), *(place + radius)], fill=255)
     return np.asarray(picture.resize((side, side), Image.Resampling.BOX), float) / 255
@@ -72,8 +71,7 @@ def _path(stroke: str, rng: RNG) -> Grey:
     shaky = {point: np.array(point.split(","), float) / 100 + rng.normal(0, 0.02, 2) for point in points}
     corners = [place for place in range(1, len(points)) if points[place] == points[place - 1]]
     parts = np.split(np.array([shaky[point] for point in points]), corners)
-    curves = [_spline(part) for part in parts if len(part) > 1]
-    path = np.concatenate(curves)
+    path = np.concatenate([_spline(part) for part in parts if len(part) > 1])
     pressure = np.cumsum(rng.normal(0, 0.15, len(path)))
     pressure = np.clip(ndimage.gaussian_filter1d(pressure, 20), -2, 2)
     return np.column_stack([path, pressure])
@@ -319,11 +317,8 @@ def shaken(digit: int, rng: RNG) -> Image.Image:
 def neighbours(digit: int, rng: RNG) -> Image.Image:
     """Cut out of a row of digits, of which the next ones can be seen in part."""
     side, pen = int(rng.integers(120, 300)), rng.uniform(0.04, 0.07)
-    row = [
-        _written(number, rng, side=side, thickness=pen)
-        for number in (int(rng.integers(10)), digit, int(rng.integers(10)))
-    ]
-    sheet = np.concatenate(row, axis=1)
+    digits = (int(rng.integers(10)), digit, int(rng.integers(10)))
+    sheet = np.concatenate([_written(number, rng, side=side, thickness=pen) for number in digits], axis=1)
     start = int(side * rng.uniform(0.75, 0.85))
     cut = sheet[:, start : start + int(1.4 * side)]
     return _image(_shot(0.93 - 0.75 * cut, rng))

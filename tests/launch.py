@@ -29,11 +29,9 @@ class Trouble(Callback):
     def __init__(self, rank: int, batch: int, kind: str) -> None:
         self.moment = (rank, batch)
         self.kind = kind
-        self.num_batches = 0
 
     def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
-        self.num_batches += 1
-        if self.moment != (trainer.global_rank, self.num_batches):
+        if self.moment != (trainer.global_rank, trainer.global_step + 1):
             return
         if self.kind == "raise":
             raise LookupError("trouble")
@@ -44,9 +42,8 @@ class Trouble(Callback):
 
 def trouble(*troubles: tuple[int, int, str]) -> str:
     names = ("rank", "batch", "kind")
-    callbacks = [
-        {"class_path": "launch.Trouble", "init_args": dict(zip(names, values, strict=True))} for values in troubles
-    ]
+    arguments = [dict(zip(names, values, strict=True)) for values in troubles]
+    callbacks = [{"class_path": "launch.Trouble", "init_args": each} for each in arguments]
     return f"--trainer.callbacks={json.dumps(callbacks)}"
 
 

@@ -24,7 +24,9 @@ class Server:
         self.folder = folder
         self.address = address
         self.prefix = prefix
-        self.port = _free_port()
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port: int = probe.getsockname()[1]
         self.url = f"postgresql://mnist:{PASSWORD}@{address}:{self.port}"
         self.user: list[str] = []
         if os.geteuid() == 0:  # the server refuses to be root
@@ -41,11 +43,9 @@ class Server:
     def start(self) -> None:
         """Start it, and wait until it answers."""
         flags = ["-p", str(self.port), "-k", "", "-c", f"listen_addresses={self.address}", "-c", "fsync=off"]
-        command = [program("postgres"), "-D", "data", *flags]
+        command = [*self.prefix, *self.user, program("postgres"), "-D", "data", *flags]
         with (self.folder / "log").open("a") as log:
-            self.process = subprocess.Popen(
-                [*self.prefix, *self.user, *command], cwd=self.folder, stdout=log, stderr=log
-            )
+            self.process = subprocess.Popen(command, cwd=self.folder, stdout=log, stderr=log)
         deadline = time.monotonic() + 60
         while not self._answers():
             assert time.monotonic() < deadline, (self.folder / "log").read_text()
@@ -92,10 +92,3 @@ def program(name: str) -> str:
     if found is None:
         pytest.skip(f"needs PostgreSQL's {name}: apt-get install postgresql")
     return found
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port

@@ -1,7 +1,6 @@
 """The page of `demo`, used in a real browser: drawings by mouse and finger, photographs, and the end of the server."""
 
 import base64
-import io
 import os
 import re
 import shutil
@@ -26,12 +25,6 @@ from mnist_lit import MNISTDataModule, main
 SEVEN = [(-0.25, -0.3), (0.25, -0.3), (-0.05, 0.35)]
 ONE = [(0.0, -0.3), (0.0, 0.3)]
 PATIENCE = 60  # seconds; the machine may have more to do
-
-
-def png(pixels: "np.ndarray[Any, Any]") -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -134,9 +127,8 @@ class Visit:
 
     def probabilities(self) -> dict[str, int]:
         """In percent, by digit."""
-        return {
-            digit: int(percent) for digit, percent in re.findall(r"^(\d)\n(\d+)%$", self.prediction(), re.MULTILINE)
-        }
+        shares = re.findall(r"^(\d)\n(\d+)%$", self.prediction(), re.MULTILINE)
+        return {digit: int(percent) for digit, percent in shares}
 
 
 @pytest.fixture
@@ -155,7 +147,7 @@ def photograph(mnist_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     paper = np.linspace(210, 160, 640)[None].repeat(480, axis=0)
     paper[90:390, 170:470] *= 1 - 0.8 * ink
     file = tmp_path_factory.mktemp("photograph") / "seven.png"
-    file.write_bytes(png(paper.astype(np.uint8)))
+    Image.fromarray(paper.astype(np.uint8)).save(file)
     return file
 
 
@@ -176,7 +168,7 @@ def test_a_digit_is_drawn_predicted_cleared_and_drawn_again(pointer: str, visit:
 
 def test_a_photograph_is_predicted_and_what_is_none_is_named(visit: Visit, photograph: Path, tmp_path: Path) -> None:
     empty, notes = tmp_path / "paper.png", tmp_path / "notes.png"
-    empty.write_bytes(png(np.full((300, 400), 180, np.uint8)))
+    Image.new("L", (400, 300), 180).save(empty)
     notes.write_text("seven")
     for bring in (visit.choose, visit.drop):
         bring(photograph)

@@ -54,12 +54,8 @@ def images(tmp_path: Path) -> Path:
     return tmp_path / "images"
 
 
-def data(folder: Path, **kwargs: Any) -> MNISTDataModule:
-    return MNISTDataModule(data_dir=str(folder), dataset="folder", **{"val_size": 6, **kwargs})
-
-
 def loaded(folder: Path, **kwargs: Any) -> MNISTDataModule:
-    datamodule = data(folder, **kwargs)
+    datamodule = MNISTDataModule(data_dir=str(folder), dataset="folder", val_size=6, **kwargs)
     datamodule.fetch("fit", "test")
     datamodule.setup("fit")
     datamodule.setup("test")
@@ -120,11 +116,9 @@ def test_colours_from_training_to_export(tmp_path: Path, capsys: Any) -> None:
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "CMYK", "I", "I;16", "F"])
 def test_images_of_any_mode_and_size_become_grey_squares(mode: str, images: Path) -> None:
-    picture = draw("box", np.random.default_rng(0), size=(31, 80))
+    picture = draw("box", np.random.default_rng(0), "L" if mode == "I;16" else mode, size=(31, 80))
     if mode == "I;16":
         picture = Image.fromarray(np.asarray(picture).astype(np.uint16) * 200)
-    else:
-        picture = picture.convert("RGB").convert(mode) if mode in ("P", "CMYK") else picture.convert(mode)
     picture.save(images / "test" / "box" / "0.tif")
     split = loaded(images, image_size=20).splits["test"]
     assert split.images.shape == (16, 20, 20)
@@ -168,7 +162,7 @@ def test_a_folder_that_cannot_be_used_is_a_short_error(
 
 def test_images_that_do_not_fit_into_memory_are_refused(images: Path) -> None:
     with pytest.raises(UsageError, match="do not fit"):
-        data(images, image_size=1_000_000).fetch("fit")
+        loaded(images, image_size=1_000_000)
 
 
 def test_names_of_all_kinds_and_a_variable_that_stands_for_other_data(

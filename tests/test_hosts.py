@@ -104,11 +104,8 @@ def search(
         overrides = {"trainer.max_epochs": 30, "model.channels": [4], "model.hidden": [], "checkpoint.enabled": False}
         flag = config(folder, storage=url, **{"n_trials": 8, "overrides": overrides, "pruner": None, **changes})
         command = [*hosts.alone_on(host, tmp_path / other), sys.executable, SCRIPT, flag]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         with (folder / "log").open("wb") as log:
-            process = subprocess.Popen(
-                command, cwd=folder, stdout=log, stderr=log, env=environment, start_new_session=True
-            )
+            process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True)
         processes.append(process)
         return process
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import CHANCE, SMALL
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, Trainer
 from runs import STEPS_PER_EPOCH, assert_as_whole, callback, curves, metrics, read, resume, signals, slow
 
 from mnist_lit import main
@@ -29,11 +29,9 @@ class Shell(Callback):
     def __init__(self, command: str, batch: int) -> None:
         self.command = command
         self.batch = batch
-        self.num_batches = 0
 
-    def on_train_batch_start(self, *args: Any) -> None:
-        self.num_batches += 1
-        if self.num_batches == self.batch:
+    def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
+        if trainer.global_step + 1 == self.batch:
             subprocess.run(self.command, shell=True, check=True)
 
 
@@ -96,8 +94,7 @@ def test_full_disk_leaves_nothing_half_written(
     before = names(disk) | {"filler", "run/config.predict.yaml"}
     record = metrics(run_dir)
     subprocess.run(fill(leave), shell=True, check=True)
-    error = fails(*command, "--ckpt_path=disk/run", "--report=false", code=1)
-    assert NO_SPACE in error
+    assert NO_SPACE in fails(*command, "--ckpt_path=disk/run", "--report=false", code=1)
     assert {name for name in names(disk) if "events" not in name} <= before
     assert metrics(run_dir) == record
     (disk / "filler").unlink()
@@ -121,8 +118,7 @@ def test_read_only_disk_is_an_error_before_anything_is_computed(
 ) -> None:
     shutil.copytree(whole_run, disk / "run")
     mount("-o", "remount,ro", disk)
-    error = fails(*command, code=code)
-    assert "disk" in error
+    assert "disk" in fails(*command, code=code)
 
 
 @pytest.mark.parametrize(
@@ -132,8 +128,7 @@ def test_run_directory_that_is_deleted_ends_the_run(
     batch: int, flag: str, fails: Callable[..., str], tmp_path: Path
 ) -> None:
     deleted = callback("test_machine.Shell", batch=batch, command="rm -r run")
-    error = fails("fit", *SMALL, "--run_dir=run", flag, deleted, code=1)
-    assert "run is gone" in error
+    assert "run is gone" in fails("fit", *SMALL, "--run_dir=run", flag, deleted, code=1)
     assert not (tmp_path / "run").exists()
 
 

@@ -14,13 +14,12 @@ from typing import Any
 
 import optuna
 import pytest
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 from postgresql import Server, serving
-from sqlalchemy import NullPool
 from test_search import workers
-from test_storages import SCRIPT, config, numbers
+from test_storages import SCRIPT, config, numbers, opened
 
 FOLDER = Path("logs/search/tiny")
 NUM_TRIALS = 100
@@ -65,10 +64,10 @@ def kill_workers(search: "subprocess.Popen[bytes]", moments: random.Random) -> i
 
 def trials(storage: str | None) -> list[FrozenTrial]:
     """All that Optuna alone finds."""
-    place: BaseStorage = JournalStorage(JournalFileBackend(str(FOLDER / "study.journal")))
     if storage is not None:
-        place = RDBStorage(storage, engine_kwargs={"poolclass": NullPool})
-    return optuna.load_study(study_name="tiny", storage=place).trials
+        return opened(storage).trials
+    journal = JournalStorage(JournalFileBackend(str(FOLDER / "study.journal")))
+    return optuna.load_study(study_name="tiny", storage=journal).trials
 
 
 def assert_exactly_100(storage: str | None) -> Counter[TrialState]:

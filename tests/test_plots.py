@@ -28,27 +28,16 @@ def names(run_dir: Path) -> set[str]:
     return {file.name for file in run_dir.glob("pictures/*")}
 
 
-def pictures(trainer: Any) -> Pictures:
-    return next(callback for callback in trainer.callbacks if isinstance(callback, Pictures))
-
-
 def best(trainer: Any) -> Evaluation:
-    evaluation = pictures(trainer).validation
-    assert evaluation is not None
-    return evaluation
-
-
-def steps_of_images(run_dir: Path) -> dict[str, list[int]]:
-    """Of each picture in TensorBoard, the steps at which it was written."""
-    events = EventAccumulator(str(run_dir), size_guidance={"images": 0}).Reload()
-    return {tag: [image.step for image in events.Images(tag)] for tag in events.Tags()["images"]}
+    (pictures,) = [callback for callback in trainer.callbacks if isinstance(callback, Pictures)]
+    assert pictures.validation is not None
+    return pictures.validation
 
 
 @pytest.fixture(scope="module")
 def plotted(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A run of two epochs and its test, with pictures: its directory and the command line's result."""
-    run_dir = tmp_path_factory.mktemp("pictures") / "run"
-    return run_dir, main(["fit", *SMALL, PLOT, *SLOW, f"--run_dir={run_dir}"])
+    """A run of two epochs and its test, with pictures."""
+    return main(["fit", *SMALL, PLOT, *SLOW, f"--run_dir={tmp_path_factory.mktemp('pictures') / 'run'}"])
 
 
 class Growing(nn.Flatten):
@@ -74,18 +63,18 @@ def test_network_that_cannot_be_traced_has_no_graph_and_ends_well(tmp_path: Path
 
 
 def test_pictures_are_files_with_something_on_them(plotted: Any) -> None:
-    run_dir, _ = plotted
-    assert names(run_dir) == FIT_FILES | TEST_FILES
+    assert names(plotted.run_dir) == FIT_FILES | TEST_FILES
     for name in FIT_FILES | TEST_FILES:
-        pixels = np.asarray(Image.open(run_dir / "pictures" / name, formats=["PNG"]).convert("L"))
+        pixels = np.asarray(Image.open(plotted.run_dir / "pictures" / name, formats=["PNG"]).convert("L"))
         assert 600 <= pixels.shape[1] <= 1300
         assert 0.5 < (pixels > 230).mean() < 0.99
         assert (pixels < 64).mean() > 0.005
 
 
 def test_tensorboard_has_every_picture_once(plotted: Any) -> None:
-    run_dir, _ = plotted
-    assert steps_of_images(run_dir) == {
+    events = EventAccumulator(str(plotted.run_dir), size_guidance={"images": 0}).Reload()
+    steps = {tag: [image.step for image in events.Images(tag)] for tag in events.Tags()["images"]}
+    assert steps == {
         "training/images": [0],
         **{f"val/{name}": [20] for name in ("confusion", "mistakes")},
         **{f"test/{name}": [20] for name in ("confusion", "mistakes")},
@@ -93,17 +82,13 @@ def test_tensorboard_has_every_picture_once(plotted: Any) -> None:
 
 
 def test_the_confusion_matrix_and_the_top_losses_are_those_of_the_split(plotted: Any) -> None:
-    _, cli = plotted
-    val = cli.datamodule.splits["val"]
+    val = plotted.datamodule.splits["val"]
     images, labels = val.__getitems__(list(range(len(val))))
     with torch.no_grad():
-        logits = cli.model.eval()(images / 255)
-
-    evaluation = best(cli.trainer)
-
-    counts = torch.zeros(10, 10, dtype=torch.long)
-    counts.index_put_((labels, logits.argmax(dim=1)), torch.tensor(1), accumulate=True)
-    assert evaluation.counts.tolist() == counts.tolist()
+        logits = plotted.model.eval()(images / 255)
+    evaluation = best(plotted.trainer)
+    counts = (10 * labels + logits.argmax(dim=1)).bincount(minlength=100)
+    assert evaluation.counts.flatten().tolist() == counts.tolist()
     of_label = logits.softmax(dim=1).gather(1, labels.unsqueeze(1)).squeeze(1)
     wrong = (logits.argmax(dim=1) != labels).nonzero().squeeze(1)
     top = wrong[of_label[wrong].argsort()][:36]
@@ -142,7 +127,6 @@ def test_pictures_are_made_in_any_kind_of_run(flags: list[str], tmp_path: Path, 
 
 
 def test_pictures_change_no_weight(plotted: Any, fit: Callable[..., Any]) -> None:
-    _, cli = plotted
     without = fit(*SLOW).model.state_dict()
-    assert all(torch.equal(weights, without[name]) for name, weights in cli.model.state_dict().items())
+    assert all(torch.equal(weights, without[name]) for name, weights in plotted.model.state_dict().items())
     assert not list(Path().rglob("pictures"))

@@ -101,11 +101,10 @@ def report(*trials: FrozenTrial, objectives: Sequence[Objective] = (ACCURACY,), 
 def page(tmp_path_factory: pytest.TempPathFactory) -> Page:
     """The page of a search with some of everything that one objective can have."""
     scores = [0.98, 0.991, 0.9934, 0.1, 0.989]
-    confirmed: dict[str, Any] = {"confirmed": {"2": {"1": 0.991, "2": 0.993}}}
     trials = [*(trial(number, score) for number, score in enumerate(scores)), trial(5, 0.95, state=PRUNED), failed(6)]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("search"))
-        return report(*trials, **confirmed)
+        return report(*trials, confirmed={"2": {"1": 0.991, "2": 0.993}})
 
 
 def test_page_loads_nothing_from_elsewhere(page: Page) -> None:

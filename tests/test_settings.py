@@ -7,9 +7,12 @@ from typing import Any
 import pytest
 import yaml
 from conftest import CONFIGS
+from test_bad_input import refused
 
 from mnist_lit import main
 from mnist_lit.search.settings import parse
+
+__all__ = ["refused"]
 
 SPACE = "space: {model.lr: {low: 0.1, high: 0.2}}\n"
 
@@ -17,18 +20,6 @@ SPACE = "space: {model.lr: {low: 0.1, high: 0.2}}\n"
 @pytest.fixture(autouse=True)
 def _configs(tmp_path: Path) -> None:
     shutil.copytree(CONFIGS, tmp_path / "configs")
-
-
-@pytest.fixture
-def refused(fails: Any) -> Any:
-    """`refused(*flags)`: the error of a search that writes nothing."""
-
-    def run(*flags: str) -> str:
-        error: str = fails("search", *flags)
-        assert not Path("logs").exists()
-        return error
-
-    return run
 
 
 @pytest.mark.parametrize(
@@ -46,7 +37,7 @@ def refused(fails: Any) -> Any:
     ],
 )
 def test_wrong_flag(flags: list[str], key: str, hint: str, refused: Any) -> None:
-    error = refused("--config=configs/search.yaml", *flags)
+    error = refused("search", "--config=configs/search.yaml", *flags)
     assert error.startswith(f"error: {key}")
     assert hint in error
 
@@ -64,7 +55,7 @@ def test_wrong_flag(flags: list[str], key: str, hint: str, refused: Any) -> None
 )
 def test_mistake_in_a_config(text: str, key: str, hint: str, refused: Any) -> None:
     Path("s.yaml").write_text(text)
-    error = refused("--config=s.yaml")
+    error = refused("search", "--config=s.yaml")
     assert error.startswith(f"error: {key}")
     assert hint in error
 
