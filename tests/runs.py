@@ -1,6 +1,7 @@
 """Helpers for tests of run directories: signals at a known moment, processes, and comparison to the last bit."""
 
 import csv
+import importlib
 import json
 import os
 import signal
@@ -17,7 +18,6 @@ from lightning.pytorch import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mnist_lit import main
-from mnist_lit.__main__ import command
 
 # 1,238 training images make 10 steps in each of the two epochs of a small run.
 STEPS_PER_EPOCH = 10
@@ -128,7 +128,7 @@ def _in_child(args: list[str], folder: Path | None = None, variables: Mapping[st
             os.dup2(os.open(folder.with_name(f"{folder.name}.{number}"), os.O_WRONLY), number)
         sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
     sys.argv = ["mnist_lit", *args]
-    command()
+    importlib.import_module("mnist_lit.__main__").command()  # imported here: runpy warns of a module that is already
 
 
 def read(run_dir: Path, name: str = "last") -> dict[str, Any]:
