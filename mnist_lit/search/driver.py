@@ -86,11 +86,8 @@ def _about(settings: Settings, config: Mapping[str, Any]) -> dict[str, Any]:
     """Collect what makes the trials of a study comparable."""
     base = {name: value for name, value in config.items() if name not in IGNORED_KEYS}
     base["data"] = {name: value for name, value in config["data"].items() if name not in IGNORED_DATA_KEYS}
-    return {
-        "space": settings.space,
-        "objective": [asdict(objective) for objective in settings.objectives],
-        "base": base,
-    }
+    objectives = [asdict(objective) for objective in settings.objectives]
+    return {"space": settings.space, "objective": objectives, "base": base}
 
 
 @dataclass

@@ -20,9 +20,8 @@ class Pruning(Callback):
 
     def __init__(self, objectives: Sequence[Objective], trial: optuna.Trial | None) -> None:
         self.objectives, self.trial, self.is_pruned = objectives, trial, False
-        self.history: dict[str, list[float]] = {
-            each.metric: [] for each in objectives if each.metric not in RUN_METRICS
-        }
+        metrics = [objective.metric for objective in objectives]
+        self.history: dict[str, list[float]] = {metric: [] for metric in metrics if metric not in RUN_METRICS}
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:
