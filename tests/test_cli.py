@@ -240,10 +240,14 @@ def test_evaluation_needs_a_checkpoint_and_one_of_this_network(run_dir: Path, tm
     assert files(tmp_path) == set()
 
 
-def test_test_of_a_run_needs_nothing_else_and_uses_its_best_checkpoint(copied_run: Path, capsys: Capsys) -> None:
+def test_test_of_a_run_needs_nothing_else_and_uses_its_best_checkpoint(
+    copied_run: Path, capsys: Capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
     copied_run.joinpath("checkpoints", "last.ckpt").write_text("not this one")
-    for path in ("", "checkpoints/best.ckpt"):
-        cli = main(["test", f"--ckpt_path={copied_run / path}"])
+    for path in (copied_run, copied_run / "checkpoints" / "best.ckpt", "best.ckpt"):
+        if path == "best.ckpt":
+            monkeypatch.chdir(copied_run / "checkpoints")
+        cli = main(["test", f"--ckpt_path={path}"])
         assert (cli.datamodule.dataset, cli.model.hparams["channels"]) == ("digits", [4])
         assert 0.3 < float(cli.trainer.callback_metrics["test/acc"]) <= 1
         assert capsys.readouterr().out.splitlines()[-1] == str(copied_run)

@@ -1,6 +1,7 @@
 """`data.dataset: folder`: images of any kind by class, from training to predictions, export and pages."""
 
 import json
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -179,10 +180,14 @@ def test_names_of_all_kinds_and_a_variable_that_stands_for_other_data(
     main(["test", "--ckpt_path=run"])
     main(["predict", "--ckpt_path=run", "--data.predict_paths=images/train/a b/0.png"])
 
+    shutil.copy("run/checkpoints/best.ckpt", "copy.ckpt")
+    main(["predict", "--ckpt_path=copy.ckpt", "--data.predict_paths=images/train/a b/0.png", "--run_dir=other"])
+
     output, errors = capfd.readouterr()
     assert errors.endswith("train: notes.txt\n")
     assert "train: 35 images" in output
-    assert list(rows(Path("run"), "predictions.csv")[0])[3:] == [f"p{name}" for name in sorted(names)]
+    for run_dir in ("run", "other"):
+        assert list(rows(Path(run_dir), "predictions.csv")[0])[3:] == [f"p{name}" for name in sorted(names)]
 
 
 def test_other_data_sets_have_one_channel(fails: Callable[..., str]) -> None:

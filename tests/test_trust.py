@@ -199,6 +199,7 @@ DAMAGE: dict[str, tuple[str, Callable[[Any], Any], int]] = {
     "shared moments": ("optimizer_states", tensors(lambda old: torch.zeros(1).expand(old.shape)), 1),
     "sparse moments": ("optimizer_states", tensors(lambda old: old.to_sparse()), 1),
     "no loops": ("loops", lambda _: 3, 1),
+    "no version": ("pytorch-lightning_version", lambda _: None, 2),
 }
 
 
