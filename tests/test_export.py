@@ -157,7 +157,11 @@ class OperatorChange(Callback):
 
 @pytest.mark.parametrize(
     ("name", "change"),
-    [*zip(NAMES, map(WeightChange, (1.001, math.nan)), strict=True), (NAMES[0], OperatorChange())],
+    [
+        *((name, WeightChange(1.001)) for name in NAMES),
+        (NAMES[1], WeightChange(math.nan)),
+        (NAMES[0], OperatorChange()),
+    ],
 )
 def test_a_file_with_other_predictions_or_none_is_refused_and_the_earlier_one_stays(
     name: str, change: Callback, small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -95,8 +95,10 @@ def test_of_runs_that_want_the_same_directory_one_gets_it(tmp_path: Path) -> Non
 def test_run_goes_on_in_one_process_at_a_time(tmp_path: Path, fails: Callable[..., str]) -> None:
     run_dir = tmp_path / "run"
     process = child("fit", *SMALL, "--trainer.max_epochs=10000", f"--run_dir={run_dir}")
+    deadline = time.monotonic() + 120
     while not (run_dir / "checkpoints" / "last.ckpt").exists():
         assert process.is_alive()
+        assert time.monotonic() < deadline
         time.sleep(0.01)
     before = (run_dir / "config.yaml").read_bytes()
 

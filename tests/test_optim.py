@@ -73,10 +73,17 @@ def schedule(name: str, *settings: str) -> list[str]:
     return [f"--model.schedule=torch.optim.lr_scheduler.{name}", *flags]
 
 
-def test_a_schedule_takes_its_course_over_the_steps_of_the_run(fit: Fit) -> None:
-    cli = fit(*LOG_ALL, *schedule("CosineAnnealingLR"))
-    assert scalars(cli, "lr") == pytest.approx({step: LR * cosine(step, STEPS) for step in range(STEPS)})
-    assert cli.trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0, abs=1e-12)
+@pytest.mark.parametrize(
+    ("flags", "factor"),
+    [(schedule("CosineAnnealingLR"), cosine), (schedule("ExponentialLR", "gamma=0.9"), lambda step, _: 0.9**step)],
+)
+def test_a_schedule_takes_its_course_over_the_steps_of_the_run(
+    flags: list[str], factor: Callable[[int, int], float], fit: Fit
+) -> None:
+    cli = fit(*LOG_ALL, *flags)
+    assert scalars(cli, "lr") == pytest.approx({step: LR * factor(step, STEPS) for step in range(STEPS)})
+    last = cli.trainer.optimizers[0].param_groups[0]["lr"]
+    assert last == pytest.approx(LR * factor(STEPS, STEPS), abs=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -172,9 +172,13 @@ class EarlyStop(EarlyStopping):
             mode=mode,
             patience=int(patience),
             min_delta=float(min_delta),
-            check_on_train_epoch_end=monitor.startswith("train/"),
+            check_on_train_epoch_end=True if monitor.startswith("train/") else None,
         )
         self.enabled = enabled
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_last_batch:  # else `max_steps` has ended the run, perhaps before its first validation
+            super().on_train_epoch_end(trainer, pl_module)
 
 
 class EMA(EMAWeightAveraging):
