@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from mnist_lit.command_line import COMMANDS, DEBUG_VARIABLE, CommandLine, program_name, read_environment
 from mnist_lit.errors import MNISTLitError, Stopped, UsageError, describe_machine_error, did_you_mean, format_own_frames
 from mnist_lit.formatting import escape_unprintable, shorten
+from mnist_lit.process import set_import_variables
 from mnist_lit.signals import defer_signals, ignore_sigint, raise_on_signals
 from mnist_lit.version import __version__
 
@@ -66,7 +67,7 @@ def main(
     classes: dict[str, Any] = {"model_class": model_class, "datamodule_class": datamodule_class}
     with short_errors(), raise_on_signals() if is_first else ignore_sigint():
         _answer_without_torch(command, flags)
-        _set_import_variables()
+        set_import_variables()
         if command == "search":
             from mnist_lit.search.driver import search
 
@@ -102,20 +103,6 @@ def _answer_without_torch(command: str, flags: Sequence[str]) -> None:
     else:
         return
     raise SystemExit(0)
-
-
-def _set_import_variables() -> None:
-    """Set the environment variables that libraries read when they are imported, where the user has not."""
-    if not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_DISABLE", "1")  # no bars in a log file
-    # OpenMP's threads spin while they wait for each other, by default 300,000 times. On a core that another process
-    # shares, that costs whole time slices: two runs at once took 3.6 times as long as one, with 4,000 times 2.1 times
-    # as long. A run alone lost 3 to 7 % by it (scripts/benchmark.py busy).
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "4000")
-    # onnxruntime and MLflow would report their use over the network.
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 
 @contextmanager

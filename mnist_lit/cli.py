@@ -24,6 +24,7 @@ from mnist_lit.model.classifier import Classifier, ConvNet
 from mnist_lit.model.ensemble import load_ensemble
 from mnist_lit.parser_errors import explain_object, explain_trainer
 from mnist_lit.parsing import add_command_arguments, parse
+from mnist_lit.process import native_precision
 from mnist_lit.training.callbacks import EMA, BestCheckpoint, EarlyStop, LastCheckpoint
 from mnist_lit.training.checkpoints import (
     BEST,
@@ -34,7 +35,6 @@ from mnist_lit.training.checkpoints import (
     find_checkpoint,
     load_weights,
 )
-from mnist_lit.training.hardware import native_precision
 from mnist_lit.training.metrics import MetricsWriter, TensorBoard
 from mnist_lit.training.plots import Pictures
 from mnist_lit.training.run_dir import LOGS, RunDir, is_global_zero, write_yaml

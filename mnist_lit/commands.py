@@ -19,12 +19,11 @@ from torch import Tensor
 
 from mnist_lit.cli import CLI
 from mnist_lit.command_line import CommandLine
-from mnist_lit.console import configure_logging
 from mnist_lit.errors import MNISTLitError, Stopped, UsageError, describe_machine_error, format_own_frames
 from mnist_lit.formatting import METRICS, format_score
 from mnist_lit.inference.predict import report_predictions
+from mnist_lit.process import configure_cpu, configure_logging
 from mnist_lit.training.checkpoints import LAST, read_checkpoint
-from mnist_lit.training.hardware import configure_cpu
 from mnist_lit.training.run_dir import is_global_zero, write_text
 
 
