@@ -59,7 +59,7 @@ def main(
             work, 1 if something went wrong later, 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP. The error is
             printed and is its cause.
     """
-    if "_ARGCOMPLETE" in os.environ:  # a shell asks for keys; jsonargparse answers when it parses
+    if "_ARGCOMPLETE" in os.environ:  # for the completion in a shell, jsonargparse lists the keys when it parses
         args = os.environ["COMP_LINE"].split()[1:2]
     command, *flags = (sys.argv[1:] if args is None else args) or ["--help"]
     # A terminal sends Ctrl-C to all processes of a run; the first one stops the others.

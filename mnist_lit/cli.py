@@ -130,7 +130,8 @@ class CLI(LightningCLI):
         if (path := self.command_line.value_of("ckpt_path")) is not None:
             self.checkpoint = find_checkpoint(path, for_fit=is_fit)
             base = self.checkpoint.config
-            is_same = self.command_line.value_of("run_dir") in (None, path)
+            wanted = self.command_line.value_of("run_dir") or path
+            is_same = Path(wanted).expanduser().resolve() == Path(path).expanduser().resolve()
             self.resumes = is_fit and is_same and Path(path).expanduser().is_dir()
         elif is_fit and (path := self.command_line.value_of("init_from")) is not None:
             self.initial = find_checkpoint(path, key="init_from")
@@ -164,13 +165,14 @@ class CLI(LightningCLI):
         if config.data.get("dataset") == "folder" and not config.data.class_names:
             # Recorded, as a later command may have a checkpoint and no images.
             config.data.class_names = list(find_classes(Path(config.data.data_dir or "data")))
-        if config.trainer.precision is None:
+        if config.trainer.precision is None and "Precision" not in str(config.trainer.plugins):
             config.trainer.precision = native_precision(config.trainer.accelerator)
         self.wanted_run_dir = Path(config.run_dir) if config.run_dir else None
         if self.resumes:
             config.ckpt_path = None
         elif self.command == "fit" and self.checkpoint is not None and self.checkpoint.run_dir is not None:
             config.ckpt_path = self.checkpoint.file and str(self.checkpoint.file)  # the run's last one may change
+            config.init_from = None
         config.run_dir = None  # config.yaml repeats the run in a directory of its own
         # Lightning looks for `config_dump`, too, and would make one of its own.
         self.config_dump = self._plain(config)
@@ -232,7 +234,7 @@ class CLI(LightningCLI):
             raise UsageError("predict writes one file from one process\nadd --trainer.devices 1")
         launcher = trainer.strategy.launcher
         if launcher is not None and not hasattr(launcher, "cluster_environment"):
-            raise UsageError("trainer.strategy: processes that begin as copies of this one are not started\nuse ddp")
+            raise UsageError("trainer.strategy: those that fork or spawn processes are not supported\nuse ddp")
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         return trainer
 
@@ -259,7 +261,7 @@ class CLI(LightningCLI):
         assert self.checkpoint is not None
         file, is_partial = self.checkpoint.file, self.config.trainer.fast_dev_run
         is_best = file is None or file.name == BEST or not file.with_name(BEST).is_file()
-        return is_best and not is_partial and self.checkpoint.dataset in (None, self.datamodule.dataset)
+        return is_best and not is_partial and self.checkpoint.evaluates_like(self.plain_config)
 
     def _callbacks(self, config: Namespace) -> list[Any]:
         if not self.datamodule.val_size:

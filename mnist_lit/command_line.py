@@ -103,12 +103,13 @@ class CommandLine:
         """List where a key is given and its value there, the strongest first."""
         for flag, following in zip(reversed(self.flags), ["", *reversed(self.flags)], strict=False):
             name, is_joined, value = flag.partition("=")
-            if name.rstrip("+") == f"--{key}":
+            if name.rstrip("+") == f"--{key}" and (is_joined or not following.startswith("--")):
                 yield name, value if is_joined else following
         for config, document in zip(reversed(self.configs), reversed(self.nodes), strict=True):
             if found := _find(document, key.split(".")):
                 line, node = found[0].start_mark.line + 1, found[1]
-                yield f"{config}, line {line}: {key}", "null" if node.tag.endswith(":null") else str(node.value)
+                is_text = isinstance(node, yaml.ScalarNode) and not node.tag.endswith(":null")
+                yield f"{config}, line {line}: {key}", str(node.value) if is_text else "null"
         if key in self.environment:
             yield f"{self.environment[key].name}: {key}", self.environment[key].value
 
@@ -131,7 +132,7 @@ def read_environment(command: str) -> dict[str, Variable]:
         if name.startswith(PREFIX) and name not in (DATA_DIR_VARIABLE, DEBUG_VARIABLE):
             key = name.removeprefix(PREFIX).lower().replace("__", ".")
             first, _, rest = key.partition(".")
-            if first not in COMMANDS:
+            if first not in COMMANDS or not rest:
                 variables.setdefault(key, Variable(name, value))
             elif first == command:
                 variables[rest] = Variable(name, value)
@@ -202,6 +203,9 @@ class _UniqueKeyLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         lines: dict[str, int] = {}
         for key, _ in node.value:
+            if not key.tag.endswith(":str"):
+                problem = f"{key.value!r} is not a name; texts like '1' and 'on' need quotes"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
             if key.value in lines:
                 problem = f"{key.value}: is given already in line {lines[key.value]}"
                 raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)

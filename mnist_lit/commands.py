@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.callbacks import Checkpoint, Timer
 from lightning_utilities.core.rank_zero import rank_zero_only
 from torch import Tensor
 
@@ -22,7 +22,9 @@ from mnist_lit.command_line import CommandLine
 from mnist_lit.errors import MNISTLitError, Stopped, UsageError, describe_machine_error, format_own_frames
 from mnist_lit.formatting import METRICS, format_score
 from mnist_lit.inference.predict import report_predictions
+from mnist_lit.parser_errors import explain_trainer
 from mnist_lit.process import configure_cpu, configure_logging
+from mnist_lit.training.callbacks import BestCheckpoint
 from mnist_lit.training.checkpoints import LAST, read_checkpoint
 from mnist_lit.training.run_dir import is_global_zero, write_text
 
@@ -48,11 +50,17 @@ class Commands(CLI):
         # The test resets the counters where a callback searches for the batch size.
         more, num_epochs = self._next_limit(), trainer.current_epoch
         if self.config.test_after_fit:
-            best = getattr(trainer.checkpoint_callback, "best_model_path", "")
+            best = getattr(self.checkpoint_callback, "best_model_path", "")
             best = best if Path(best).is_file() else None  # it may have been deleted before the run was resumed
             trainer.test(self.model, self.datamodule, ckpt_path=best, verbose=False)
             trainer.callback_metrics.update(metrics)
         self._report(more, num_epochs)
+
+    @property
+    def checkpoint_callback(self) -> Checkpoint | None:
+        """Return the callback that keeps the best epoch; a user's own may stand before it."""
+        of_run = (callback for callback in self.trainer.checkpoint_callbacks if isinstance(callback, BestCheckpoint))
+        return next(of_run, self.trainer.checkpoint_callback)
 
     def _next_limit(self) -> tuple[str, str]:
         """Return the limit that has ended the run, and twice its value."""
@@ -115,8 +123,11 @@ class Commands(CLI):
             yield
         except BaseException as error:
             self._remove_or_advise(error)
-            if isinstance(error, MisconfigurationException):
-                raise UsageError("\n".join([str(error), *getattr(error, "__notes__", [])])) from error
+            # Lightning checks some arguments of its Trainer when it has the loaders.
+            is_early = isinstance(error, ValueError) and not (self.trainer.global_step or format_own_frames(error))
+            if is_early or isinstance(error, MisconfigurationException):
+                message = explain_trainer(str(error), vars(self.config.trainer), self.command_line)
+                raise UsageError("\n".join([message, *getattr(error, "__notes__", [])])) from error
             if isinstance(error, Stopped) and not is_global_zero():
                 raise SystemExit(0) from error  # the first process prints the message and has the exit code
             raise
@@ -126,16 +137,16 @@ class Commands(CLI):
     def _remove_or_advise(self, error: BaseException) -> None:
         num_done = self.checkpoint.step if self.checkpoint is not None else 0
         has_begun = self.command == "fit" and self.trainer.global_step > num_done
-        checkpoints = Path(getattr(self.trainer.checkpoint_callback, "dirpath", None) or self.run_dir / "checkpoints")
+        checkpoints = Path(getattr(self.checkpoint_callback, "dirpath", None) or self.run_dir / "checkpoints")
         is_known = isinstance(error, (MNISTLitError, Stopped)) or describe_machine_error(error)
         if not is_known and format_own_frames(error) and self.run_dir.is_dir():
             write_text(self.run_dir / "error.txt", "".join(traceback.format_exception(error)))
         elif not has_begun:
             self.run_dir_lock.remove()
         if has_begun and not checkpoints.parent.is_dir():
-            error.add_note(f"{self.run_dir} is gone, and with it what was done")
+            error.add_note(f"{self.run_dir} was deleted with its checkpoints")
         elif has_begun and (checkpoints / LAST).is_file():
-            run_dir = self.run_dir if is_global_zero() else checkpoints.parent
+            run_dir = shlex.quote(str(self.run_dir if is_global_zero() else checkpoints.parent))
             error.add_note(f"what was done is kept; go on with: {self.command_line.program} --ckpt_path {run_dir}")
 
     @rank_zero_only

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import timedelta
@@ -15,7 +16,7 @@ CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")  # of a class in a confi
 def format_value(value: object) -> str:
     """Format a value of a config in few characters."""
     if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
+        return json.dumps(value)
     if isinstance(value, float):
         return f"{value:.0f}" if 1e4 <= abs(value) < 1e7 else f"{value:.4g}".replace("e-0", "e-").replace("e+0", "e+")
     if isinstance(value, list | tuple):

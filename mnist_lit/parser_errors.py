@@ -23,10 +23,10 @@ NOISE = re.compile(
 PYTHON = [
     (r"int\(\) argument must be .*, not 'NoneType'", "must be a whole number, got null"),
     (r"float\(\) argument must be .*, not 'NoneType'", "must be a number, got null"),
+    (r"invalid literal for int\(\) with base 10", "must be a whole number, got"),
+    (r"could not convert string to float", "must be a number, got"),
     (r"does not conform to restriction", "must be"),
-    (r"Expected a <class '(?:\w+\.)*(\w+)'>", r"must be of type \1"),
     (r"<class '(?:\w+\.)*(\w+)'>", r"\1"),
-    (r"Expected a typing\.Literal\[(.*?)\]", r"must be one of \1"),
     (r"typing\.Literal\[(.*?)\]", r"one of \1"),
     (r"Not of type \w+: ", ""),
     (r"\bv(?=[<>])", ""),
@@ -38,18 +38,20 @@ MODULES = (
     "optuna.samplers",
     "optuna.pruners",
 )
+TYPE = re.compile(r"Expected a (?:<class '(?:\w+\.)*(\w+)'>|typing\.Literal\[(.*?)\])")
 LONG_WORD = re.compile(r"([^\s'\"]{200})[^\s'\"]+")
 LIST = ("must be of type list", "Expected a List")
 STEPS = "it is filled in: the number of steps of the run"
 # The arguments of `main` that replace what these keys configure.
 OWN_CLASSES = {"model": "model_class", "data": "datamodule_class"}
-# Arguments of optimizers and schedules that other keys give.
+# Arguments of optimizers and schedules that stand elsewhere.
 FILLED_IN = {
     "lr": "it is model.lr",
     "max_lr": "it is model.lr",
     "total_steps": STEPS,
     "total_iters": STEPS,
     "T_max": STEPS,
+    "class_path": "the arguments of a class stand below init_args",
 }
 
 
@@ -88,6 +90,9 @@ def explain_object(message: str, keys_below: Iterable[str] = ()) -> str:
     lines = [line.strip(" -") for line in KEY.sub("", message).splitlines()]
     reasons = list(dict.fromkeys(line for line in lines if not NOISE.match(line))) or lines
     reason = min(reasons, key=lambda text: text.startswith(("Expected a <", "Expected a typing")))
+    types = [f"of type {name}" if name else f"one of {values}" for name, values in TYPE.findall(message)]
+    wanted = " or ".join(kind for kind in dict.fromkeys(types) if kind != "of type NoneType")
+    reason = TYPE.sub(lambda _: f"must be {wanted.replace(' or of type ', ' or ')}", reason)
     value = next((line.removeprefix("Given value: ") for line in lines if line.startswith("Given value: ")), "")
     for pattern, words in PYTHON:
         reason = re.sub(pattern, words, reason)
@@ -115,9 +120,10 @@ def _class_names() -> frozenset[str]:
 def explain_trainer(message: str, settings: Mapping[str, Any], command_line: CommandLine) -> str:
     """Name the key of the Trainer that its message is about."""
     words = set(re.findall(r"\w+", message))
-    named = [name for name in settings if name in words] or [name for name in settings if str(settings[name]) in words]
+    texts = {name: value for name, value in settings.items() if isinstance(value, str)}
+    named = [name for name in settings if name in words] or [name for name in texts if texts[name] in words]
     key = next((f"trainer.{name}" for name in named if command_line.is_given(f"trainer.{name}")), None)
-    return f"{command_line.origin(key) if key else 'trainer'}: {message}"
+    return f"{command_line.origin(key) if key else 'trainer'}: {message.strip()}"
 
 
 def _own_class(key: str, command_line: CommandLine) -> str:

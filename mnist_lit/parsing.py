@@ -38,7 +38,8 @@ def add_command_arguments(parser: LightningArgumentParser, command: str) -> None
     if command == "fit":
         text = "Checkpoint whose weights a new run starts from: a run directory, a file or a URL. All else is fresh."
         add("--init_from", type=str | None, help=text)
-    add("--run_dir", type=str | None, help="Folder of the run; default the next free logs/run_N.")
+    text = "Folder of the run; default the next free logs/run_N, of other commands than fit that of the checkpoint."
+    add("--run_dir", type=str | None, help=text)
     add("--test_after_fit", type=bool, default=False, help="Whether fit ends with a test of the best checkpoint.")
     add("--csv", type=bool, default=False, help="Whether the scalars are also written to RUN/metrics.csv.")
     add("--report", type=bool, default=True, help="Whether the run is also shown on a page, RUN/report.html.")
@@ -115,12 +116,18 @@ def _check(config: Namespace, command_line: CommandLine) -> None:
         wrong.append(("seed_everything", ">=0 and <2^32"))
     if config.run_dir == "":
         wrong.append(("run_dir", "a folder"))
+    if "init_from" in config and command_line.value_of("ckpt_path") is not None:
+        if config.trainer.fast_dev_run:
+            wrong.append(("trainer.fast_dev_run", "left out with --ckpt_path, as it begins anew"))
+        if command_line.value_of("init_from") is not None:
+            wrong.append(("init_from", "left out with --ckpt_path, which goes on with another run"))
     for key, value in walk(config.as_dict()):
         limit = 2**63 if isinstance(value, int) else math.inf
         if isinstance(value, (int, float)) and not abs(value) < limit:  # nor NaN
             wrong.append((key, "a finite number below 2^63"))
     # A key that another one fills in is given nowhere.
-    for key, wanted in sorted(wrong, key=lambda found: not command_line.is_given(found[0]))[:1]:
+    if wrong:
+        key, wanted = min(wrong, key=lambda found: not command_line.is_given(found[0]))
         raise UsageError(f"{command_line.origin(key)}: must be {wanted}, got {config.get(key)}")
 
 

@@ -46,7 +46,7 @@ def raise_if_stopped() -> None:
 
 @contextlib.contextmanager
 def defer_signals() -> Iterator[None]:
-    """Defer signals until the block exits, or asks by `raise_if_stopped`."""
+    """Defer signals until the block exits or calls `raise_if_stopped`."""
     received: list[int] = []
 
     def defer(signum: int, _frame: FrameType | None) -> None:

@@ -48,7 +48,7 @@ HEADER = [
     "training",
     "whole process",
     "images/s",
-    "memory above imports",
+    "peak memory beyond imports",
 ]
 Run = dict[str, Any]
 

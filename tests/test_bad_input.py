@@ -80,6 +80,13 @@ MISTAKES = [
     (["--model.channels", "16", "32"], "--model.channels", "[1, 2]"),
     (["configs/base.yaml"], "configs/base.yaml", "--config"),
     (["--ckpt_path=logs/run_9"], "ckpt_path: 'logs/run_9'", "run directory"),
+    (["--ckpt_path", "--model.lr=0.1"], "--ckpt_path", "value"),
+    (["--data.val_size=20%"], "--data.val_size", "whole number"),
+    (["--trainer.limit_train_batches=half"], "--trainer.limit_train_batches", "int or float"),
+    (["--trainer.max_time=1", "--trainer.max_epochs=1"], "--trainer.max_time", "DD:HH:MM:SS"),
+    (["--trainer.val_check_interval=1000"], "--trainer.val_check_interval", "1000"),
+    (["--model.optimizer={class_path: SGD, momentum: 0.9}"], "--model.optimizer", "init_args"),
+    (["--model.optimizer=SGD", "--model.optimizer.momentum=-1"], "model.optimizer", "momentum"),
 ]
 FILES = {
     "bad.yaml": "model:\n  lrr: 0.1\n",
@@ -114,6 +121,7 @@ CONFIG_TEXTS: list[tuple[str | bytes, str]] = [
     ("model: &a {channels: *a}", "bad.yaml"),
     ("x0: &x0 [0]\n" + "".join(f"x{n}: &x{n} [{f'*x{n - 1},' * 10}]\n" for n in range(1, 9)), "too many values"),
     ("model: {lr: 1}\n".encode("utf-16"), "bad.yaml"),
+    ("model: {}\n1: 2", "line 2"),
     # unknown keys
     ("fit: {model: {lr: 0.1}}", "line 1: fit"),
     ("lr: 0.1", "line 1: lr"),
@@ -129,6 +137,8 @@ CONFIG_TEXTS: list[tuple[str | bytes, str]] = [
     ("model: {dropout: .nan}", "model.dropout"),
     ("model: {optimizer: {class_path: AdamW, init_args: {betas: [0.9, .nan]}}}", "betas"),
     # no classes
+    ("model: [1]", "line 1: model"),
+    ("ckpt_path: [run]", "line 1: ckpt_path"),
     ("model: {optimizer: 3}", "model.optimizer"),
     ("model: {optimizer: {class_path: [SGD]}}", "model.optimizer"),
     ("model: {optimizer: {class_path: SGD, init_args: 3}}", "model.optimizer"),
@@ -188,6 +198,7 @@ def test_bad_flag(flag: str, name: str, tmp_path: Path, refused: Fails) -> None:
 
 
 VARIABLES = [
+    ("FIT", "1", "MNIST_LIT_FIT"),
     ("MODEL", "3", "MNIST_LIT_MODEL"),
     ("MODEL__LRR", "3", "MNIST_LIT_MODEL__LRR"),
     ("FIT__MODEL__LR", "nan", "MNIST_LIT_FIT__MODEL__LR"),

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import SMALL
+from conftest import SMALL, WORSE
 from lightning.pytorch import Callback, LightningModule, Trainer
 from runs import metrics, read
+
+from mnist_lit import main
 
 Fit = Callable[..., Any]
 
@@ -61,6 +63,18 @@ def test_metric_that_is_not_logged_is_named_with_those_that_are(
 ) -> None:
     error = fails("fit", *SMALL, *[flag.replace("=M", "=val/accuracy") for flag in flags], code=code)
     assert all(name in error for name in ("val/accuracy", "val/acc", "train/loss"))
+
+
+def test_best_checkpoint_is_tested_where_another_callback_keeps_others(fit: Fit) -> None:
+    worst = "{class_path: ModelCheckpoint, init_args: {monitor: val/acc, mode: min, dirpath: elsewhere}}"
+    cli = fit(*WORSE, f"--trainer.callbacks=[{worst}]", "--test_after_fit=true", "--run_dir=run")
+    tested = float(cli.trainer.callback_metrics["test/acc"])
+    assert tested == float(main(["test", "--ckpt_path=run"]).trainer.callback_metrics["test/acc"])
+
+
+def test_precision_may_be_a_plugin(fit: Fit) -> None:
+    cli = fit("--trainer.plugins=lightning.pytorch.plugins.DoublePrecision", "--trainer.max_epochs=1", "--run_dir=run")
+    assert metrics(Path("run"))["precision"] == cli.trainer.precision == "64-true"
 
 
 def test_checkpoints_can_be_turned_off(fit: Fit) -> None:

@@ -256,7 +256,8 @@ def test_test_of_a_run_needs_nothing_else_and_uses_its_best_checkpoint(
 def test_fit_of_a_run_goes_on_from_its_last_checkpoint_in_its_directory(copied_run: Path, capsys: Capsys) -> None:
     copied_run.joinpath("checkpoints", "best.ckpt").unlink()
     before = steps(copied_run)
-    cli = main(["fit", f"--ckpt_path={copied_run}", "--trainer.max_epochs=2", "--test_after_fit=false"])
+    args = [f"--ckpt_path={copied_run}", f"--run_dir={copied_run}/", "--trainer.max_epochs=2"]
+    cli = main(["fit", *args, "--test_after_fit=false"])
     assert before > 0
     assert cli.trainer.global_step == steps(copied_run) == 2 * before
     assert capsys.readouterr().out.splitlines()[-1] == str(copied_run)
@@ -294,13 +295,29 @@ def epoch(file: str | Path) -> int:
     return int(torch.load(file, weights_only=True)["epoch"])
 
 
-@pytest.mark.parametrize(("path", "flag"), [("checkpoints/last.ckpt", "false"), ("", "true")])
-def test_results_of_another_checkpoint_or_of_a_part_are_not_those_of_the_run(
+@pytest.mark.parametrize(
+    ("path", "flag"),
+    [
+        ("checkpoints/last.ckpt", "--csv=false"),
+        ("", "--trainer.fast_dev_run=true"),
+        ("", "--trainer.limit_test_batches=1"),
+        ("", "--model.tta_distort=true"),
+    ],
+)
+def test_results_of_another_checkpoint_or_measurement_are_not_those_of_the_run(
     path: str, flag: str, copied_run: Path
 ) -> None:
     before = metrics(copied_run), files(copied_run)
-    main(["test", f"--ckpt_path={copied_run / path}", f"--trainer.fast_dev_run={flag}", "--data.eval_batch_size=50"])
+    main(["test", f"--ckpt_path={copied_run / path}", flag, "--data.eval_batch_size=50"])
     assert (metrics(copied_run), files(copied_run)) == before
+
+
+@pytest.mark.parametrize("flag", ["--trainer.fast_dev_run=3", "--init_from=RUN"])
+def test_what_begins_anew_does_not_go_on_with_a_run(flag: str, copied_run: Path, fails: Fails) -> None:
+    before = {file: file.read_bytes() for file in copied_run.rglob("*.*")}
+    key = flag.partition("=")[0]
+    assert key in fails("fit", f"--ckpt_path={copied_run}", flag.replace("RUN", str(copied_run)))
+    assert {file: file.read_bytes() for file in copied_run.rglob("*.*")} == before
 
 
 @pytest.mark.parametrize("has_config", [True, False])

@@ -40,8 +40,8 @@ class Classifier(LightningModule):
         schedule: Any `torch.optim.lr_scheduler` class by `class_path`, stepped once per optimizer step
             (`ReduceLROnPlateau` after each validation, on `val/loss`). Its number of steps and its peak are filled in.
         tta_distort: Whether the probabilities of an image and of eight copies are averaged when it is evaluated
-            (test-time augmentation). Each copy is turned by 9 degrees, scaled by 9 %, slanted by 8 degrees and moved
-            by a pixel along both axes, each of that one way or the other.
+            (test-time augmentation). Each copy is rotated by 9 degrees, scaled by 9 %, sheared by 8 degrees and
+            shifted by a pixel along both axes, in one direction or the other.
         compile: Whether to train through `torch.compile`; checkpoints are the same either way.
     """
 

@@ -48,7 +48,7 @@ def mean_probabilities(logits: Iterable[Tensor]) -> Tensor:
 
 
 def distortions(images: Tensor) -> Iterator[Tensor]:
-    """Turn, scale, slant and move images of shape (n, c, h, w) a little, in eight ways."""
+    """Rotate, scale, shear and shift images of shape (n, c, h, w) a little, in eight ways."""
     for turn, scale, slant in itertools.product((-1, 1), repeat=3):
         numbers = torch.tensor([[turn * TURN], [slant * SLANT], [1 + scale * SCALE]])
         matrix = inverse_affine(*numbers.to(images))

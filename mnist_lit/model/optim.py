@@ -44,7 +44,10 @@ def build_optimizer(factory: OptimizerFactory | None, network: nn.Module, lr: fl
     decayed = [parameter for parameter in parameters if parameter.ndim > 1]
     others = [parameter for parameter in parameters if parameter.ndim <= 1]
     groups = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
-    optimizer = build(groups if "weight_decay" in accepted_parameters(build) else parameters, lr=lr)
+    try:
+        optimizer = build(groups if "weight_decay" in accepted_parameters(build) else parameters, lr=lr)
+    except ValueError as error:
+        raise UsageError(f"model.optimizer: {error}") from error
     # Lightning clips no gradients of a fused optimizer that unscales them itself.
     optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]  # noqa: SLF001
     return optimizer
@@ -55,7 +58,7 @@ def build_schedule(
 ) -> LRScheduler:
     """Build a schedule of `num_steps` optimizer steps, and advance it by `num_done` of them."""
     if math.isinf(num_steps) and not accepted_parameters(factory).isdisjoint(LENGTHS):
-        raise MNISTLitError("model.schedule needs a number of steps\ngive trainer.max_epochs or trainer.max_steps")
+        raise UsageError("model.schedule needs a number of steps\ngive trainer.max_epochs or trainer.max_steps")
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] = lr  # not what another schedule or a checkpoint has set
     lengths = dict.fromkeys(LENGTHS, max(1, num_steps))
@@ -108,11 +111,9 @@ def apply_settings(
         if before != now and is_global_zero():
             texts = f"{now or 'null'} here, {before or 'null'} in the checkpoint"
             print(f"note: model.{name} is {texts}: its state is fresh", file=sys.stderr)
-    schedules, checkpoint["lr_schedulers"] = checkpoint.get("lr_schedulers", []) if has_same["schedule"] else [], []
-    done = [(state["last_epoch"], state.get("_last_lr", [math.inf])[0]) for state in schedules]
-    has_plateau = any("num_bad_epochs" in state for state in schedules)  # it follows the loss, not the steps
-    if has_plateau:
-        checkpoint["lr_schedulers"] = [{name: state[name] for name in PLATEAU_STATE} for state in schedules]
+    schedule: dict[str, Any] = next(iter(checkpoint.get("lr_schedulers", [])), {}) if has_same["schedule"] else {}
+    has_plateau = "num_bad_epochs" in schedule  # it follows the loss, not the steps
+    checkpoint["lr_schedulers"] = [{name: schedule[name] for name in PLATEAU_STATE}] if has_plateau else []
     if not has_same["optimizer"]:
         checkpoint["optimizer_states"] = []
     # What is no argument of the optimizer is part of its state.
@@ -122,4 +123,6 @@ def apply_settings(
     for state in checkpoint.get("optimizer_states", []):
         for group, own in zip(state["param_groups"], configured.param_groups, strict=False):
             group.update({name: value for name, value in own.items() if name in settings})
-    return done[0] if done and not has_plateau else (0, math.inf)
+    if has_plateau or not schedule:
+        return 0, math.inf
+    return schedule["last_epoch"], schedule.get("_last_lr", [math.inf])[0]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from mnist_lit.command_line import read_config, walk
 from mnist_lit.errors import MNISTLitError, UsageError
-from mnist_lit.formatting import format_value
+from mnist_lit.formatting import flatten, format_value
 from mnist_lit.training.run_dir import atomic_write, is_global_zero
 
 BEST, LAST = "best.ckpt", "last.ckpt"
@@ -27,6 +27,14 @@ LINKED = ("image_size", "in_channels")  # arguments of a model that the data has
 # Classes that only training needs; whoever uses the weights may not have them.
 TRAINING_KEYS = ("optimizer", "schedule", "callbacks", "logger", "plugins", "profiler")
 UNTRUSTED_PATHS = ("data_dir", "mirrors", "predict_paths")
+EVALUATION_KEYS = (
+    "model.tta_distort",
+    "data.dataset",
+    "data.val_size",
+    "data.test_size",
+    "trainer.limit_val_batches",
+    "trainer.limit_test_batches",
+)
 OTHER_NETWORK = (
     "data.image_size, or another key that shapes it, differs; "
     "a class of one's own needs the command that trained it, as `python -m mynet`"
@@ -48,6 +56,13 @@ class ResolvedCheckpoint:
     def dataset(self) -> str | None:
         """Return the data set that it was trained on, if that is known."""
         return (self.config.get("data") or {}).get("dataset")
+
+    def evaluates_like(self, config: Mapping[str, Any]) -> bool:
+        """Check whether a configuration evaluates on the data of this checkpoint's run, and in the same way."""
+        here, recorded = flatten(config), flatten(self.config)
+        # A data set that is downloaded is the same in each folder.
+        keys = [*EVALUATION_KEYS, "data.data_dir"] if self.dataset == "folder" else EVALUATION_KEYS
+        return all(recorded.get(key, here.get(key)) == here.get(key) for key in keys)
 
 
 def find_checkpoint(path: str, *, for_fit: bool = False, key: str = "ckpt_path") -> ResolvedCheckpoint:
