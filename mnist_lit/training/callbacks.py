@@ -41,10 +41,10 @@ class BestCheckpoint(ModelCheckpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         # The run directory may have been moved.
-        best = str(Path(str(self.dirpath)) / BEST)
-        paths = {key: best for key in ("best_model_path", "kth_best_model_path") if state_dict[key]}
-        scores = dict(zip([best], state_dict["best_k_models"].values(), strict=False))  # of one model at most
-        super().load_state_dict({**state_dict, **paths, "best_k_models": scores, "dirpath": self.dirpath})
+        best = str(Path(str(self.dirpath), BEST))
+        scores = {best: state_dict["best_model_score"]} if state_dict["best_k_models"] else {}
+        moved = {"best_model_path": best, "kth_best_model_path": best, "best_k_models": scores}
+        super().load_state_dict({**state_dict, **moved, "dirpath": self.dirpath})
 
 
 class LastCheckpoint(Checkpoint):
@@ -61,14 +61,20 @@ class LastCheckpoint(Checkpoint):
         self.handlers = ExitStack()
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if trainer.state.fn != TrainerFn.FITTING:
+            return
+        loop = checkpoint["loops"]["fit_loop"]
+        batches, epochs = loop["epoch_loop.batch_progress"], loop["epoch_progress"]
+        for name, num_begun in (("max_epochs", epochs["current"]["started"]), ("max_steps", checkpoint["global_step"])):
+            if 0 <= (limit := getattr(trainer, name)) < num_begun:
+                raise UsageError(
+                    f"trainer.{name} is {limit}, but the checkpoint is from number {num_begun:,}\n"
+                    f"give more, for example --trainer.{name} {2 * num_begun}"
+                )
         # Lightning counts an epoch as processed that `max_steps` or `max_time` has ended before its last batch.
-        loop = checkpoint.get("loops", {}).get("fit_loop", {})
-        batches = loop.get("epoch_loop.batch_progress", {"current": {"ready": 0}})
         if batches["current"]["ready"] and not batches["is_last_batch"]:
-            for progress in (loop["epoch_progress"]["total"], loop["epoch_progress"]["current"]):
+            for progress in (epochs["total"], epochs["current"]):
                 progress["processed"] = progress["completed"] = progress["started"] - 1
-        if trainer.state.fn == TrainerFn.FITTING:
-            _check_limits(trainer, loop["epoch_progress"]["current"]["started"], checkpoint["global_step"])
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.should_stop:
@@ -89,18 +95,20 @@ class LastCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        # Lightning takes a validation that follows the batch of a checkpoint for done.
-        if not _is_validation_due(trainer, batch_idx):
-            self._stop_between_batches(trainer, batch_idx)
+        # Lightning takes a validation that follows the batch of a checkpoint for done: here one may follow.
+        num_batches = 1 + (trainer.fit_loop.total_batch_idx if trainer.check_val_every_n_epoch is None else batch_idx)
+        every_n_batches = trainer.val_check_batch  # None: by the clock
+        if not trainer.enable_validation or not every_n_batches or num_batches % every_n_batches:
+            self._stop_between_batches(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
-            self._stop_between_batches(trainer, trainer.fit_loop.batch_idx)
+            self._stop_between_batches(trainer)
 
-    def _stop_between_batches(self, trainer: Trainer, batch_idx: int) -> None:
+    def _stop_between_batches(self, trainer: Trainer) -> None:
         """Stop after a batch if a signal was received; after the last one, the end of the epoch comes first."""
         # No checkpoint holds accumulated gradients.
-        is_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        is_step = (trainer.fit_loop.batch_idx + 1) % trainer.accumulate_grad_batches == 0
         if is_step and not trainer.is_last_batch and (signum := self._received_anywhere(trainer)):
             trainer.save_checkpoint(Path(trainer.default_root_dir, "checkpoints", LAST))
             raise Stopped(signum)
@@ -127,24 +135,6 @@ class LastCheckpoint(Checkpoint):
             return self.received
         received = torch.tensor(self.received, device=trainer.strategy.root_device)
         return int(trainer.strategy.reduce(received, reduce_op="max"))
-
-
-def _is_validation_due(trainer: Trainer, batch_idx: int) -> bool:
-    every_n_epochs, every_n_batches = trainer.check_val_every_n_epoch, trainer.val_check_batch
-    num_batches = 1 + (trainer.fit_loop.total_batch_idx if every_n_epochs is None else batch_idx)
-    is_epoch = every_n_epochs is None or (trainer.current_epoch + 1) % every_n_epochs == 0
-    is_batch = every_n_batches is not None and num_batches % every_n_batches == 0  # None: by the clock
-    return trainer.enable_validation and is_epoch and is_batch
-
-
-def _check_limits(trainer: Trainer, num_epochs: int, num_steps: int) -> None:
-    for name, num_begun in (("max_epochs", num_epochs), ("max_steps", num_steps)):
-        limit = getattr(trainer, name)
-        if limit is not None and 0 <= limit < num_begun:
-            raise UsageError(
-                f"trainer.{name} is {limit}, but the checkpoint is from number {num_begun:,}\n"
-                f"give more, for example --trainer.{name} {2 * num_begun}"
-            )
 
 
 class EarlyStop(EarlyStopping):
