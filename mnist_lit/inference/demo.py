@@ -29,22 +29,6 @@ TITLE = "Which class is it?"
 EXPLANATION = "Draw, or drop an image anywhere on this page: the network predicts its class at once."
 NOTHING = "nothing found"
 PREFIX = "data:image/png;base64,"
-# Gradio's own sketchpad needs WebGL, and a choice of the tool after each clearing; its image component answers a file
-# that is no image with a traceback.
-SKETCHPAD = """
-<canvas role="img" aria-label="paper to draw on"></canvas>
-<output></output>
-<div><button class="photograph">Image …</button> <button class="clear">Clear</button></div>
-<input type="file" accept="image/*" hidden>
-"""
-SKETCHPAD_STYLE = """
-display: grid; gap: var(--spacing-lg); justify-items: center; text-align: center;
-canvas { max-width: min(100%, 26rem); max-height: 26rem; touch-action: none; cursor: crosshair;
-    border: 1px solid var(--border-color-primary); border-radius: var(--radius-lg); }
-button { font-size: var(--text-md); padding: var(--spacing-md) var(--spacing-xxl); border-radius: var(--radius-lg);
-    color: var(--button-secondary-text-color); background: var(--button-secondary-background-fill); }
-output:empty { display: none; }
-"""
 INPUT = '${value ? `<img src="${value}" alt="pixels">` : ""}'
 INPUT_STYLE = "img { width: 14rem; margin: var(--size-5) auto 0; image-rendering: pixelated; }"
 
@@ -69,13 +53,16 @@ def serve(model: Classifier, datamodule: MNISTDataModule, host: str, port: int) 
 
 
 def _build_page(predict: Callable[[str], object]) -> gradio.Blocks:
-    script = Path(__file__).with_name("sketchpad.js").read_text(encoding="utf-8")
+    # Gradio's own sketchpad needs WebGL, and a choice of the tool after each clearing; its image component answers a
+    # file that is no image with a traceback.
+    files = (Path(__file__).with_name(f"sketchpad.{kind}") for kind in ("html", "css", "js"))
+    html, css, script = (file.read_text(encoding="utf-8") for file in files)
     blocks = gradio.Blocks(title=TITLE, analytics_enabled=False)
     with blocks:
         gradio.Markdown(f"# {TITLE}\n{EXPLANATION}")
         with gradio.Row():
             with gradio.Column():
-                sketchpad = gradio.HTML(html_template=SKETCHPAD, css_template=SKETCHPAD_STYLE, js_on_load=script)
+                sketchpad = gradio.HTML(html_template=html, css_template=css, js_on_load=script)
             with gradio.Column():
                 label = gradio.Label(NOTHING, label="Prediction", elem_id="prediction")
                 network_input = gradio.HTML(
