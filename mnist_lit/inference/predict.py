@@ -1,7 +1,5 @@
 """Report the predictions for images: predictions.csv for programs, a table and a picture for people."""
 
-import csv
-import io
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,8 +13,8 @@ from torch import Tensor
 
 from mnist_lit.data.datamodule import MNISTDataModule
 from mnist_lit.formatting import escape_unprintable, shorten
-from mnist_lit.training.plots import plot_images
-from mnist_lit.training.run_dir import atomic_write, write_text
+from mnist_lit.training.plots import MAX_CHARACTERS, plot_images, save_figure
+from mnist_lit.training.run_dir import write_csv
 
 if TYPE_CHECKING:
     from mnist_lit.data.image_files import ImageFile
@@ -102,30 +100,23 @@ def _predict_files(
 
 
 def _write_csv(file: Path, predictions: Sequence[Prediction], class_names: Sequence[str]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["path", "label", "confidence", *(f"p{name}" for name in class_names)])
+    rows = [["path", "label", "confidence", *(f"p{name}" for name in class_names)]]
     for path, label, probabilities, *_ in predictions:
         columns = [f"{probability:.6f}" for probability in probabilities] or [""] * len(class_names)
-        writer.writerow([path, label, max(columns), *columns])
-    write_text(file, text.getvalue())
+        rows.append([path, label, max(columns), *columns])
+    write_csv(file, rows)
 
 
 def _draw(picture: Path, predictions: Sequence[Prediction]) -> None:
     """Draw the first images above the network's input."""
     shown = predictions[:MAX_IMAGES]
-    texts = []
-    for prediction in shown:
-        # The font lacks most other characters.
-        name = shorten(escape_unprintable(Path(prediction.path).name), 22)
-        text = f"{escape_unprintable(prediction.summary)}\n{name}"
-        texts.append(text.encode("ascii", "replace").decode())
+    names = [shorten(escape_unprintable(Path(prediction.path).name), MAX_CHARACTERS) for prediction in shown]
+    texts = [f"{escape_unprintable(one.summary)}\n{name}" for one, name in zip(shown, names, strict=True)]
     tiles = torch.stack([_tile(prediction) for prediction in shown])
     caption = "each image above the network's input"
-    figure = plot_images(f"Predictions: {len(texts)} of {len(predictions):,} images", caption, tiles, texts)
-    picture.parent.mkdir(exist_ok=True)
-    with atomic_write(picture) as temporary:
-        figure.savefig(temporary, format="png")
+    save_figure(
+        plot_images(f"Predictions: {len(texts)} of {len(predictions):,} images", caption, tiles, texts), picture
+    )
 
 
 def _tile(prediction: Prediction) -> Tensor:

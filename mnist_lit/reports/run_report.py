@@ -33,7 +33,7 @@ STYLE: dict[Any, Any] = {
 def write_run_report(run_dir: Path, defaults: Mapping[str, Any]) -> Path:
     """Write report.html into the directory of a run; what the run does not have is left out."""
     config, metrics = read_run(run_dir)
-    curves, config, defaults = _read_curves(run_dir), flag_names(config), flag_names(defaults)
+    curves, config, defaults = read_scalars(run_dir), flag_names(config), flag_names(defaults)
     page = render(
         "reports/run_report.html.jinja",
         name=run_dir.resolve().name,
@@ -51,25 +51,15 @@ def write_run_report(run_dir: Path, defaults: Mapping[str, Any]) -> Path:
     return file
 
 
-def _read_curves(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
-    """Read steps and values of each scalar, without those of later validations, which stand at earlier steps."""
-    curves: dict[str, list[tuple[int, float]]] = {}
-    for tag, events in read_scalars(run_dir).items():
-        curve = curves.setdefault(tag, [])
-        for point in events:
-            if not curve or point.step + 1 > curve[-1][0]:
-                curve.append((point.step + 1, point.value))
-    return curves
-
-
-def _draw(curves: Mapping[str, list[tuple[int, float]]], tags: tuple[str, ...]) -> str:
+def _draw(curves: Mapping[str, Mapping[int, float]], tags: tuple[str, ...]) -> str:
     """Draw curves as SVG."""
     with mpl.rc_context(STYLE), StringIO() as file:
         figure = Figure(figsize=(5, 3.2), layout="constrained")
         axes = figure.add_subplot(xlabel="optimizer step")
         for tag, color in zip(tags, COLORS, strict=False):
             if tag in curves:
-                axes.plot(*zip(*curves[tag], strict=True), color=color, label=tag, marker=".")
+                steps, values = zip(*curves[tag].items(), strict=True)
+                axes.plot([step + 1 for step in steps], values, color=color, label=tag, marker=".")
         if "train/acc" in tags:
             axes.yaxis.set_major_formatter(PercentFormatter(1))
         axes.grid(color=INK, alpha=0.15)

@@ -1,13 +1,14 @@
 """Checkpoints: find the one that is meant, read it without trusting it, write it as a whole."""
 
 import atexit
+import io
 import os
 import re
 import shutil
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from http.client import HTTPException
 from pathlib import Path
@@ -50,7 +51,7 @@ class ResolvedCheckpoint:
     run_dir: Path | None = None  # the run directory that it lies in
     config: dict[str, Any] = field(default_factory=dict)  # without what a stranger could do harm with
     step: int = 0  # optimizer steps done
-    shapes: dict[str, torch.Size] = field(default_factory=dict)
+    state_dict: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def dataset(self) -> str | None:
@@ -67,47 +68,49 @@ class ResolvedCheckpoint:
 
 def find_checkpoint(path: str, *, for_fit: bool = False, key: str = "ckpt_path") -> ResolvedCheckpoint:
     """Find the checkpoint of a file, a URL or a run directory: its best one, for fit its last; errors name the key."""
-    path = os.path.expanduser(path)  # noqa: PTH111
     try:
-        if path.startswith(("http://", "https://")):
-            return _read(_download(path), None, for_fit=for_fit)
-        if os.path.isdir(path):  # noqa: PTH112  # also false for a name that is too long
-            return _read_run_dir(Path(path), for_fit=for_fit)
-        if not os.path.isfile(path):  # noqa: PTH113
-            raise UsageError(f"'{path}' does not exist\ngive a checkpoint file, a URL or a run directory")
-        folder = Path(path).parent if Path(path).parent.name else Path.cwd()
-        is_of_run = folder.name == "checkpoints" and (folder.parent / "config.yaml").is_file()
-        return _read(Path(path), folder.parent if is_of_run else None, for_fit=for_fit)
+        file, run_dir = _locate(os.path.expanduser(path), (LAST,) if for_fit else (BEST, LAST))  # noqa: PTH111
+        if file is None and run_dir is not None:
+            return ResolvedCheckpoint(file=None, run_dir=run_dir, config=read_config(run_dir / "config.yaml"))
+        assert file is not None
+        content = read_checkpoint(file)
     except MNISTLitError as error:
         raise type(error)(f"{key}: {error}") from error
+    step, state_dict = content.get("global_step") or 0, content["state_dict"]
+    config = _read_config(content, is_own=run_dir is not None, for_fit=for_fit)
+    return ResolvedCheckpoint(file=file, run_dir=run_dir, config=config, step=step, state_dict=state_dict)
 
 
-def _read_run_dir(run_dir: Path, *, for_fit: bool) -> ResolvedCheckpoint:
-    files = [run_dir / "checkpoints" / name for name in ((LAST,) if for_fit else (BEST, LAST))]
-    if file := next(filter(Path.is_file, files), None):
-        return _read(file, run_dir, for_fit=for_fit)
-    config = run_dir / "config.yaml"
-    if for_fit and config.is_file():
-        return ResolvedCheckpoint(file=None, run_dir=run_dir, config=read_config(config))
-    raise UsageError(f"{run_dir} holds no checkpoint\nexpected {' or '.join(map(str, files))}")
+def _locate(path: str, names: Sequence[str]) -> tuple[Path | None, Path | None]:
+    """Find a checkpoint's file and its run directory; there is no file where fit was stopped before its first one."""
+    if path.startswith(("http://", "https://")):
+        return _download(path), None
+    if os.path.isdir(path):  # noqa: PTH112  # also false for a name that is too long
+        files = [Path(path, "checkpoints", name) for name in names]
+        file = next(filter(Path.is_file, files), None)
+        if file is None and not (names == (LAST,) and Path(path, "config.yaml").is_file()):
+            raise UsageError(f"{path} holds no checkpoint\nexpected {' or '.join(map(str, files))}")
+        return file, Path(path)
+    if not os.path.isfile(path):  # noqa: PTH113
+        raise UsageError(f"'{path}' does not exist\ngive a checkpoint file, a URL or a run directory")
+    folder = Path(path).parent if Path(path).parent.name else Path.cwd()
+    is_of_run = folder.name == "checkpoints" and (folder.parent / "config.yaml").is_file()
+    return Path(path), folder.parent if is_of_run else None
 
 
-def _read(file: Path, run_dir: Path | None, *, for_fit: bool) -> ResolvedCheckpoint:
-    content = read_checkpoint(file)
+def _read_config(content: dict[str, Any], *, is_own: bool, for_fit: bool) -> dict[str, Any]:
+    """Read the configuration of a checkpoint; of a stranger's only what can do no harm."""
     model = content.get("hyper_parameters") or {}
     # One that was made without the command line has no config.
     data = {key: model[key] for key in LINKED if key in model}
-    config = content.get("config") or {"model": _without(model, (*LINKED, "num_classes")), "data": data}
-    if run_dir is None:
+    config: dict[str, Any] = content.get("config") or {"model": _without(model, (*LINKED, "num_classes")), "data": data}
+    if not is_own:
         # Whoever made it chooses network and data only: no paths, no classes, no settings of the training.
-        config = {name: _plain_values(config.get(name)) for name in ("model", "data")}
-    elif not for_fit:
+        return {name: _plain_values(config.get(name)) for name in ("model", "data")}
+    if not for_fit:
         config |= {name: _without(config.get(name, {}), TRAINING_KEYS) for name in ("model", "trainer")}
         config.pop("init_from", None)
-    shapes = {name: tensor.shape for name, tensor in content["state_dict"].items()}
-    return ResolvedCheckpoint(
-        file=file, run_dir=run_dir, config=config, step=content.get("global_step") or 0, shapes=shapes
-    )
+    return config
 
 
 def _without(group: dict[str, Any], keys: Iterable[str]) -> dict[str, Any]:
@@ -135,17 +138,14 @@ def load_weights(checkpoint: ResolvedCheckpoint, model: nn.Module, config: Mappi
     Raises:
         UsageError: If the checkpoint is of another network.
     """
-    assert checkpoint.file is not None
-    own, weights = model.state_dict(), read_checkpoint(checkpoint.file)["state_dict"]
+    own = model.state_dict()
     new = {
         name: own[name]
-        for name, tensor in weights.items()
-        if name in own and own[name].shape[:1] == (num_classes,) and own[name].shape[1:] == tensor.shape[1:]
-        if own[name].shape != tensor.shape
+        for name, tensor in checkpoint.state_dict.items()
+        if name in own and own[name].shape == (num_classes, *tensor.shape[1:]) != tensor.shape
     }
-    weights |= new
-    shapes = {name: tensor.shape for name, tensor in weights.items()}
-    check_network(replace(checkpoint, shapes=shapes), own, config, key="init_from")
+    weights = checkpoint.state_dict | new
+    check_network(replace(checkpoint, state_dict=weights), own, config, key="init_from")
     model.load_state_dict(weights)
     if new and is_global_zero():
         print(f"note: new for {num_classes} classes: {', '.join(new)}", file=sys.stderr)
@@ -155,12 +155,12 @@ def check_network(
     checkpoint: ResolvedCheckpoint, state_dict: Mapping[str, Tensor], config: Mapping[str, Any], key: str = "ckpt_path"
 ) -> None:
     """Refuse a checkpoint of another network before anything is written; `config` is that of the network."""
-    if checkpoint.file is None or checkpoint.shapes == {name: tensor.shape for name, tensor in state_dict.items()}:
+    shapes, own = ({name: tensor.shape for name, tensor in of.items()} for of in (checkpoint.state_dict, state_dict))
+    if checkpoint.file is None or shapes == own:
         return
     theirs = checkpoint.config.get("model", {})
-    differing = [name for name in theirs if name in config and theirs[name] != config[name]]
-    pairs = {name: (format_value(theirs[name]), format_value(config[name])) for name in differing}
-    reasons = [f"model.{name} is {before} in the checkpoint, {now} here" for name, (before, now) in pairs.items()]
+    pairs = {name: (format_value(theirs[name]), format_value(config[name])) for name in theirs if name in config}
+    reasons = [f"model.{name} is {a} in the checkpoint, {b} here" for name, (a, b) in pairs.items() if a != b]
     reason = "; ".join(reasons) or OTHER_NETWORK
     raise UsageError(f"{key}: the checkpoint is of another network\n{reason}")
 
@@ -210,10 +210,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        path = Path(path)
-        path.parent.mkdir(exist_ok=True)
-        with atomic_write(path) as temporary, temporary.open("wb") as file:
-            torch.save(checkpoint, file)
+        content = io.BytesIO()  # when the disk is full, torch's own writing raises an error without a reason
+        torch.save(checkpoint, content)
+        Path(path).parent.mkdir(exist_ok=True)
+        with atomic_write(Path(path)) as temporary, temporary.open("wb") as file:
+            file.write(content.getbuffer())
             file.flush()
             os.fsync(file.fileno())
 

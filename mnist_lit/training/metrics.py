@@ -1,13 +1,11 @@
 """The metrics of a run: metrics.json, TensorBoard's event files, metrics.csv, the configuration in each checkpoint."""
 
-import csv
 import functools
 import json
 import math
 import operator
 import platform
 import time
-from collections import defaultdict
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +18,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from torch.utils.tensorboard.summary import hparams
 
 from mnist_lit.formatting import flag_names, format_value
-from mnist_lit.training.run_dir import atomic_write, is_global_zero, write_text, write_yaml
+from mnist_lit.training.run_dir import is_global_zero, write_csv, write_text, write_yaml
 from mnist_lit.version import __version__
 
 PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics")
@@ -51,13 +49,13 @@ class MetricsWriter(Callback):
         self.monitor, self.mode, self.resumes = monitor, mode, resumes
         self.best: dict[str, float] = {}
         self.best_step = self.judged_step = -1
-        self.seconds, self.num_images = 0.0, 0
-        self.started = self.trained = 0.0  # when training began, and when its last batch or validation ended
+        self.seconds, self.num_images = 0.0, 0  # until the last batch or validation has ended
+        self.started = 0.0
         self.has_logged_params, self.has_recorded_config = False, not resumes
 
     def state_dict(self) -> dict[str, Any]:
         judge = [self.monitor, self.mode]
-        return {"best": self.best, "judge": judge, "seconds": self._elapsed(), "num_images": self.num_images}
+        return {"best": self.best, "judge": judge, "seconds": self.seconds, "num_images": self.num_images}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         judge = [self.monitor, self.mode]
@@ -77,12 +75,12 @@ class MetricsWriter(Callback):
             pl_module.best_acc = 0.0  # type: ignore[assignment]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.started = self.trained = time.monotonic()
+        self.started = time.monotonic() - self.seconds
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any
     ) -> None:
-        self.trained = time.monotonic()
+        self.seconds = time.monotonic() - self.started
         self.num_images += len(batch[1]) * trainer.world_size
         if not self.has_recorded_config and trainer.is_global_zero:
             self.has_recorded_config = True
@@ -94,8 +92,8 @@ class MetricsWriter(Callback):
         self.has_logged_params = True
         # Those that always count, and those that differ from their defaults.
         config, defaults = flag_names(self.config), flag_names(self.defaults())
-        params = {key: config[key] for key in config if key in ALWAYS or config[key] != defaults.get(key)}
-        params |= {"model.optimizer": type(trainer.optimizers[0]).__name__, "seed": self.config["seed_everything"]}
+        params = {key: value for key, value in config.items() if key in ALWAYS or value != defaults.get(key)}
+        params |= {"model.optimizer": type(trainer.optimizers[0]).__name__, "seed": config["seed_everything"]}
         params.pop("seed_everything", None)
         for key, value in params.items():
             params[key] = value if type(value) in (int, float) else format_value(value)
@@ -106,7 +104,7 @@ class MetricsWriter(Callback):
         if trainer.state.fn == TrainerFn.VALIDATING:
             self.on_test_end(trainer, pl_module)
         elif not trainer.sanity_checking:
-            self.trained = time.monotonic()
+            self.seconds = time.monotonic() - self.started
             self.is_best(trainer)
             self.on_train_end(trainer, pl_module)
 
@@ -127,9 +125,8 @@ class MetricsWriter(Callback):
 
     @rank_zero_only
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        seconds = self._elapsed()
-        speed = self.num_images / seconds if seconds else 0.0
-        timing = {"seconds": round(seconds, 3), "images_per_second": round(speed, 1)}
+        speed = self.num_images / self.seconds if self.seconds else 0.0
+        timing = {"seconds": round(self.seconds, 3), "images_per_second": round(speed, 1)}
         epoch = max(trainer.current_epoch - 1, 0)  # it is counted up already
         self._write({"epoch": epoch, **self.best, **timing, **self._facts(trainer)})
 
@@ -141,9 +138,6 @@ class MetricsWriter(Callback):
 
     def _write(self, metrics: dict[str, Any]) -> None:
         write_text(self.file, json.dumps(metrics, indent=2) + "\n")
-
-    def _elapsed(self) -> float:
-        return self.seconds + self.trained - self.started
 
     def _facts(self, trainer: Trainer) -> dict[str, Any]:
         return {
@@ -196,23 +190,24 @@ class TensorBoard(TensorBoardLogger):
     def finalize(self, status: str) -> None:
         """Close the event file; write `metrics.csv` if wanted: a row for each step, a column for each scalar."""
         super().finalize(status)
-        if not self.csv:
-            return
-        scalars = read_scalars(Path(self.log_dir))
-        rows: dict[int, dict[str, Any]] = defaultdict(dict)
-        for tag, events in scalars.items():
-            for event in events:
-                rows[event.step] |= {"step": event.step, tag: f"{event.value:.8g}"}  # events hold single precision
-        with atomic_write(Path(self.log_dir, "metrics.csv")) as temporary, temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, ["step", *sorted(scalars)], lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows[step] for step in sorted(rows))
+        if self.csv:
+            curves = dict(sorted(read_scalars(Path(self.log_dir)).items()))
+            steps = sorted(set().union(*curves.values()))
+            # Events hold single precision.
+            rows = ([f"{curve[step]:.8g}" if step in curve else "" for curve in curves.values()] for step in steps)
+            lines = ([step, *row] for step, row in zip(steps, rows, strict=True))
+            write_csv(Path(self.log_dir, "metrics.csv"), [["step", *curves], *lines])
 
 
-def read_scalars(run_dir: Path) -> dict[str, list[Any]]:
-    """Read the events of each scalar."""
+def read_scalars(run_dir: Path) -> dict[str, dict[int, float]]:
+    """Read the values of each scalar by step, without those of later validations, which stand at earlier steps."""
     # Imported here as it takes a tenth of a second, and training needs none of it.
     from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 
     events = EventAccumulator(str(run_dir), size_guidance={SCALARS: 0}).Reload()
-    return {tag: events.Scalars(tag) for tag in events.Tags()[SCALARS]}
+    curves: dict[str, dict[int, float]] = {tag: {} for tag in events.Tags()[SCALARS]}
+    for tag, curve in curves.items():
+        for event in events.Scalars(tag):
+            if event.step > next(reversed(curve), -1):
+                curve[event.step] = event.value
+    return curves

@@ -136,10 +136,7 @@ class Pictures(Callback):
 
     def _publish(self, trainer: Trainer, name: str, figure: Figure, step: int) -> None:
         """Write a figure to its file, and give it to the loggers."""
-        file = Path(trainer.default_root_dir, "pictures", f"{name}.png")
-        file.parent.mkdir(exist_ok=True)
-        with atomic_write(file) as temporary:
-            figure.savefig(temporary, format="png", dpi=DPI)
+        file = save_figure(figure, Path(trainer.default_root_dir, "pictures", f"{name}.png"))
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 pixels = np.asarray(Image.open(file).convert("RGB"))
@@ -148,6 +145,14 @@ class Pictures(Callback):
                 logger.experiment.log_artifact(logger.run_id, str(file), "pictures")
             elif hasattr(logger, "log_image"):
                 logger.log_image(key=name, images=[str(file)])
+
+
+def save_figure(figure: Figure, file: Path) -> Path:
+    """Write a figure as a PNG file into the folder `pictures`, and return that file."""
+    file.parent.mkdir(exist_ok=True)
+    with atomic_write(file) as temporary:
+        figure.savefig(temporary, format="png", dpi=DPI)
+    return file
 
 
 def plot_images(title: str, caption: str, images: Tensor, texts: Sequence[str]) -> Figure:

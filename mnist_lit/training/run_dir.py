@@ -1,9 +1,11 @@
 """Run directories, and files that are written as a whole or not at all."""
 
+import csv
+import io
 import itertools
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -36,14 +38,13 @@ class RunDir:
     @classmethod
     def make(cls, wanted: Path | None) -> "RunDir":
         """Make and lock the directory of a new run, which must hold no files; None for the next free `logs/run_N`."""
-        path = wanted or _make_next()
-        run_dir = cls(path)
+        run_dir = cls(wanted or _make_next())
         run_dir.acquire()
-        if any(file.name != LOCK and not file.match(f".*{PART}") for file in path.iterdir()):
+        if any(file.name != LOCK and not file.match(f".*{PART}") for file in run_dir.path.iterdir()):
             run_dir.release()
             raise UsageError(
-                f"run_dir: {path} is not empty, and nothing is overwritten\n"
-                f"go on with `fit --ckpt_path {path}` if it holds a run, or give another --run_dir"
+                f"run_dir: {run_dir.path} is not empty, and nothing is overwritten\n"
+                f"go on with `fit --ckpt_path {run_dir.path}` if it holds a run, or give another --run_dir"
             )
         run_dir.is_new = True
         return run_dir
@@ -88,6 +89,13 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # names of files need not be UTF-8
 
 
+def write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
+    """Write a CSV file atomically."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    write_text(path, text.getvalue())
+
+
 def write_yaml(path: Path, content: dict[str, Any]) -> None:
     """Write a YAML file atomically, with the keys in their order."""
     write_text(path, yaml.safe_dump(content, sort_keys=False))
@@ -100,12 +108,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.replace(path)
-    except Exception as error:
-        # torch raises an error of its own when the disk is full; its context is the system's.
-        reason = error if isinstance(error, OSError) else error.__context__
-        if not isinstance(reason, OSError):
-            raise
-        raise OSError(reason.errno, reason.strerror, str(path)) from error
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
