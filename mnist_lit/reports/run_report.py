@@ -19,15 +19,8 @@ from mnist_lit.training.metrics import read_scalars
 from mnist_lit.training.run_dir import write_text
 
 CURVES = {"Loss": ("train/loss", "val/loss"), "Accuracy": ("train/acc", "val/acc"), "Learning rate": ("lr",)}
-COLORS = ("#2f7fd6", "#e8590c")  # legible on white and on black
-INK = "#010203"  # stands for the colour of the page's text, which is known to the browser only
-INKED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
-STYLE: dict[Any, Any] = {
-    **dict.fromkeys(INKED, INK),
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "svg.fonttype": "none",
-}
+COLORS = ("#2f7fd6", "#e8590c")
+STYLE: dict[Any, Any] = {"axes.spines.top": False, "axes.spines.right": False, "svg.fonttype": "none"}
 
 
 def write_run_report(run_dir: Path, defaults: Mapping[str, Any]) -> Path:
@@ -62,8 +55,8 @@ def _draw(curves: Mapping[str, Mapping[int, float]], tags: tuple[str, ...]) -> s
                 axes.plot([step + 1 for step in steps], values, color=color, label=tag, marker=".")
         if "train/acc" in tags:
             axes.yaxis.set_major_formatter(PercentFormatter(1))
-        axes.grid(color=INK, alpha=0.15)
+        axes.grid(alpha=0.4)
         axes.legend(frameon=False)
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
         svg = file.getvalue()
-    return svg[svg.index("<svg") :].replace(INK, "currentColor")
+    return svg[svg.index("<svg") :]

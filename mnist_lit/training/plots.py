@@ -57,8 +57,6 @@ class Pictures(Callback):
 
     def __init__(self, enabled: bool = True, num_images: PositiveInt = 36) -> None:
         self.enabled, self.num_images = enabled, num_images
-        self.confusion: MulticlassConfusionMatrix | None = None
-        self.top_losses: tuple[Tensor, ...] = ()
         self.first_batch: list[Tensor] | None = None
         self.validation: Evaluation | None = None
 
@@ -74,14 +72,14 @@ class Pictures(Callback):
             self.first_batch = [part[: self.num_images].cpu() for part in batch]
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.confusion, self.top_losses = None, ()
+        num_classes: Any = pl_module.num_classes
+        self.confusion = MulticlassConfusionMatrix(num_classes, validate_args=False).to(pl_module.device)
+        self.top_losses: tuple[Tensor, ...] = ()
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any, **kwargs: Any
     ) -> None:
         images, labels = batch
-        if self.confusion is None:
-            self.confusion = MulticlassConfusionMatrix(outputs.shape[1], validate_args=False).to(pl_module.device)
         self.confusion.update(outputs, labels)
         # Those whose true class has got the lowest probability; with several processes those of the first one.
         is_wrong = outputs.argmax(dim=1) != labels
@@ -97,14 +95,14 @@ class Pictures(Callback):
     on_test_batch_end = on_validation_batch_end
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or self.confusion is None:
-            return
         writers = (callback for callback in trainer.callbacks if isinstance(callback, MetricsWriter))  # type: ignore[attr-defined]
-        if all(writer.is_best(trainer) for writer in writers):
+        is_of_fit = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+        if is_of_fit and all(writer.is_best(trainer) for writer in writers):
             self.validation = Evaluation(self.confusion.compute().cpu(), self.top_losses, trainer.current_epoch)
 
+    @rank_zero_only
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.first_batch and trainer.is_global_zero:
+        if self.first_batch:
             images, labels = self.first_batch
             _add_graph(trainer, pl_module, images[:1])
             names = trainer.datamodule.class_names  # type: ignore[attr-defined]
@@ -115,8 +113,7 @@ class Pictures(Callback):
             self._plot(trainer, "val", f"Validation, epoch {self.validation.epoch + 1}", self.validation)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.confusion is not None:
-            self._plot(trainer, "test", "Test", Evaluation(self.confusion.compute().cpu(), self.top_losses, 0))
+        self._plot(trainer, "test", "Test", Evaluation(self.confusion.compute().cpu(), self.top_losses, 0))
 
     @rank_zero_only
     def _plot(self, trainer: Trainer, split: str, split_name: str, evaluation: Evaluation) -> None:
