@@ -1,5 +1,6 @@
 """Report the predictions for images: predictions.csv for programs, a table and a picture for people."""
 
+import itertools
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -83,11 +84,10 @@ def _predict_files(
     """Choose one of the candidates of each file; each candidate has a row of probabilities."""
     from mnist_lit.data.digits import choose  # image libraries
 
-    start = 0
+    remaining = iter(rows)
     for file in files:
-        of_file = rows[start : start + len(file.candidates)]
-        start += len(file.candidates)
-        if start > len(rows):
+        of_file = list(itertools.islice(remaining, len(file.candidates)))
+        if len(of_file) < len(file.candidates):
             return
         frames = f"frame 1 of {file.num_frames}" if file.num_frames > 1 else ""
         if not of_file:

@@ -18,7 +18,7 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor, nn
 
-from mnist_lit.command_line import read_config, walk
+from mnist_lit.command_line import read_config
 from mnist_lit.errors import MNISTLitError, UsageError
 from mnist_lit.formatting import flatten, format_value
 from mnist_lit.training.run_dir import atomic_write, is_global_zero
@@ -120,15 +120,13 @@ def _without(group: dict[str, Any], keys: Iterable[str]) -> dict[str, Any]:
 def _plain_values(group: Any) -> dict[str, Any]:
     """Select the values that name no class, no function and no file."""
     others = _without(group if isinstance(group, dict) else {}, (*TRAINING_KEYS, *UNTRUSTED_PATHS))
-    # The parser takes names of classes as text only.
-    return {
-        key: value
-        for key, value in others.items()
-        if key == "class_names" or all(_is_plain(part) for _, part in walk(value))
-    }
+    return {key: value for key, value in others.items() if key == "class_names" or _is_plain(value)}
 
 
 def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    # The parser takes names of classes as text only.
     return not {".", "/", "\\"} & set(value) if isinstance(value, str) else not isinstance(value, dict)
 
 
