@@ -266,8 +266,7 @@ class CLI(LightningCLI):
     def _callbacks(self, config: Namespace) -> list[Any]:
         if not self.datamodule.val_size:
             config.checkpoint.monitor = None
-        judge = {"monitor": config.checkpoint.monitor, "mode": config.checkpoint.mode}
-        writer = MetricsWriter(self.run_dir, self.plain_config, self.defaults, resumes=self.resumes, **judge)
+        writer = MetricsWriter(self.run_dir, self.plain_config, self.defaults, resumes=self.resumes)
         callbacks: list[Any] = [writer, *self.callbacks]
         if config.checkpoint.enabled:
             config.checkpoint.dirpath = str((self.run_dir / "checkpoints").resolve())

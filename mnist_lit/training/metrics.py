@@ -30,23 +30,14 @@ HPARAMS_METRIC = "val/acc_best"
 class MetricsWriter(Callback):
     """Write `metrics.json`, and give every logger the hyper-parameters.
 
-    The best epoch is that of `monitor` and `mode`; of the lowest `val/loss` where the monitor is not of the validation.
+    The best epoch is that of `checkpoint.monitor`; of the lowest `val/loss` where that is not of the validation.
     A run that resumes replaces its config.yaml after a first batch: what fails before changes nothing.
     """
 
-    def __init__(
-        self,
-        run_dir: Path,
-        config: dict[str, Any],
-        defaults: Callable[[], Any],
-        *,
-        monitor: str | None,
-        mode: str,
-        resumes: bool,
-    ) -> None:
+    def __init__(self, run_dir: Path, config: dict[str, Any], defaults: Callable[[], Any], *, resumes: bool) -> None:
         self.file = run_dir / "metrics.json"
-        self.config, self.defaults = config, defaults
-        self.monitor, self.mode, self.resumes = monitor, mode, resumes
+        self.config, self.defaults, self.resumes = config, defaults, resumes
+        self.judge = [config["checkpoint"]["monitor"], config["checkpoint"]["mode"]]
         self.best: dict[str, float] = {}
         self.best_step = self.judged_step = -1
         self.seconds, self.num_images = 0.0, 0  # until the last batch or validation has ended
@@ -54,12 +45,10 @@ class MetricsWriter(Callback):
         self.has_logged_params, self.has_recorded_config = False, not resumes
 
     def state_dict(self) -> dict[str, Any]:
-        judge = [self.monitor, self.mode]
-        return {"best": self.best, "judge": judge, "seconds": self.seconds, "num_images": self.num_images}
+        return {"best": self.best, "judge": self.judge, "seconds": self.seconds, "num_images": self.num_images}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        judge = [self.monitor, self.mode]
-        if state_dict.get("judge", judge) == judge:  # else best.ckpt begins anew, too
+        if state_dict.get("judge", self.judge) == self.judge:  # else best.ckpt begins anew, too
             self.best = state_dict["best"]
         self.seconds, self.num_images = state_dict["seconds"], state_dict["num_images"]
 
@@ -113,7 +102,7 @@ class MetricsWriter(Callback):
         if self.judged_step != trainer.global_step:
             self.judged_step = trainer.global_step
             metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name[:4] == "val/"}
-            name, mode = (self.monitor, self.mode) if self.monitor in metrics else ("val/loss", "min")
+            name, mode = self.judge if self.judge[0] in metrics else ("val/loss", "min")
             is_better, worst = (operator.gt, -math.inf) if mode == "max" else (operator.lt, math.inf)
             scores = [of_epoch.get(name, math.nan) for of_epoch in (metrics, self.best)]
             score, best = (worst if math.isnan(score) else score for score in scores)

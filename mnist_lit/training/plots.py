@@ -157,9 +157,9 @@ def plot_images(title: str, caption: str, images: Tensor, texts: Sequence[str]) 
     side = images.shape[-1]
     scale, gap, top = max(1, round(IMAGE_SIDE / side)), side // 8, side // 3
     tiles = 0.95 * (1 - images.float()) if images.shape[1] == 1 else images.float()  # grey images as ink on paper
-    num_missing = -len(tiles) % NUM_COLUMNS or NUM_COLUMNS * (len(tiles) == 0)
+    num_missing = max(0, NUM_COLUMNS - len(tiles))
     tiles = F.pad(tiles, (gap, gap, top, gap, 0, 0, 0, num_missing), value=1.0)
-    grid = make_grid(tiles, nrow=NUM_COLUMNS, padding=0).permute(1, 2, 0).numpy()
+    grid = make_grid(tiles, nrow=NUM_COLUMNS, padding=0, pad_value=1.0).permute(1, 2, 0).numpy()
     height, width = scale * grid.shape[0], scale * grid.shape[1]
     figure = Figure(figsize=(width / DPI, (height + HEADER) / DPI), dpi=DPI)
     axes = figure.add_axes((0, 0, 1, height / (height + HEADER)))
