@@ -3,7 +3,6 @@
 import functools
 import json
 import math
-import operator
 import platform
 import time
 from collections.abc import Callable, Mapping
@@ -103,10 +102,10 @@ class MetricsWriter(Callback):
             self.judged_step = trainer.global_step
             metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name[:4] == "val/"}
             name, mode = self.judge if self.judge[0] in metrics else ("val/loss", "min")
-            is_better, worst = (operator.gt, -math.inf) if mode == "max" else (operator.lt, math.inf)
-            scores = [of_epoch.get(name, math.nan) for of_epoch in (metrics, self.best)]
-            score, best = (worst if math.isnan(score) else score for score in scores)
-            if name in metrics and (name not in self.best or is_better(score, best)):
+            sign = 1 if mode == "max" else -1
+            score, best = (sign * of_epoch.get(name, math.nan) for of_epoch in (metrics, self.best))
+            is_better = score > (-math.inf if math.isnan(best) else best)  # as ModelCheckpoint, NaN is the worst score
+            if name in metrics and (name not in self.best or is_better):
                 self.best = {**metrics, "epoch": trainer.current_epoch}
                 self.best_step = self.judged_step
             self.best |= {name: value for name, value in metrics.items() if name == HPARAMS_METRIC}
