@@ -81,8 +81,10 @@ def format_duration(seconds: float) -> str:
     return f"{seconds:.3g} s" if seconds < 60 else str(timedelta(seconds=round(seconds)))
 
 
-def format_score(name: str, score: float) -> str:
-    """Format a metric: accuracies and F1 scores in per cent."""
+def format_score(name: str, score: float | None) -> str:
+    """Format a metric: accuracies and F1 scores in per cent; null is a number that is not finite."""
+    if score is None:
+        return "nan"
     return f"{100 * score:.2f} %" if name.endswith(("acc", "f1", "acc_best")) else format_value(float(score))
 
 

@@ -128,7 +128,7 @@ def test_run_directory_that_is_deleted_ends_the_run(
     batch: int, flag: str, fails: Callable[..., str], tmp_path: Path
 ) -> None:
     deleted = callback("test_machine.Shell", batch=batch, command="rm -r run")
-    assert "run is gone" in fails("fit", *SMALL, "--run_dir=run", flag, deleted, code=1)
+    assert "run was deleted" in fails("fit", *SMALL, "--run_dir=run", flag, deleted, code=1)
     assert not (tmp_path / "run").exists()
 
 

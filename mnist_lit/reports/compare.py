@@ -34,7 +34,7 @@ def compare(args: Sequence[str]) -> None:
     if len(paths) < 2:
         raise UsageError(f"compare needs two different runs or more\n{USAGE}")
     runs = [read_run(path) for path in paths.values()]
-    configs = [{key: format_value(value) for key, value in flag_names(config).items()} for config, _ in runs]
+    configs = [{key: _format_exactly(value) for key, value in flag_names(config).items()} for config, _ in runs]
     results = [{name: _format(name, metrics[name]) for name in RESULTS if name in metrics} for _, metrics in runs]
     names = [name for name in RESULTS if any(name in result for result in results)]
     keys = dict.fromkeys(key for config in configs for key in config)
@@ -43,6 +43,10 @@ def compare(args: Sequence[str]) -> None:
     rows += [[name, *(result.get(name, ABSENT) for result in results)] for name in names]
     rows += [[key, *(config.get(key, ABSENT) for config in configs)] for key in differing]
     print(format_table(rows))
+
+
+def _format_exactly(value: object) -> str:
+    return str(value) if isinstance(value, float) else format_value(value)
 
 
 def _format(name: str, value: object) -> str:

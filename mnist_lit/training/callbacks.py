@@ -14,6 +14,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from mnist_lit.errors import Stopped, UsageError
 from mnist_lit.signals import handle_signals
 from mnist_lit.training.checkpoints import BEST, LAST
+from mnist_lit.training.metrics import best_mode
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -22,18 +23,18 @@ class BestCheckpoint(ModelCheckpoint):
     Args:
         enabled: Whether a run keeps checkpoints.
         monitor: Metric of training or validation that selects the best epoch; null keeps the last epoch.
-        mode: Whether a higher (`max`) or a lower (`min`) value is better.
+        mode: Whether a higher (`max`) or a lower (`min`) value is better; null is `min` for a loss, else `max`.
     """
 
     def __init__(
-        self, enabled: bool = True, monitor: str | None = "val/acc", mode: Literal["min", "max"] = "max"
+        self, enabled: bool = True, monitor: str | None = "val/acc", mode: Literal["min", "max"] | None = None
     ) -> None:
         # By default, that of several validations in an epoch, of which the first knows no metric of training.
         at_end_of_epoch = True if monitor is not None and monitor.startswith("train/") else None
         super().__init__(
             filename=Path(BEST).stem,
             monitor=monitor,
-            mode=mode,
+            mode=mode or best_mode(monitor),
             enable_version_counter=False,
             save_on_train_epoch_end=at_end_of_epoch,
         )
@@ -63,12 +64,14 @@ class LastCheckpoint(Checkpoint):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.state.fn != TrainerFn.FITTING:
             return
+        if "loops" not in checkpoint:
+            raise UsageError("ckpt_path: it holds weights only\nstart a new run from them with --init_from")
         loop = checkpoint["loops"]["fit_loop"]
         batches, epochs = loop["epoch_loop.batch_progress"], loop["epoch_progress"]
         for name, num_begun in (("max_epochs", epochs["current"]["started"]), ("max_steps", checkpoint["global_step"])):
             if 0 <= (limit := getattr(trainer, name)) < num_begun:
                 raise UsageError(
-                    f"trainer.{name} is {limit}, but the checkpoint is from number {num_begun:,}\n"
+                    f"trainer.{name} is {limit:,}, but the checkpoint has begun number {num_begun:,}\n"
                     f"give more, for example --trainer.{name} {2 * num_begun}"
                 )
         # Lightning counts an epoch as processed that `max_steps` or `max_time` has ended before its last batch.
@@ -143,7 +146,7 @@ class EarlyStop(EarlyStopping):
     Args:
         enabled: Whether runs are stopped early.
         monitor: Any metric of training or validation.
-        mode: Whether a higher (`max`) or a lower (`min`) value is better.
+        mode: Whether a higher (`max`) or a lower (`min`) value is better; null is `min` for a loss, else `max`.
         patience: Validations without improvement, 1 or more, after which the run stops.
         min_delta: Smallest change that counts as an improvement, 0 or more.
     """
@@ -152,14 +155,14 @@ class EarlyStop(EarlyStopping):
         self,
         enabled: bool = False,
         monitor: str = "val/loss",
-        mode: Literal["min", "max"] = "min",
+        mode: Literal["min", "max"] | None = None,
         patience: PositiveInt = 5,
         min_delta: NonNegativeFloat = 0.0,
     ) -> None:
         # The checkpoint holds these numbers as plain data: no types of the parser's.
         super().__init__(
             monitor=monitor,
-            mode=mode,
+            mode=mode or best_mode(monitor),
             patience=int(patience),
             min_delta=float(min_delta),
             check_on_train_epoch_end=True if monitor.startswith("train/") else None,

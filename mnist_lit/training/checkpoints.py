@@ -168,6 +168,8 @@ def _download(url: str) -> Path:
     address, _, digest = url.partition("#sha256=")
     if PLAIN_HTTP.match(address) and not digest:
         raise UsageError(f"{url} could be exchanged on its way\nuse https://, or add its digest: http://…#sha256=…")
+    if digest and not re.fullmatch("[0-9a-f]{64}", digest.lower()):
+        raise UsageError(f"{url}: a digest of SHA-256 has 64 hexadecimal digits")
     folder = Path(tempfile.mkdtemp(prefix="mnist_lit-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     file = folder / "downloaded.ckpt"

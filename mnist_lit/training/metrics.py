@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -26,6 +26,11 @@ ALWAYS = ("model.lr", "model.channels", "data.batch_size", "trainer.max_epochs")
 HPARAMS_METRIC = "val/acc_best"
 
 
+def best_mode(monitor: str | None) -> Literal["min", "max"]:
+    """Choose whether less or more of a metric is better, where no configuration says it."""
+    return "min" if monitor is not None and monitor.endswith("loss") else "max"
+
+
 class MetricsWriter(Callback):
     """Write `metrics.json`, and give every logger the hyper-parameters.
 
@@ -36,7 +41,8 @@ class MetricsWriter(Callback):
     def __init__(self, run_dir: Path, config: dict[str, Any], defaults: Callable[[], Any], *, resumes: bool) -> None:
         self.file = run_dir / "metrics.json"
         self.config, self.defaults, self.resumes = config, defaults, resumes
-        self.judge = [config["checkpoint"]["monitor"], config["checkpoint"]["mode"]]
+        monitor, mode = config["checkpoint"]["monitor"], config["checkpoint"]["mode"]
+        self.judge = [monitor, mode or best_mode(monitor)]
         self.best: dict[str, float] = {}
         self.best_step = self.judged_step = -1
         self.seconds, self.num_images = 0.0, 0  # until the last batch or validation has ended
@@ -125,7 +131,10 @@ class MetricsWriter(Callback):
         self._write({**recorded, **metrics})
 
     def _write(self, metrics: dict[str, Any]) -> None:
-        write_text(self.file, json.dumps(metrics, indent=2) + "\n")
+        # JSON has no number for NaN and infinity.
+        is_number = {name: not isinstance(value, float) or math.isfinite(value) for name, value in metrics.items()}
+        values = {name: value if is_number[name] else None for name, value in metrics.items()}
+        write_text(self.file, json.dumps(values, indent=2) + "\n")
 
     def _facts(self, trainer: Trainer) -> dict[str, Any]:
         return {
