@@ -46,7 +46,7 @@ def seen(cli: Any) -> Seen:
 # Checkpoints
 
 
-@pytest.mark.parametrize(("mode", "epoch"), [("min", 2), ("max", 0)])
+@pytest.mark.parametrize(("mode", "epoch"), [("min", 2), ("max", 0), ("null", 2)])
 def test_monitor_and_mode_decide_which_is_best(mode: str, epoch: int, fit: Fit) -> None:
     flags = ("--checkpoint.monitor=val/loss", f"--checkpoint.mode={mode}", "--trainer.max_epochs=3", "--run_dir=run")
     fit("--model.lr=0.001", *flags)

@@ -1,6 +1,7 @@
 """The metrics of a run: metrics.json, TensorBoard's curves, hyper-parameters and graph, CSV, MLflow, other loggers."""
 
 import json
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -50,6 +51,15 @@ def test_curves_have_every_scalar_of_the_contract_and_no_other(logs: Path) -> No
     assert all([step for step, _ in first[tag]] == [9, 19] for tag in SCALARS)
     assert [step for step, _ in first["lr"]] == [0, 5, 10, 15]
     assert [lr for _, lr in first["lr"]] == pytest.approx([0.01] * 4)
+
+
+def test_metrics_that_are_not_finite_are_null(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["fit", *SMALL, "--model.lr=1e30", "--run_dir=run"])
+    record = json.loads(Path("run/metrics.json").read_text(), parse_constant=pytest.fail)
+    assert record["val/loss"] is None
+    with pytest.raises(SystemExit, match="0"):
+        main(["compare", "run", str(shutil.copytree("run", "copy"))])
+    assert "nan" in capsys.readouterr().out
 
 
 def test_metrics_file_has_the_values_of_the_curves_and_the_facts_of_the_run(logs: Path) -> None:

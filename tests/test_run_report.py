@@ -126,7 +126,9 @@ def test_table_shows_metrics_and_what_differs(folder: Path, capsys: Capsys) -> N
     (folder / "killed").mkdir()
     shutil.copy(folder / "adam" / "config.yaml", folder / "killed")
     with (folder / "killed" / "config.yaml").open("a") as config:
-        config.write('novelty: 3\nb: "<b>\\u001b[31m"\n')
+        config.write('novelty: 0.0123456\nb: "<b>\\u001b[31m"\n')
+    with (trial / "config.yaml").open("a") as config:
+        config.write("novelty: 0.0123457\n")
 
     with pytest.raises(SystemExit, match="0"):
         main(["compare", "logs/adam", "logs/sgd", str(trial), "logs/killed"])
@@ -139,7 +141,7 @@ def test_table_shows_metrics_and_what_differs(folder: Path, capsys: Capsys) -> N
     assert table["model.optimizer"][:2] == ["torch.optim.AdamW", "torch.optim.SGD"]
     assert table["model.optimizer.weight_decay"][:2] == ["0.05", "0"]
     assert table["model.optimizer.momentum"][:2] == [ABSENT, "0.9"]
-    assert (table["novelty"][2:], table["b"][2:]) == ([ABSENT, "3"], [ABSENT, "<b>\\x1b[31m"])
+    assert (table["novelty"][2:], table["b"][2:]) == (["0.0123457", "0.0123456"], [ABSENT, "<b>\\x1b[31m"])
     assert not {"model.lr", "data.dataset"} & set(table)
 
 

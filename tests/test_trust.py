@@ -218,7 +218,8 @@ def test_damaged_tensors_and_states_end_a_fit_before_it_has_begun(
 URLS = [
     ("{served}/missing", 1),
     ("{served}/page.ckpt", 2),
-    ("{served}/page.ckpt#sha256=00", 1),
+    ("{served}/page.ckpt#sha256=" + 64 * "0", 1),
+    ("{served}/good.ckpt#sha256=a", 2),  # any file has one in sixteen digits
     ("http://example.invalid/a.ckpt", 2),  # anyone could exchange it on its way
     ("https://[::1/x", 1),
 ]

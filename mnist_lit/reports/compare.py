@@ -46,8 +46,8 @@ def compare(args: Sequence[str]) -> None:
 
 
 def _format_exactly(value: object) -> str:
-    return str(value) if isinstance(value, float) else format_value(value)
+    return f"{value:.12g}" if isinstance(value, float) else format_value(value)
 
 
 def _format(name: str, value: object) -> str:
-    return format_score(name, value) if isinstance(value, int | float) else format_value(value)
+    return format_score(name, value) if isinstance(value, int | float | None) else format_value(value)

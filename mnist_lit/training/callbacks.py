@@ -64,8 +64,6 @@ class LastCheckpoint(Checkpoint):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.state.fn != TrainerFn.FITTING:
             return
-        if "loops" not in checkpoint:
-            raise UsageError("ckpt_path: it holds weights only\nstart a new run from them with --init_from")
         loop = checkpoint["loops"]["fit_loop"]
         batches, epochs = loop["epoch_loop.batch_progress"], loop["epoch_progress"]
         for name, num_begun in (("max_epochs", epochs["current"]["started"]), ("max_steps", checkpoint["global_step"])):
