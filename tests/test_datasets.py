@@ -13,9 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import SMALL
 
-from mnist_lit import main
 from mnist_lit.data.datasets import DATASETS
 from mnist_lit.errors import MNISTLitError
 
@@ -234,43 +232,3 @@ def test_digits_have_the_form_of_mnist_and_a_fixed_stratified_test_split(tmp_pat
     assert images[:, 4:24, 4:24].sum() == images.sum()  # the border is empty
     as_sets = [{image.numpy().tobytes() for image in images} for images in (train, test)]
     assert not as_sets[0] & as_sets[1]
-
-
-# EMNIST
-
-
-@pytest.fixture
-def emnist(tmp_path: Path) -> Path:
-    """Small files of its letters: an image of label n, 1 to 26, has a bright pixel in column n of its third row."""
-    raw = tmp_path / "EMNIST" / "raw"
-    raw.mkdir(parents=True)
-    for split, num in (("train", 104), ("test", 26)):
-        labels = torch.arange(num) % 26 + 1
-        images = torch.zeros(num, 28, 28)
-        images[torch.arange(num), labels, 3] = 255  # the files have rows and columns exchanged
-        (raw / f"emnist-letters-{split}-images-idx3-ubyte").write_bytes(idx(images))
-        (raw / f"emnist-letters-{split}-labels-idx1-ubyte").write_bytes(idx(labels))
-    return raw
-
-
-def test_letters_of_emnist_are_upright_and_begin_with_0(emnist: Path) -> None:
-    flags = [*SMALL, f"--data.data_dir={emnist.parents[1]}", "--data.dataset=emnist_letters", "--data.val_size=26"]
-    cli = main(["fit", *flags, "--test_after_fit=true"])
-    assert (cli.model.num_classes, cli.datamodule.class_names[:2]) == (26, ("a", "b"))
-    test = cli.datamodule.splits["test"]
-    assert test.labels.tolist() == list(range(26))
-    assert test.images[:, 3].argmax(dim=1).tolist() == list(range(1, 27))
-
-
-def test_missing_and_damaged_files_of_emnist_are_named(emnist: Path, tmp_path: Path, fails: Any) -> None:
-    file = emnist / "emnist-letters-train-labels-idx1-ubyte"
-    fit = ["fit", *SMALL, f"--data.data_dir={tmp_path}", "--data.dataset=emnist_letters", "--data.val_size=26"]
-    content = file.read_bytes()
-    for damaged in (b"", b"<html>", content[:-1], content[:8] + bytes(104)):
-        file.write_bytes(damaged)
-        assert "EMNIST" in fails(*fit, code=1)
-    file.unlink()
-    error = fails(*fit, code=1)
-    assert str(emnist) in error
-    assert "EMNIST(" in error
-    assert not Path("logs").exists()

@@ -35,9 +35,9 @@ class MNISTDataModule(LightningDataModule):
 
     Args:
         data_dir: Folder of the data sets, laid out like torchvision's; default `$MNIST_LIT_DATA`, else `data`.
-        dataset: Name of the data set: `mnist`, `fashion_mnist`, `kmnist`, `emnist_letters`; `digits`, which are bundled
-            with scikit-learn and need no download; `folder`, images in `train/CLASS` and `test/CLASS` below `data_dir`,
-            in two classes or more; or one that a project has added to `DATASETS`.
+        dataset: Name of the data set: `mnist`, `fashion_mnist`, `kmnist`; `digits`, which are bundled with scikit-learn
+            and need no download; `folder`, images in `train/CLASS` and `test/CLASS` below `data_dir`, in two classes or
+            more; or one that a project has added to `DATASETS`.
         batch_size: Images in a training batch, 1 or more (on each device).
         eval_batch_size: Images in a validation, test or prediction batch, 1 or more (on each device).
         val_size: Images of the training set, 0 or more, that are held out for validation: a stratified choice that
@@ -50,7 +50,7 @@ class MNISTDataModule(LightningDataModule):
         num_workers: Processes that gather batches, 0 or more. The data is in memory: 0 is the fastest.
         pin_memory: Whether batches are in pinned (page-locked) memory, for faster copies to a GPU.
         resident: Whether the whole data set is kept on the training device; needs `num_workers: 0`.
-        download: Whether missing or damaged files are downloaded and verified by checksum (not those of EMNIST).
+        download: Whether missing or damaged files are downloaded and verified by checksum.
         mirrors: URLs of folders to download from, tried in this order; default those of the data set.
         timeout: Seconds without an answer, above 0, after which the next mirror is tried.
         predict_paths: Images for `predict` instead of the test split: image files, folders of them, or patterns in

@@ -17,7 +17,6 @@ from torch.utils.data import Dataset
 from torchvision import datasets  # type: ignore[import-untyped]
 
 from mnist_lit.data.mnist_files import MNISTFiles, Split
-from mnist_lit.errors import MNISTLitError
 
 Batch: TypeAlias = tuple[Tensor, Tensor]
 
@@ -94,26 +93,6 @@ def _load_digits(_: Path, split: Split) -> tuple[Tensor, Tensor]:
     return images[indices], labels[indices]
 
 
-def _load_letters(data_dir: Path, split: Split) -> tuple[Tensor, Tensor]:
-    """Load the letters of EMNIST, which torchvision has downloaded."""
-    code = f"from torchvision.datasets import EMNIST; EMNIST({str(data_dir)!r}, 'letters', download=True)"
-    hint = f'remove what is in {data_dir}/EMNIST/raw, then: python -c "{code}"'
-    try:
-        letters = datasets.EMNIST(data_dir, "letters", train=split == "train")
-    except (AssertionError, OSError, RuntimeError, TypeError, ValueError) as error:
-        raise MNISTLitError(f"EMNIST: there are no intact files of {split}: {error}\n{hint}") from error
-    # Rows and columns are exchanged in the files, and the label of a is 1.
-    images, labels = letters.data.transpose(1, 2).contiguous(), letters.targets - 1
-    if images.shape != (len(labels), 28, 28) or not 0 <= labels.min() <= labels.max() < len(string.ascii_lowercase):
-        raise MNISTLitError(f"EMNIST: the files of {split} do not belong together\n{hint}")
-    return images, labels
-
-
-def _prepare_letters(data_dir: Path, splits: Collection[Split], *_: Any) -> None:
-    for split in splits:
-        _load_letters(data_dir, split)
-
-
 DIGITS = tuple(string.digits)
 MNIST = MNISTFiles(
     datasets.MNIST,
@@ -132,7 +111,6 @@ DATASETS = {
     "mnist": DatasetInfo(DIGITS, MNIST.load, MNIST.prepare),
     "fashion_mnist": DatasetInfo(tuple(datasets.FashionMNIST.classes), FASHION_MNIST.load, FASHION_MNIST.prepare),
     "kmnist": DatasetInfo(tuple(datasets.KMNIST.classes), KMNIST.load, KMNIST.prepare),
-    "emnist_letters": DatasetInfo(tuple(string.ascii_lowercase), _load_letters, _prepare_letters),
     "digits": DatasetInfo(DIGITS, _load_digits),
 }
 
