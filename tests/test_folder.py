@@ -128,6 +128,14 @@ def test_images_of_any_mode_and_size_become_grey_squares(mode: str, images: Path
     assert split.images[0, 10, 9:11].min() > 140
 
 
+@pytest.mark.parametrize("ink", [0, 255])
+def test_ink_is_seen_where_the_ground_is_transparent(ink: int, images: Path) -> None:
+    picture = Image.new("LA", (30, 30))
+    picture.paste((ink, 255), (5, 5, 25, 25))
+    picture.save(images / "test" / "box" / "0.png")
+    assert np.ptp(loaded(images).splits["test"].images[0].numpy()) == 255
+
+
 def test_a_gif_is_an_image_a_file_of_another_type_is_said_and_changed_images_are_read_again(
     images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

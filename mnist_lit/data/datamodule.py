@@ -5,7 +5,7 @@ import itertools
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -20,11 +20,8 @@ from mnist_lit.command_line import DATA_DIR_VARIABLE
 from mnist_lit.data.augment import Augment
 from mnist_lit.data.datasets import DATASETS, Batch, DatasetInfo, DatasetName, ImageDataset, stratified_split
 from mnist_lit.data.folder import ImageFolder, find_classes
+from mnist_lit.data.image_files import Candidate, ImageFile, find_files, load_image_files
 from mnist_lit.errors import UsageError
-
-if TYPE_CHECKING:
-    from mnist_lit.data.digits import Candidate
-    from mnist_lit.data.image_files import ImageFile
 
 # Training split, validation split, and mean and standard deviation of each channel.
 TrainingData: TypeAlias = tuple[ImageDataset, ImageDataset, tuple[list[float], list[float]]]
@@ -120,10 +117,8 @@ class MNISTDataModule(LightningDataModule):
     def fetch(self, *stages: str) -> None:
         """Make sure that the files of these stages (`fit`, `test`, ...) are there: training needs no test files."""
         if self.predict_paths is not None and "predict" in stages:
-            from mnist_lit.data.image_files import find_files  # here, as image libraries take a second
-
             find_files(self.predict_paths)
-            stages = tuple(stage for stage in stages if stage != "predict")
+            return
         splits: set[Any] = {"train" if stage in ("fit", "validate") else "test" for stage in stages}
         self.source.prepare(self.data_dir, splits, self.mirrors, self.download, self.timeout)
         if "train" in splits:
@@ -143,9 +138,7 @@ class MNISTDataModule(LightningDataModule):
         if stage == "validate" and not self.val_size:
             raise UsageError("data.val_size: 0 leaves nothing to validate on\nuse more, or the command test")
         if stage == "predict" and self.predict_paths is not None:
-            from mnist_lit.data.image_files import find_files, load_image_files
-
-            self.image_files = load_image_files(find_files(self.predict_paths), self.convert)
+            self.image_files = list(load_image_files(find_files(self.predict_paths), self.convert))
             digits = [torch.from_numpy(found.digit) for file in self.image_files for found in file.candidates]
             shape = (0, self.in_channels, self.image_size, self.image_size)
             images = torch.stack(digits) if digits else torch.empty(shape, dtype=torch.uint8)
@@ -156,11 +149,11 @@ class MNISTDataModule(LightningDataModule):
             device = self.trainer.strategy.root_device
             self.splits = {name: split.to(device) for name, split in self.splits.items()}
 
-    def convert(self, image: Image.Image) -> "list[Candidate]":
+    def convert(self, image: Image.Image) -> list[Candidate]:
         """Convert any picture to candidates for the network's input; none if there is no digit in it."""
-        from mnist_lit.data.digits import Candidate, extract_candidates  # here, as image libraries take a second
-
         if self.source.convert is None:
+            from mnist_lit.data.digits import extract_candidates  # here, as image libraries take a second
+
             return extract_candidates(image)
         pixels = self.source.convert(image)
         return [] if pixels is None else [Candidate(pixels)]
@@ -263,15 +256,10 @@ def _load_training_data(
 ) -> TrainingData:
     """Load the training and the validation split, and mean and standard deviation of each channel of the former."""
     images, labels = source.load(data_dir, "train")
-    if val_size >= len(labels):
-        raise UsageError(
-            f"data.val_size {val_size} leaves none of the {len(labels)} images to train on\n"
-            f"use less, for example --data.val_size {len(labels) // 6}"
-        )
     pixels = images if images.ndim == 4 else images.unsqueeze(1)
     if pixels.shape[1] != in_channels:
         raise UsageError(f"data.in_channels {in_channels}: the images have {pixels.shape[1]}\nuse that number")
-    train, val = (ImageDataset(images, labels, indices) for indices in stratified_split(labels, val_size))
+    train, val = (ImageDataset(images, labels, part) for part in stratified_split(labels, val_size, "data.val_size"))
     counts = torch.zeros(in_channels, 256, dtype=torch.double)
     for indices in torch.split(train.indices, 1000):  # a copy of all would need as much memory again
         counts += torch.stack([part.flatten().bincount(minlength=256) for part in pixels[indices].unbind(dim=1)])

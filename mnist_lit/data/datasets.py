@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 from torchvision import datasets  # type: ignore[import-untyped]
 
 from mnist_lit.data.mnist_files import MNISTFiles, Split
+from mnist_lit.errors import UsageError
 
 Batch: TypeAlias = tuple[Tensor, Tensor]
 
@@ -65,13 +66,21 @@ class ImageDataset(Dataset[Batch]):
         return ImageDataset(self.images.to(device), self.labels.to(device), self.indices.to(device))
 
 
-def stratified_split(labels: Tensor, num_held_out: int) -> tuple[Tensor, Tensor]:
+def stratified_split(labels: Tensor, num_held_out: int, key: str = "num_held_out") -> tuple[Tensor, Tensor]:
     """Split (n,) labels in two with equal shares of each class; the same labels are always split alike.
 
     Returns:
-        The sorted int64 indices of the kept and of the `num_held_out`, 0 to n, held-out images.
+        The sorted int64 indices of the kept and of the `num_held_out` images.
+
+    Raises:
+        UsageError: If none is kept; the message names the `key` that has the number.
     """
     num = len(labels)
+    if num_held_out >= num:
+        raise UsageError(
+            f"{key} {num_held_out} leaves none of the {num} images to train on\n"
+            f"use less, for example --{key} {num // 6}"
+        )
     order = torch.randperm(num, generator=torch.Generator().manual_seed(0))
     by_class = order[labels[order].argsort(stable=True)]
     is_held_out = torch.zeros(num, dtype=torch.bool)

@@ -2,9 +2,7 @@
 
 import os
 import sys
-import warnings
 from collections.abc import Collection
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset  # type: ignore[import-untyped]
-from tqdm import tqdm
 
 from mnist_lit.data.datasets import stratified_split
+from mnist_lit.data.image_files import Candidate, load_image_files, upright
 from mnist_lit.data.mnist_files import Split
 from mnist_lit.errors import UsageError
 
@@ -73,42 +71,21 @@ class ImageFolder:
         if size > 0.8 * memory:
             raise UsageError(f"they do not fit into {memory / 1e9:,.0f} GB of memory\nmake data.image_size smaller")
         images, damaged = torch.empty(shape, dtype=torch.uint8), []
-        with warnings.catch_warnings(action="ignore"), ThreadPoolExecutor() as pool:  # Pillow decodes in parallel
-            loading = zip(files, pool.map(self._open, (path for path, _ in files)), strict=True)
-            for index, ((path, _), pixels) in enumerate(
-                tqdm(loading, "Loading", len(files), unit="image", delay=2, leave=False, disable=None)
-            ):
-                if pixels is None:
-                    damaged.append(path)
-                else:
-                    images[index] = torch.from_numpy(pixels)
+        paths = [Path(path) for path, _ in files]
+        for index, file in enumerate(load_image_files(paths, lambda image: [Candidate(self.convert(image))])):
+            if file.problem:
+                damaged.append(str(file.file))
+            else:
+                images[index] = torch.from_numpy(file.candidates[0].digit)
         if damaged:
             raise UsageError(f"no intact images: {_join(damaged)}\nremove or replace them")
         return images, torch.tensor([label for _, label in files])
 
     def convert(self, image: Image.Image) -> NDArray[np.uint8]:
         """Convert any picture to an image of the data set, of shape (h, w) or, in colour, (3, h, w)."""
-        mode, size = "RGB" if self.in_channels == 3 else "L", (self.image_size, self.image_size)
-        image.draft(mode, (2 * self.image_size, 2 * self.image_size))  # a JPEG can be decoded at a smaller size
-        image = ImageOps.exif_transpose(image)
-        if image.mode.startswith(("I", "F")):  # more than eight bits, of which an unknown part is used
-            values = np.nan_to_num(np.asarray(image, dtype=np.float32))
-            values = 255 * (values - values.min()) / max(float(np.ptp(values)), 1e-6)
-            image = Image.fromarray(values.astype(np.uint8))
-        if image.has_transparency_data:
-            paper = Image.new("RGBA", image.size, "white")
-            image = Image.alpha_composite(paper, image.convert("RGBA"))
-        pixels = np.array(ImageOps.pad(image.convert(mode), size))
+        image = upright(image, "RGB" if self.in_channels == 3 else "L", 2 * self.image_size)
+        pixels = np.array(ImageOps.pad(image, (self.image_size, self.image_size)))
         return pixels if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-
-    def _open(self, path: str) -> NDArray[np.uint8] | None:
-        if not Path(path).is_file():
-            return None  # opening a pipe would block
-        try:
-            with Image.open(path) as image:
-                return self.convert(image)
-        except Exception:  # Pillow's decoders raise errors of many kinds
-            return None
 
     def _find(self, data_dir: Path, split: Split) -> list[tuple[str, int]]:
         """List path and label of each image of a split."""
@@ -118,9 +95,8 @@ class ImageFolder:
         if not self.test_size:
             raise UsageError(f"there is no {folder}\nmake it, or hold out images of train: --data.test_size NUMBER")
         files = self._list(data_dir / "train")
-        if self.test_size >= len(files):
-            raise UsageError(f"data.test_size {self.test_size} leaves none of {len(files)} images\nuse less")
-        train, test = stratified_split(torch.tensor([label for _, label in files]), self.test_size)
+        labels = torch.tensor([label for _, label in files])
+        train, test = stratified_split(labels, self.test_size, "data.test_size")
         return [files[index] for index in (train if split == "train" else test).tolist()]
 
     def _list(self, folder: Path) -> list[tuple[str, int]]:

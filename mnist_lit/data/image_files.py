@@ -1,20 +1,34 @@
-"""Image files for predictions: found by path, folder or pattern, and what may be the digit in each."""
+"""Image files of any kind: found, opened, and converted to upright images of eight bits."""
 
 import glob
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
-from mnist_lit.data.digits import Candidate, to_colors
 from mnist_lit.errors import UsageError
 
-Convert = Callable[[Image.Image], Sequence[Candidate]]
+
+class Candidate(NamedTuple):
+    """Hold what may be the digit of an image.
+
+    Attributes:
+        digit: Shape (28, 28), bright on black; of images from folders, any shape of theirs.
+        prior: How likely it is, 1 at most, before the network has seen it.
+        box: Where it is in the image: top, left, bottom, right.
+    """
+
+    digit: NDArray[np.uint8]
+    prior: float = 1
+    box: Sequence[float] = (0, 0, 28, 28)
 
 
 @dataclass(frozen=True)
@@ -53,29 +67,51 @@ def _expand(path: str) -> list[Path]:
     return sorted(file for file in files if file.exists() and not file.is_dir())
 
 
-def load_image_files(files: Sequence[Path], convert: Convert) -> list[ImageFile]:
-    """Convert each file to a network's input, with a progress bar if that takes long."""
-    return [
-        _load(file, convert) for file in tqdm(files, desc="Reading", unit="image", delay=2, leave=False, disable=None)
-    ]
+def load_image_files(
+    files: Sequence[Path], convert: Callable[[Image.Image], Sequence[Candidate]]
+) -> Iterator[ImageFile]:
+    """Convert each file in threads, with a progress bar if that takes long."""
+
+    def load(file: Path) -> ImageFile:
+        if not file.is_file():
+            return ImageFile(file, problem="it is no file")  # opening a pipe would block
+        try:
+            with Image.open(file) as image:
+                return ImageFile(file, convert(image), getattr(image, "n_frames", 1))
+        except UnidentifiedImageError:
+            return ImageFile(file, problem="it is no image")
+        except Exception as error:  # Pillow's decoders raise errors of many kinds
+            return ImageFile(file, problem=str(error) or type(error).__name__)
+
+    # Pillow opens the files that it warns of, too.
+    with warnings.catch_warnings(action="ignore"), ThreadPoolExecutor() as pool:
+        loaded = pool.map(load, files)
+        yield from tqdm(loaded, "Reading", len(files), unit="image", delay=2, leave=False, disable=None)
 
 
-def _load(file: Path, convert: Convert) -> ImageFile:
-    if not file.is_file():
-        return ImageFile(file, problem="it is no file")  # opening a pipe would block
-    try:
-        # Pillow opens the files that it warns of, too.
-        with warnings.catch_warnings(action="ignore"), Image.open(file) as image:
-            return ImageFile(file, convert(image), getattr(image, "n_frames", 1))
-    except UnidentifiedImageError:
-        return ImageFile(file, problem="it is no image")
-    except Exception as error:  # Pillow's decoders raise errors of many kinds
-        return ImageFile(file, problem=str(error) or type(error).__name__)
+def upright(image: Image.Image, mode: str, side: int) -> Image.Image:
+    """Convert an image of any mode to upright `L` or `RGB`; what is transparent becomes a background of contrast.
+
+    A JPEG may be decoded at a smaller size, at least `side`.
+    """
+    image.draft(mode, (side, side))
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith(("I", "F")):  # more than eight bits, of which an unknown part is used
+        values = np.nan_to_num(np.asarray(image, dtype=np.float32))
+        low, high = np.percentile(values, (0.02, 99.98))  # single pixels may be broken
+        values = np.clip((values - low) / max(high - low, 1e-6), 0, 1)
+        image = Image.fromarray(np.round(255 * values).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        alpha = np.asarray(image.getchannel("A"), dtype=np.float64)
+        is_dark = (np.asarray(image.convert("L")) * alpha).sum() <= 128 * alpha.sum()
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white" if is_dark else "black"), image)
+    return image.convert(mode)
 
 
 def thumbnail(file: Path, side: int) -> Image.Image:
     """Open an image in colours, upright and not larger than `side` pixels."""
     with warnings.catch_warnings(action="ignore"), Image.open(file) as image:
-        upright = Image.fromarray((255 * to_colors(image)).astype(np.uint8))
-    upright.thumbnail((side, side))
-    return upright
+        small = upright(image, "RGB", side)
+    small.thumbnail((side, side))
+    return small

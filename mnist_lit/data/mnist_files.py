@@ -78,17 +78,15 @@ class MNISTFiles:
         return None
 
     def _download(self, folder: Path, name: str, mirrors: Sequence[str], timeout: float) -> None:
-        md5, failures = dict(self.torchvision_class.resources)[f"{name}.gz"], []
+        md5 = None if self.sha256 else dict(self.torchvision_class.resources)[f"{name}.gz"]
+        failures = []
         for url in (f"{mirror.rstrip('/')}/{name}.gz" for mirror in mirrors):
             try:
                 with urlopen(url, timeout=timeout) as response:
                     content = bytearray(response.read(MAX_BYTES))
-                _parse(content, name, self.sha256.get(name))
+                _parse(content, name, self.sha256.get(name), md5)
             except (OSError, HTTPException, ValueError) as error:
                 failures.append(f"{url} ({' '.join(str(error).split())})")
-                continue
-            if not self.sha256 and hashlib.md5(content).hexdigest() != md5:
-                failures.append(f"{url} (wrong checksum)")
                 continue
             for damaged in filter(Path.exists, (folder / name, folder / f"{name}.gz")):
                 print(f"{damaged} is damaged: renamed to {damaged.name}.damaged", file=sys.stderr)
@@ -109,14 +107,13 @@ class MNISTFiles:
 
 @lru_cache(maxsize=4)  # all files of a data set: parsed once to be verified and used
 def _read(path: Path, name: str, sha256: str | None) -> Tensor:
-    content = bytearray(path.stat().st_size)
-    with path.open("rb") as file:
-        file.readinto(content)  # into the memory of the images, which are not copied
-    return _parse(content, name, sha256)
+    return _parse(bytearray(path.read_bytes()), name, sha256)
 
 
-def _parse(content: bytearray, name: str, sha256: str | None) -> Tensor:
-    """Parse the content of a file, raw or compressed; raise ValueError if it is damaged."""
+def _parse(content: bytearray, name: str, sha256: str | None, md5: str | None = None) -> Tensor:
+    """Parse the content of a file, raw or, with an MD5, compressed; raise ValueError if it is damaged."""
+    if md5 and hashlib.md5(content).hexdigest() != md5:
+        raise ValueError("wrong checksum")
     shape = (SHAPES["train"] | SHAPES["test"])[name]
     header = struct.pack(f">HBB{len(shape)}I", 0, 8, len(shape), *shape)  # 8 is the code of unsigned bytes
     size = len(header) + math.prod(shape)
