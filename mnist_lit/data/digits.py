@@ -29,7 +29,7 @@ def extract_candidates(image: Image.Image) -> list[Candidate]:
     """Find what may be the digit of an image of any size, mode and polarity; nothing if there is no ink."""
     image = upright(image, "RGB", MAX_SIDE)
     if _is_mnist(image):
-        return [Candidate(np.asarray(image)[..., 0])]
+        return [Candidate(np.array(image.convert("L")))]
     found = list(find_digits(image))
     candidates = []
     for each in found:
@@ -80,7 +80,8 @@ def choose(candidates: Sequence[Candidate], confidences: Sequence[float]) -> tup
     for index in order[1:]:
         box = candidates[index].box
         is_similar = 0.5 < (box[2] - box[0]) / (boxes[0][2] - boxes[0][0]) < 2
-        if confidences[index] > 0.9 and is_similar and not any(_overlap(box, other) for other in boxes):
+        is_likely = scores[index] > 0.5 * scores[order[0]]
+        if is_likely and is_similar and not any(_overlap(box, other) for other in boxes):
             boxes.append(box)
     if len(boxes) == 1:
         return order[0], ""

@@ -15,7 +15,7 @@ Mask = NDArray[np.bool_]
 Region: TypeAlias = Any  # skimage's RegionProperties
 
 SIDE = 280  # longer side of what digits are searched in
-MAX_STROKE_WIDTH = 90  # of a thick brush; wider is background
+MAX_STROKE_WIDTH = 75  # of a thick brush; wider is background
 MIN_CONTRAST = 0.02
 EDGE_WIDTH = 4  # within which sharp ink ends
 SHARP = 0.3  # share of the contrast that is reached within the width of an edge
@@ -49,10 +49,10 @@ def find_digits(image: Image.Image) -> Iterator[Found]:
         outside = ~np.asarray(Image.fromarray(inside).resize(part.size, Image.Resampling.NEAREST))
         nearest = ndimage.distance_transform_edt(outside, return_distances=False, return_indices=True)
         colors = (np.asarray(part, dtype=np.float32) / 255)[tuple(nearest)]
-        for plane, gray in enumerate(_planes(colors)):
+        for plane, (gray, prior) in enumerate(_planes(colors)):
             for region, likelihood in _segment(gray, max(EDGE_WIDTH, round(1 / scale))):
                 edges = scale * np.array(region.bbox) + (top, left, top, left)
-                yield Found(region, edges.tolist(), plane, likelihood)
+                yield Found(region, edges.tolist(), plane, prior * likelihood)
 
 
 def _find_regions(image: Image.Image) -> Iterator[tuple[tuple[float, ...], Mask]]:
@@ -69,12 +69,16 @@ def _find_regions(image: Image.Image) -> Iterator[tuple[tuple[float, ...], Mask]
                     yield (left, top, right, bottom), inside
 
 
-def _planes(colors: Gray) -> list[Gray]:
-    """List images in which ink may be dark: brightness, its inverse, difference of colour."""
+def _planes(colors: Gray) -> Iterator[tuple[Gray, float]]:
+    """List images in which ink may be dark, with their priors: brightness, its inverse, difference of colour."""
     gray = colors @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
-    if np.percentile(np.ptp(colors, axis=2), 99) <= 0.1:
-        return [gray, 1 - gray]
-    return [gray, 1 - gray, 1 - np.linalg.norm(colors - np.median(colors, axis=(0, 1)), axis=2) / 3**0.5]
+    # The strongest deviations from the local mean are those of ink.
+    deviation = gray - ndimage.gaussian_filter(gray, SIDE / 10, mode="nearest")
+    is_dark = (deviation**3).sum() <= 0
+    yield gray, 1 if is_dark else 0.5
+    yield 1 - gray, 0.5 if is_dark else 1
+    if np.percentile(np.ptp(colors, axis=2), 99) > 0.1:
+        yield 1 - np.linalg.norm(colors - np.median(colors, axis=(0, 1)), axis=2) / 3**0.5, 1
 
 
 def fit(image: Image.Image, side: int, kernel: Image.Resampling = Image.Resampling.BICUBIC) -> Image.Image:
@@ -137,12 +141,12 @@ def _remove_lines(mask: Mask) -> Mask:
 
 
 def _likely_components(mask: Mask) -> Iterator[tuple[Mask, float]]:
-    """List the largest connected components: each with those close to it that are no specks, and each alone."""
+    """List the likely connected components: each with those close to it that are no specks, and each alone."""
     components = label(mask)
     regions = [region for region in regionprops(components) if region.area >= MIN_AREA]
-    regions.sort(key=lambda region: region.area, reverse=True)
-    for main in regions[:MAX_COMPONENTS]:
-        likelihood = (main.area / regions[0].area) ** 0.5
+    likelihoods = {region.label: _likelihood(region, mask.shape) for region in regions}
+    for main in sorted(regions, key=lambda region: -likelihoods[region.label])[:MAX_COMPONENTS]:
+        likelihood = (likelihoods[main.label] / max(likelihoods.values())) ** 0.5
         if likelihood < 0.1 or _is_flat(main) or stroke_width(main.image) > 0.4 * max(main.image.shape):
             continue
         alone = components == main.label
@@ -163,6 +167,12 @@ def _likely_components(mask: Mask) -> Iterator[tuple[Mask, float]]:
 
 def _is_flat(region: Region) -> bool:
     return bool(region.image.shape[0] < 0.3 * region.image.shape[1])
+
+
+def _likelihood(region: Region, shape: tuple[int, ...]) -> float:
+    """Prefer components that are large and near the centre of the image."""
+    off_center = abs(np.add(region.bbox[:2], region.bbox[2:]) / shape - 1) / 2
+    return float(region.area * (1 - off_center).prod())
 
 
 def stroke_width(digit: Mask) -> float:
