@@ -8,11 +8,10 @@ import optuna
 from lightning.pytorch import Callback, LightningModule, Trainer
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 
-from mnist_lit.errors import did_you_mean
+from mnist_lit.errors import MNISTLitError
 from mnist_lit.search.settings import Objective, UnknownMetricError
 
-# Numbers of metrics.json, which a run writes when it ends.
-RUN_METRICS = ("parameters", "seconds", "images_per_second")
+RUN_METRICS = ("parameters", "seconds", "images_per_second")  # of metrics.json, which a run writes when it ends
 
 
 class Pruning(Callback):
@@ -20,8 +19,7 @@ class Pruning(Callback):
 
     def __init__(self, objectives: Sequence[Objective], trial: optuna.Trial | None) -> None:
         self.objectives, self.trial, self.is_pruned = objectives, trial, False
-        metrics = [objective.metric for objective in objectives]
-        self.history: dict[str, list[float]] = {metric: [] for metric in metrics if metric not in RUN_METRICS}
+        self.history: dict[str, list[float]] = {one.metric: [] for one in objectives if one.metric not in RUN_METRICS}
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:
@@ -29,21 +27,20 @@ class Pruning(Callback):
         for metric, values in self.history.items():
             if metric not in trainer.callback_metrics:
                 names = [*trainer.callback_metrics, *RUN_METRICS]
-                hints = f"{did_you_mean(metric, names)}\nthere are {', '.join(names)}"
-                raise UnknownMetricError(f"objective.metric: no run logs {metric} at its validations\n{hints}")
+                raise UnknownMetricError(f"objective.metric: no validation logs {metric}\nthere are {', '.join(names)}")
             values.append(float(trainer.callback_metrics[metric]))
         if self._should_prune() and trainer.global_step < trainer.estimated_stepping_batches:
             self.is_pruned = trainer.should_stop = True
 
     def score(self, objective: Objective, metrics: dict[str, Any]) -> float:
-        """Return the score for an objective; not a number if it has no value."""
+        """Return the score for an objective."""
         if objective.metric in RUN_METRICS:
             return float(metrics[objective.metric])
         values = self.history[objective.metric]
-        if objective.value == "last":
-            return values[-1] if values else math.nan
-        best = max if objective.direction == "maximize" else min
-        return best((value for value in values if not math.isnan(value)), default=math.nan)
+        numbers = [value for value in (values[-1:] if objective.value == "last" else values) if not math.isnan(value)]
+        if not numbers:
+            raise MNISTLitError(f"{objective.metric} is not a number")
+        return max(numbers) if objective.direction == "maximize" else min(numbers)
 
     def _should_prune(self) -> bool:
         """Report the last value to the study, and ask the pruner."""

@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy as np
 import optuna
-from optuna.importance import get_param_importances
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from optuna.visualization import plot_intermediate_values, plot_optimization_history, plot_pareto_front
 from plotly.graph_objects import Bar, Figure, Scatter
@@ -17,7 +15,7 @@ from plotly.offline import get_plotlyjs
 from mnist_lit.formatting import format_score, format_value, short_names
 from mnist_lit.reports.template import render
 from mnist_lit.search.settings import Settings
-from mnist_lit.search.study import ranked
+from mnist_lit.search.study import ranked, sign_of
 from mnist_lit.training.run_dir import write_text
 
 MAX_LINES = 100  # a browser takes seconds for more, and nobody can tell them apart
@@ -38,7 +36,6 @@ def write_report(study: optuna.Study, settings: Settings) -> Path:
         names=short_names(settings.space),
         order=order,
         trials=sorted(trials, key=lambda trial: ranks.get(trial.number, len(ranks))),
-        scores={trial.number: trial.values or [] for trial in trials},
         front=sorted(trial.number for trial in (study.best_trials if len(settings.metrics) > 1 else order[:1])),
         confirmed=study.user_attrs.get("confirmed", {}),
         plots=plots,
@@ -51,7 +48,7 @@ def write_report(study: optuna.Study, settings: Settings) -> Path:
 
 def _draw(study: optuna.Study, settings: Settings, index: int) -> dict[str, list[Figure]]:
     """Draw what the trials allow of one objective: figures by the kind of plot."""
-    sign, trials = _sign(study, index), study.get_trials(deepcopy=False)
+    sign, trials = sign_of(study, index), study.get_trials(deepcopy=False)
     complete = sorted(ranked(study), key=lambda trial: -sign * trial.values[index])  # the best first
     scores = [trial.values[index] for trial in complete] or [score for trial in trials for score in trial.values or []]
     if not scores:
@@ -67,10 +64,6 @@ def _draw(study: optuna.Study, settings: Settings, index: int) -> dict[str, list
     if len(set(scores)) >= MIN_SCORES and keys:
         plots["importance"] = [_importance(study, index, settings)]
     return plots
-
-
-def _sign(study: optuna.Study, index: int) -> int:
-    return 1 if study.directions[index] == StudyDirection.MAXIMIZE else -1
 
 
 def _axis(metric: str, scores: list[float], sign: int) -> dict[str, Any]:
@@ -89,7 +82,7 @@ def _pareto(study: optuna.Study, settings: Settings) -> Figure:
         # Optuna's text is a whole trial as JSON, its colors are the numbers.
         trace.update(meta=name, text=[f"trial {number}" for number in trace.marker.color], marker_color=None)
     for index, (metric, letter) in enumerate(zip(settings.metrics, "xyz", strict=False)):
-        axes[f"{letter}axis"] = _axis(metric, [trial.values[index] for trial in ranked(study)], _sign(study, index))
+        axes[f"{letter}axis"] = _axis(metric, [trial.values[index] for trial in ranked(study)], sign_of(study, index))
     return figure.update_layout(axes if len(axes) == 2 else {"scene": axes})
 
 
@@ -100,7 +93,7 @@ def _history(study: optuna.Study, index: int, axis: dict[str, Any], best: list[F
     figure.update_traces(name="complete", selector={"mode": "markers"})
     for state in (TrialState.PRUNED, TrialState.FAIL):
         trials = study.get_trials(deepcopy=False, states=[state])
-        scores = [(trial.values or [-np.inf * _sign(study, index)])[0] for trial in trials]
+        scores = [(trial.values or [-np.inf * sign_of(study, index)])[0] for trial in trials]
         figure.add_scatter(x=[trial.number for trial in trials], y=np.clip(scores, low, high).tolist(), mode="markers")
         figure.data[-1].update(name=state.name.lower(), cliponaxis=False)
     for trial in best:
@@ -109,7 +102,7 @@ def _history(study: optuna.Study, index: int, axis: dict[str, Any], best: list[F
 
 
 def _curves(study: optuna.Study, best: list[FrozenTrial]) -> Figure:
-    figure, sign = plot_intermediate_values(study), _sign(study, 0)
+    figure, sign = plot_intermediate_values(study), sign_of(study, 0)
     kinds = {f"Trial{trial.number}": trial.state.name.lower() for trial in study.get_trials(deepcopy=False)}
     kinds |= {f"Trial{trial.number}": "front" for trial in best}
     # The best is drawn last, over the others.
@@ -135,9 +128,9 @@ def _slice(trials: list[FrozenTrial], index: int, key: str, settings: Settings) 
 
 
 def _importance(study: optuna.Study, index: int, settings: Settings) -> Figure:
-    sums, sign = dict.fromkeys(settings.space, 0.0), _sign(study, index)
+    sums, sign = dict.fromkeys(settings.space, 0.0), sign_of(study, index)
     # With a target, Optuna asks what makes it low.
-    shares = get_param_importances(study, target=lambda trial: -sign * trial.values[index])
+    shares = optuna.importance.get_param_importances(study, target=lambda trial: -sign * trial.values[index])
     for name, share in shares.items():  # model.channels.length and model.channels.0 are parts of model.channels
         sums[name if name in sums else name.rpartition(".")[0]] += share
     names, keys = short_names(sums), sorted(sums, key=lambda key: sums[key])

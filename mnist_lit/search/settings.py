@@ -3,24 +3,23 @@
 import re
 from argparse import ArgumentError
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-import yaml
 from jsonargparse import ArgumentParser
-from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt, restricted_string_type
+from jsonargparse.typing import PositiveFloat, PositiveInt, restricted_string_type
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler, TPESampler
 
 from mnist_lit.class_paths import called_functions
 from mnist_lit.command_line import PARSER_KWARGS, PREFIX, CommandLine, find_config, program_name, read_environment
 from mnist_lit.errors import UsageError
-from mnist_lit.formatting import flatten
+from mnist_lit.formatting import flag_names, flatten
 from mnist_lit.parser_errors import explain, explain_object
-from mnist_lit.search.space import ENTRY
 
 DEFAULT_CONFIG = "configs/search.yaml"
+ENTRY = ("low", "high", "step", "log", "choices", "items", "length", "when")  # what an entry of a space may hold
 ITEM = re.compile(r"^(--(?:space|overrides)\.)([^=]+)")
 StudyName = restricted_string_type("StudyName", r"^[A-Za-z0-9][\w.-]{0,99}$", docstring="The name of a folder.")
 
@@ -84,7 +83,6 @@ class Settings:
             no trial early.
         storage: URL of a database, for example postgresql://user@host/database, on which several machines search
             together by the same command; default a journal file in the study's directory.
-        keep_checkpoints: Number of the best trials whose checkpoints are kept.
         confirm: Which trials are trained again with other seeds when the search is done, if any.
     """
 
@@ -100,7 +98,6 @@ class Settings:
     sampler: SamplerFactory = TPESampler  # type: ignore[assignment]  # it is given the arguments that it takes
     pruner: BasePruner | None = None
     storage: str | None = None
-    keep_checkpoints: NonNegativeInt = 3
     confirm: Confirm | None = None
 
     @property
@@ -120,10 +117,6 @@ class Settings:
         return self.folder / "trials" / f"{number:04d}"
 
 
-PARTS = {"": Settings, "objective.": Objective, "confirm.": Confirm}
-KEYS = ["fresh", *(f"{group}{part.name}" for group, kind in PARTS.items() for part in fields(kind))]
-
-
 def parse(args: Sequence[str]) -> tuple[Settings, bool, str]:
     """Parse a command line.
 
@@ -131,12 +124,19 @@ def parse(args: Sequence[str]) -> tuple[Settings, bool, str]:
         The settings, whether the study begins anew, and all keys as YAML, without passwords.
     """
     # Others, such as MNIST_LIT_MODEL__LR, are for the trials.
-    prefix = f"{PREFIX}SEARCH__"
-    variables = {key: found for key, found in read_environment("search").items() if found.name.startswith(prefix)}
+    environment = read_environment("search").items()
+    variables = {key: found for key, found in environment if found.name.startswith(f"{PREFIX}SEARCH__")}
     typed = CommandLine(f"{program_name()} search", args, variables)
     if not typed.configs:
         typed = CommandLine(typed.program, [f"--config={DEFAULT_CONFIG}", *args], variables)
-    parser = _parser(typed.program)
+    parser = ArgumentParser(
+        prog=typed.program, exit_on_error=False, allow_abbrev=False, print_config=None, **PARSER_KWARGS["search"]
+    )
+    parser.add_argument("-c", "--config", action="config", help="A YAML file of the keys below; may be repeated.")
+    parser.add_argument("--print_config", action="store_true", help="Print all keys as they are set, and exit.")
+    parser.add_argument("--fresh", action="store_true", help="Begin anew; an earlier study of that name is renamed.")
+    parser.add_class_arguments(Settings, as_group=False)
+    parser.set_defaults(pruner={"class_path": "optuna.pruners.MedianPruner", "init_args": {"n_warmup_steps": 1}})
     # Of several items below one name, such as `trainer`, the parser would keep the last alone: it gets other dots.
     layers = [ITEM.sub(lambda found: found[1] + found[2].replace(".", ":"), flag) for flag in typed.layers()]
     try:
@@ -144,7 +144,7 @@ def parse(args: Sequence[str]) -> tuple[Settings, bool, str]:
         # The parser does not check a null of a file.
         parser.parse_args([f"--{key}=null" for content in typed.contents for key in content if content[key] is None])
     except (ArgumentError, TypeError, ValueError) as error:
-        raise UsageError(explain(str(error), KEYS, typed)) from error
+        raise UsageError(explain(str(error), flag_names(parser.get_defaults().as_dict()), typed)) from error
     for key, class_path in called_functions({"sampler": config.sampler.as_dict()}):
         raise UsageError(f"{typed.origin(key)}: {class_path} is no class")
     file = typed.origin("configs").partition(", line ")
@@ -152,37 +152,22 @@ def parse(args: Sequence[str]) -> tuple[Settings, bool, str]:
     # A flag gives `{model:lr: ...}`, a file `{model.lr: ...}` or `{model: {lr: ...}}`.
     for name, leaves in {"space": ENTRY, "overrides": ("class_path",)}.items():
         config[name] = {key.replace(":", "."): value for key, value in flatten(config[name], leaves).items()}
-    is_fresh, is_printed = config.pop("fresh"), config.pop("print_config")
-    plain = yaml.safe_load(parser.dump(config, skip_unset=False))
-    plain["storage"] = hide_password(config.storage) if config.storage else None
-    dump = yaml.safe_dump(plain, sort_keys=False)
-    if is_printed:
-        print(dump, end="")
-        raise SystemExit(0)
+    _, is_fresh, is_printed = (config.pop(name) for name in ("config", "fresh", "print_config"))
     try:
         objects = parser.instantiate(config)
     except (ImportError, TypeError, ValueError) as error:  # of the pruner: the sampler is made later
         raise UsageError(f"{typed.origin('pruner')}: {explain_object(str(error))}") from error
-    settings = Settings(**{part.name: objects[part.name] for part in fields(Settings)})
-    if not settings.objectives:
-        raise UsageError("objective: needs a metric")
-    if not settings.space:
-        raise UsageError("space: there is nothing to search\nadd for example  model.dropout: {low: 0.0, high: 0.5}")
+    config.storage = config.storage and hide_password(config.storage)
+    dump = parser.dump(config, skip_unset=False)
+    if is_printed:
+        print(dump, end="")
+        raise SystemExit(0)
+    settings = Settings(**vars(objects))
+    if not (settings.space and settings.objectives):
+        raise UsageError("space, objective: a search needs both\nfor example --space.model.lr='{low: 0.1, high: 0.2}'")
     return settings, is_fresh, dump
 
 
 def hide_password(text: str) -> str:
     """Replace the password in the URL of a database."""
     return re.sub(r"(\bpassword=)[^&]*", r"\1***", re.sub(r"(://[^:/@]*):.*@", r"\1:***@", text))
-
-
-def _parser(program: str) -> ArgumentParser:
-    parser = ArgumentParser(
-        prog=program, exit_on_error=False, allow_abbrev=False, print_config=None, **PARSER_KWARGS["search"]
-    )
-    parser.add_argument("-c", "--config", action="config", help="A YAML file of the keys below; may be repeated.")
-    parser.add_argument("--print_config", action="store_true", help="Print all keys as they are set, and exit.")
-    parser.add_argument("--fresh", action="store_true", help="Begin anew; an earlier study of that name is renamed.")
-    parser.add_class_arguments(Settings, as_group=False)
-    parser.set_defaults(pruner={"class_path": "optuna.pruners.MedianPruner", "init_args": {"n_warmup_steps": 1}})
-    return parser

@@ -6,18 +6,17 @@ import json
 import os
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import optuna
 from filelock import FileLock
 from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
-from optuna.pruners import NopPruner
-from optuna.samplers import BaseSampler, BruteForceSampler
+from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages import RetryHeartbeatStaleTrialCallback as Retry
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError, IntegrityError, ProgrammingError, SQLAlchemyError
@@ -27,8 +26,11 @@ from mnist_lit.errors import MNISTLitError, UsageError
 from mnist_lit.formatting import flatten
 from mnist_lit.search.settings import Settings, hide_password
 from mnist_lit.search.space import Space
-from mnist_lit.search.worker import Result
+from mnist_lit.search.worker import DIED, Result
 
+# Keys in which two starts of a search may differ: its trials stay comparable.
+IGNORED = {"run_dir", "ckpt_path", "test_after_fit", "num_threads", "num_gpus", "csv", "report", "pictures"}
+IGNORED |= {f"data.{name}" for name in ("data_dir", "download", "mirrors", "timeout", "num_workers", "pin_memory")}
 HEARTBEAT, GRACE_PERIOD = 10, 60  # seconds between two heartbeats, seconds without one after which a trial is stale
 # On a cut network, a client would wait a quarter of an hour for each answer, and a server would keep the locks of a
 # client that is gone for two hours. The first three are for the client, the others for the server.
@@ -50,12 +52,21 @@ class Study(optuna.Study):
         self.set_user_attr("exhausted", type(self.sampler).__name__)  # also for later starts
 
     def finish(self, number: int, result: Result) -> None:
-        """Tell how a trial has ended, unless another driver has failed it as stale."""
-        with contextlib.suppress(UpdateFinishedTrialError):
+        """Tell how a trial has ended; if it is to run again, enqueue its parameters and fail it."""
+        state = result.state
+        if state == TrialState.WAITING:
+            trials, state = self.get_trials(deepcopy=False), TrialState.FAIL
+            is_counted = any(trial.number == number for trial in counted(self))
+            earlier = [trials[retried].user_attrs.get("error") for retried in Retry.retry_history(trials[number])]
+            # The parameters may be the cause of a death, but not of a stop. First the retry: should this process die
+            # in between, nothing is lost, and `counted` sees the retry.
+            if is_counted and (result.error != DIED or DIED not in earlier):
+                Retry()(self, trials[number])
+        with contextlib.suppress(UpdateFinishedTrialError):  # another driver has failed it as stale
             for name, value in {"seconds": result.seconds, "error": result.error or None}.items():
                 if value is not None:
                     self.storage.set_trial_user_attr(self.trial_id(number), name, value)
-            self.tell(number, result.values, result.state, skip_if_finished=True)
+            self.tell(number, result.values, state, skip_if_finished=True)
 
     def trial_id(self, number: int) -> int:
         """Return the key of a trial in the storage."""
@@ -70,46 +81,41 @@ def counted(study: optuna.Study) -> list[FrozenTrial]:
     return [trial for trial in trials if trial.state != TrialState.WAITING and trial.number not in skipped]
 
 
+def sign_of(study: optuna.Study, index: int = 0) -> int:
+    """Return 1 where more of an objective is better, else -1."""
+    return 1 if study.directions[index] == optuna.study.StudyDirection.MAXIMIZE else -1
+
+
 def ranked(study: optuna.Study) -> list[FrozenTrial]:
     """List the complete trials without duplicates: the Pareto front first, then by the first objective."""
-    front = {trial.number for trial in study.best_trials} if len(study.directions) > 1 else set()
-    sign = -1 if study.directions[0] == StudyDirection.MAXIMIZE else 1
+    front = {trial.number for trial in study.best_trials}
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     originals = [trial for trial in complete if "duplicate_of" not in trial.user_attrs]
-    return sorted(originals, key=lambda trial: (trial.number not in front, sign * trial.values[0], trial.number))
+    sign = sign_of(study)
+    return sorted(originals, key=lambda trial: (trial.number not in front, -sign * trial.values[0], trial.number))
 
 
-def fail_and_retry(study: Study, number: int, reason: str, *, max_retries: int | None = None) -> None:
-    """Fail a trial whose process is gone, and enqueue its parameters again, for the same reason `max_retries` times."""
-    trials = study.get_trials(deepcopy=False)
-    is_counted = any(trial.number == number for trial in counted(study))
-    earlier = [trials[retried].user_attrs.get("error") for retried in Retry.retry_history(trials[number])]
-    # First the retry: should this process die in between, nothing is lost, and `counted` sees the retry.
-    if is_counted and (max_retries is None or earlier.count(reason) < max_retries):
-        Retry()(study, trials[number])
-    study.finish(number, Result(TrialState.FAIL, error=reason))
-
-
-def open_study(settings: Settings, space: Space, about: Mapping[str, Any], *, fresh: bool) -> Study:
-    """Make a study, or load it to go on; `about` is what makes its trials comparable."""
-    sampler, about = _sampler(settings, space), json.loads(json.dumps(about))
-    name, directions = str(settings.study_name), [objective.direction for objective in settings.objectives]
+def open_study(settings: Settings, space: Space, base: Mapping[str, Any], *, fresh: bool) -> Study:
+    """Make a study, or load it to go on; `base` is the configuration that its trials start from."""
+    name, sampler = str(settings.study_name), _sampler(settings, space)
+    objectives = [asdict(objective) for objective in settings.objectives]
+    comparable = {key: value for key, value in flatten(base).items() if not IGNORED & {key, key.split(".")[0]}}
+    about = json.loads(json.dumps({"space": settings.space, "objective": objectives, "base": comparable}))
     if fresh:
         _archive(settings)
     settings.folder.mkdir(parents=True, exist_ok=True)
     storage = open_storage(settings)
     try:
+        directions = [objective.direction for objective in settings.objectives]
         optuna.create_study(study_name=name, storage=storage, directions=directions)
     except DuplicatedStudyError:
         sampler.reseed_rng()  # or it would propose its first points again
-    study = Study(name, storage, sampler, settings.pruner or NopPruner())
+    study = Study(name, storage, sampler, settings.pruner or optuna.pruners.NopPruner())
     study.storage = storage
-    earlier = study.user_attrs.get("about", about)
-    if earlier != about:
+    old, new = flatten(study.user_attrs.get("about", about)), flatten(about)
+    if key := next((key for key in {**old, **new} if old.get(key) != new.get(key)), None):
         if all(trial.state in (TrialState.FAIL, TrialState.WAITING) for trial in study.trials):
-            return open_study(settings, space, about, fresh=True)  # a first attempt that had a mistake
-        old, new = flatten(earlier), flatten(about)
-        key = next(key for key in {**old, **new} if old.get(key) != new.get(key))
+            return open_study(settings, space, base, fresh=True)  # a first attempt that had a mistake
         difference = f"{key} was {json.dumps(old.get(key, 'absent'))}, is {json.dumps(new.get(key, 'absent'))}"
         hint = "begin anew with --fresh, or give another --study_name"
         raise UsageError(f"the study {name} is about something else\n{difference}\n{hint}")
@@ -133,10 +139,8 @@ def _archive(settings: Settings) -> None:
 
 
 def _sampler(settings: Settings, space: Space) -> BaseSampler:
-    # The parser makes a partial function of a class path. Without its grid, a brute-force sampler would find out in the
-    # middle of a search that a space is infinite.
-    is_brute_force = BruteForceSampler in getattr(settings.sampler, "args", ())
-    needs_grid = is_brute_force or "search_space" in accepted_parameters(settings.sampler)
+    # Without its grid, a brute-force sampler would find out in the middle of a search that a space is infinite.
+    needs_grid = {"search_space", "avoid_premature_stop"} & accepted_parameters(settings.sampler)
     try:
         sampler: BaseSampler = instantiate(settings.sampler, **{"search_space": space.grid()} if needs_grid else {})
     except (ImportError, TypeError, ValueError) as error:
@@ -174,8 +178,7 @@ def open_storage(settings: Settings) -> BaseStorage:
     try:
         return open_database(settings.storage)
     except (ArgumentError, ImportError) as error:
-        needs_extra = isinstance(error, ImportError) and url.startswith("postgresql")
-        hint = "pip install 'mnist_lit[postgresql]'" if needs_extra else ""
+        hint = "pip install 'mnist_lit[postgresql]'" if isinstance(error, ImportError) and "postgresql" in url else ""
         raise UsageError(f"storage: {url} cannot be used: {error}\n{hint}") from error
     except SQLAlchemyError as error:
         raise MNISTLitError(f"storage: {url} cannot be used: {reason_of(error)}") from error

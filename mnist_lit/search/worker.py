@@ -4,7 +4,6 @@ import errno
 import functools
 import gc
 import json
-import math
 import multiprocessing
 import os
 import pickle
@@ -23,9 +22,12 @@ from optuna.trial import Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 from tqdm import tqdm
 
+from mnist_lit.command_line import DEBUG_VARIABLE
 from mnist_lit.errors import MNISTLitError, Stopped, describe_machine_error, is_disk_full
-from mnist_lit.search.settings import Objective, UnknownMetricError
+from mnist_lit.formatting import flatten, nested
+from mnist_lit.search.settings import Objective, Settings, UnknownMetricError
 from mnist_lit.signals import defer_signals, ignore_sigint
+from mnist_lit.training.run_dir import write_yaml
 
 # Imported once: a worker is a fork of the process that has done so.
 multiprocessing.set_forkserver_preload(["mnist_lit.commands", "mnist_lit.search.pruning"])
@@ -88,6 +90,26 @@ def kill_workers() -> None:
             process.join(10)
 
 
+def trial_args(settings: Settings, run_dir: Path, overrides: dict[str, Any]) -> list[str]:
+    """Write the config of a trial's own, and return the trial's command line."""
+    overlay = run_dir.parents[1] / "overlays" / f"{run_dir.name}.yaml"
+    overlay.parent.mkdir(exist_ok=True)
+    # No flags: `--model.options.a=3` would keep the other items of a dict, and best.yaml would not repeat the trial.
+    content = {"report": False, "pictures.enabled": False, "test_after_fit": False, **flatten(overrides)}
+    write_yaml(overlay, nested(content))
+    return ["fit", *(f"--config={config}" for config in [*settings.configs, overlay]), f"--run_dir={run_dir}"]
+
+
+def dry_run(program: Callable[..., Any], args: list[str], *, fetch: bool) -> dict[str, Any]:
+    """Build what a command line asks for in this process, and run nothing."""
+    import torch
+
+    cli = program(args, is_dry=True)
+    if fetch:
+        cli.datamodule.fetch("fit")
+    return {**cli.plain_config, "num_threads": torch.get_num_threads(), "num_gpus": torch.cuda.device_count()}
+
+
 def train(
     program: Callable[..., Any], args: list[str], objectives: Sequence[Objective], study: bytes = b"", trial_id: int = 0
 ) -> Result:
@@ -103,33 +125,27 @@ def train(
         run_dir = program(args, callbacks=[pruning]).run_dir
         metrics = json.loads((run_dir / "metrics.json").read_text(encoding="utf-8"))
         scores = [pruning.score(objective, metrics) for objective in objectives]
-    except (Exception, SystemExit, Stopped) as error:
-        return _failure(error.__cause__ if isinstance(error, SystemExit) and error.__cause__ else error)
+    except Stopped:
+        return Result(TrialState.WAITING, error="its worker was stopped")
+    except UnknownMetricError:
+        raise
+    except (Exception, SystemExit) as error:
+        if is_disk_full(error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+        traceback.print_exception(error)  # into the log of the workers
+        message = str(error) if isinstance(error, MNISTLitError) else describe_machine_error(error)
+        return Result(TrialState.FAIL, error=(message or f"{type(error).__name__}: {error}").strip().splitlines()[0])
     finally:
         gc.collect()  # the trainer and the model refer to each other
     if pruning.is_pruned:
         return Result(TrialState.PRUNED, None, metrics["seconds"])
-    for objective, score in zip(objectives, scores, strict=True):
-        if math.isnan(score):
-            return Result(TrialState.FAIL, None, metrics["seconds"], f"{objective.metric} is not a number")
     return Result(TrialState.COMPLETE, scores, metrics["seconds"])
-
-
-def _failure(error: BaseException) -> Result:
-    if isinstance(error, Stopped):
-        return Result(TrialState.WAITING, error="its worker was stopped")
-    if isinstance(error, UnknownMetricError):
-        raise error
-    if is_disk_full(error):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    traceback.print_exception(error)  # into the log of the workers
-    message = str(error) if isinstance(error, MNISTLitError) else describe_machine_error(error)
-    return Result(TrialState.FAIL, error=(message or f"{type(error).__name__}: {error}").strip().splitlines()[0])
 
 
 def _start_worker(log: Path, gpu: str | None) -> None:
     """Leave Ctrl-C to the driver, print to the log, and end with the driver."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ[DEBUG_VARIABLE] = "1"  # errors arrive as they are
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     file = os.open(log, os.O_CREAT | os.O_APPEND | os.O_WRONLY)
