@@ -12,13 +12,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import optuna
 import pytest
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 from postgresql import Server, serving
-from test_search import workers
+from test_search import study, workers
 from test_storages import SCRIPT, config, numbers, opened
 
 FOLDER = Path("logs/search/tiny")
@@ -62,17 +59,9 @@ def kill_workers(search: "subprocess.Popen[bytes]", moments: random.Random) -> i
     return num_killed
 
 
-def trials(storage: str | None) -> list[FrozenTrial]:
-    """All that Optuna alone finds."""
-    if storage is not None:
-        return opened(storage).trials
-    journal = JournalStorage(JournalFileBackend(str(FOLDER / "study.journal")))
-    return optuna.load_study(study_name="tiny", storage=journal).trials
-
-
 def assert_exactly_100(storage: str | None) -> Counter[TrialState]:
     """Each of 100 parameters has one result, whatever was lost on the way; how all trials have ended."""
-    everything = trials(storage)
+    everything = (study(FOLDER) if storage is None else opened(storage)).trials
     retried = {number for trial in everything for number in trial.system_attrs.get("retry_history", [])}
     results = [trial for trial in everything if trial.number not in retried]
     assert len(results) == NUM_TRIALS

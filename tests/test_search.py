@@ -84,12 +84,15 @@ def search(*flags: str, trial: dict[str, Any] | None = None, **changes: Any) -> 
     return Ended(code, output.getvalue(), errors.getvalue(), trials(), rows())
 
 
+def study(folder: Path = FOLDER) -> optuna.Study:
+    """The study in the journal of a folder."""
+    storage = JournalStorage(JournalFileBackend(str(folder / "study.journal")))
+    return optuna.load_study(study_name=folder.name.partition(".")[0], storage=storage)
+
+
 def trials(folder: Path = FOLDER) -> list[FrozenTrial]:
     """Everything that the study of a folder holds."""
-    if not (folder / "study.journal").exists():
-        return []
-    storage = JournalStorage(JournalFileBackend(str(folder / "study.journal")))
-    return optuna.load_study(study_name="s", storage=storage).trials
+    return study(folder).trials if (folder / "study.journal").exists() else []
 
 
 def rows() -> list[dict[str, str]]:
@@ -196,10 +199,8 @@ def test_larger_n_trials_goes_on_with_other_points_and_the_same_number_does_noth
 
 
 def test_search_with_the_same_seed_is_the_same(plain: dict[str, Ended]) -> None:
-    first, again = plain["first"], plain["again"]
-    assert [(trial.params, trial.value) for trial in again.trials] == [
-        (trial.params, trial.value) for trial in first.trials
-    ]
+    first, again = ([(trial.params, trial.value) for trial in plain[name].trials] for name in ("first", "again"))
+    assert first == again
 
 
 # Results
@@ -306,13 +307,8 @@ def test_combination_that_no_model_can_have_and_a_loss_that_is_no_number_are_fai
     stages: dict[str, Any] = {"data.image_size": {"choices": [28, 8]}, "model.channels": {"choices": [[4] * 4, [4]]}}
     loss = {"metric": "val/loss", "direction": "minimize", "value": "last"}
     others = {key: value for key, value in TINY_TRIAL.items() if key not in stages}
-    ended = search(
-        n_trials=8,
-        sampler=GRID,
-        space={"model.lr": {"choices": [0.01, 1e30]}, **stages},
-        objective=loss,
-        overrides=others,
-    )
+    space = {"model.lr": {"choices": [0.01, 1e30]}, **stages}
+    ended = search(n_trials=8, sampler=GRID, space=space, objective=loss, overrides=others)
 
     assert ended.code == 0, ended.errors
     assert len(ended.rows) == 8
@@ -368,7 +364,10 @@ def test_changed_question_is_refused_with_the_difference_and_fresh_begins_anew()
     ended = search(n_trials=1, trial={"model.channels": [8]})
     assert (ended.code, ended.scores) == (2, before.scores)
 
-    # What leaves trials comparable may change.
+    # What leaves trials comparable may change, and an earlier version may have had no key that is null now.
+    about = study().user_attrs["about"]
+    assert about["base"].pop("trainer.profiler") is None
+    study().set_user_attr("about", about)
     allowed = search(n_trials=2, workers=2, sampler=RANDOM, trial={"data.data_dir": "elsewhere"})
     assert allowed.code == 0, allowed.errors
     assert allowed.scores[:1] == before.scores

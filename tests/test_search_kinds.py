@@ -28,13 +28,8 @@ def optuna_class(path: str, **init_args: Any) -> dict[str, Any]:
 
 
 def test_pruner_stops_the_trial_that_learns_nothing() -> None:
-    ended = search(
-        n_trials=2,
-        trial=WHOLE_EPOCHS,
-        pruner=optuna_class("pruners.ThresholdPruner", lower=0.2),
-        sampler=GRID,
-        space={"model.lr": {"choices": [0.02, 1e-9]}},
-    )
+    pruner, space = optuna_class("pruners.ThresholdPruner", lower=0.2), {"model.lr": {"choices": [0.02, 1e-9]}}
+    ended = search(n_trials=2, trial=WHOLE_EPOCHS, pruner=pruner, sampler=GRID, space=space)
     assert ended.code == 0, ended.errors
     found = {row["model.lr"]: row for row in ended.rows}
     assert (found["0.02"]["state"], found["1e-09"]["state"]) == ("COMPLETE", "PRUNED")

@@ -11,6 +11,7 @@ import optuna
 import pytest
 import yaml
 from conftest import CONFIGS, PROJECT
+from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 from postgresql import Server, serving
@@ -18,6 +19,7 @@ from runs import begun, printed
 from sqlalchemy import NullPool
 
 from mnist_lit import main
+from mnist_lit.search.study import Study
 
 SCRIPT = str(PROJECT / "scripts" / "optuna_search.py")
 
@@ -82,6 +84,20 @@ def test_a_search_on_a_database_goes_on_and_begins_anew() -> None:
     assert [trial.values for trial in opened(storage, "tiny.1").trials] == second
     assert numbers(Path("logs/search/tiny.1")) == [0, 1, 2]
     assert not list(Path("logs").rglob("study.journal"))
+
+
+def test_outage_while_a_trial_begins_costs_neither_worker_nor_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    trial_id = Study.trial_id
+
+    def fails_once(*_: Any) -> int:
+        monkeypatch.setattr(Study, "trial_id", trial_id)
+        raise StorageInternalError("it is away")
+
+    monkeypatch.setattr(Study, "trial_id", fails_once)
+    monkeypatch.setattr("mnist_lit.search.study.GRACE_PERIOD", 2)
+    monkeypatch.setattr("mnist_lit.search.driver.HEARTBEAT", 1)
+    main(["search", config(storage="sqlite:///study.db", n_trials=1)])
+    assert finished(opened("sqlite:///study.db")) == numbers(Path("logs/search/tiny")) == [1]
 
 
 def test_a_server_that_does_not_answer(fails: Callable[..., str]) -> None:

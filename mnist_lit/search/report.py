@@ -19,7 +19,6 @@ from mnist_lit.search.study import ranked, sign_of
 from mnist_lit.training.run_dir import write_text
 
 MAX_LINES = 100  # a browser takes seconds for more, and nobody can tell them apart
-MIN_SCORES = 4  # with fewer different ones the importance of keys is chance
 
 
 def write_report(study: optuna.Study, settings: Settings) -> Path:
@@ -61,7 +60,7 @@ def _draw(study: optuna.Study, settings: Settings, index: int) -> dict[str, list
     plots["slices"] = [_slice(complete, index, key, settings) for key in settings.space if key in keys]
     for figure in chain(*plots.values()):
         figure.update_yaxes(axis)
-    if len(set(scores)) >= MIN_SCORES and keys:
+    if len(set(scores)) > 3 and keys:  # with fewer different ones it would be chance
         plots["importance"] = [_importance(study, index, settings)]
     return plots
 

@@ -36,8 +36,7 @@ def write_results(study: optuna.Study, settings: Settings) -> None:
             yaml.safe_dump(nested(overrides), sort_keys=False),
         ]
         write_text(settings.folder / "best.yaml", "\n".join(lines))
-    kept = {trial.number for trial in best[:NUM_CHECKPOINTS]}
-    numbers = {trial.number for trial in finished}
+    kept, numbers = {trial.number for trial in best[:NUM_CHECKPOINTS]}, {trial.number for trial in finished}
     for trial in study.get_trials(deepcopy=False):
         if trial.state.is_finished() and trial.number not in kept:
             folder = settings.run_dir(trial.number)

@@ -18,7 +18,6 @@ from mnist_lit.errors import UsageError
 from mnist_lit.formatting import flag_names, flatten
 from mnist_lit.parser_errors import explain, explain_object
 
-DEFAULT_CONFIG = "configs/search.yaml"
 ENTRY = ("low", "high", "step", "log", "choices", "items", "length", "when")  # what an entry of a space may hold
 ITEM = re.compile(r"^(--(?:space|overrides)\.)([^=]+)")
 StudyName = restricted_string_type("StudyName", r"^[A-Za-z0-9][\w.-]{0,99}$", docstring="The name of a folder.")
@@ -124,11 +123,10 @@ def parse(args: Sequence[str]) -> tuple[Settings, bool, str]:
         The settings, whether the study begins anew, and all keys as YAML, without passwords.
     """
     # Others, such as MNIST_LIT_MODEL__LR, are for the trials.
-    environment = read_environment("search").items()
-    variables = {key: found for key, found in environment if found.name.startswith(f"{PREFIX}SEARCH__")}
-    typed = CommandLine(f"{program_name()} search", args, variables)
+    given = {key: one for key, one in read_environment("search").items() if one.name.startswith(f"{PREFIX}SEARCH__")}
+    typed = CommandLine(f"{program_name()} search", args, given)
     if not typed.configs:
-        typed = CommandLine(typed.program, [f"--config={DEFAULT_CONFIG}", *args], variables)
+        typed = CommandLine(typed.program, ["--config=configs/search.yaml", *args], given)
     parser = ArgumentParser(
         prog=typed.program, exit_on_error=False, allow_abbrev=False, print_config=None, **PARSER_KWARGS["search"]
     )

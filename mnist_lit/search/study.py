@@ -106,8 +106,7 @@ def open_study(settings: Settings, space: Space, base: Mapping[str, Any], *, fre
     settings.folder.mkdir(parents=True, exist_ok=True)
     storage = open_storage(settings)
     try:
-        directions = [objective.direction for objective in settings.objectives]
-        optuna.create_study(study_name=name, storage=storage, directions=directions)
+        optuna.create_study(study_name=name, storage=storage, directions=[one.direction for one in settings.objectives])
     except DuplicatedStudyError:
         sampler.reseed_rng()  # or it would propose its first points again
     study = Study(name, storage, sampler, settings.pruner or optuna.pruners.NopPruner())
