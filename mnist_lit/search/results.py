@@ -78,7 +78,7 @@ def _csv(trials: list[FrozenTrial], settings: Settings) -> str:
     writer.writeheader()
     for trial in trials:
         run_dir = settings.run_dir(trial.user_attrs.get("duplicate_of", trial.number))
-        row = {"number": trial.number, "state": trial.state.name, "run_dir": run_dir, **trial.user_attrs}
+        row = {"number": trial.number, "state": trial.state.name, **trial.user_attrs, "run_dir": run_dir}
         for key, value in trial.user_attrs.get("params", {}).items():
             row[key] = value if isinstance(value, int | float | str) else json.dumps(value)
         if trial.state == TrialState.COMPLETE:  # a pruned one has its last value
