@@ -99,7 +99,7 @@ def _answer_without_torch(command: str, flags: Sequence[str]) -> None:
         raise UsageError(f"the command comes first, got {command!r}\nfor example: {program_name()} fit {command} …")
     elif command not in COMMANDS:
         hint = did_you_mean(command, COMMANDS) or f"commands: {', '.join(COMMANDS)}"
-        raise UsageError(f"{command!r} is no command\n{hint}")
+        raise UsageError(f"{command!r} is not a command\n{hint}")
     else:
         return
     raise SystemExit(0)

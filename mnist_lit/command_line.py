@@ -175,7 +175,7 @@ def read_config(path: Path) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f"{path}, line {mark.line + 1}, column {mark.column + 1}" if mark else str(path)
-        raise UsageError(f"{where}: {error.problem}\nthe file is no valid YAML") from None
+        raise UsageError(f"{where}: {error.problem}\nthe file is not valid YAML") from None
     # PyYAML raises AttributeError for an impossible date.
     except (AttributeError, OSError, TypeError, ValueError, yaml.YAMLError, RecursionError) as error:
         raise UsageError(f"--config: {path} cannot be read: {str(error).splitlines()[0]}") from None

@@ -74,7 +74,7 @@ def explain(message: str, keys: Iterable[str], command_line: CommandLine) -> str
     arguments = [*inner, *("".join(found) for found in ARGUMENT.findall(message))]
     names = [name for argument in arguments for name in (argument, f"{key}.{argument}", f"{key}.init_args.{argument}")]
     if hint := "Unable to load config" in message and _own_class(key, command_line):
-        return f"{command_line.origin(key)}: {command_line.value_of(key)} is no config file\n{hint}"
+        return f"{command_line.origin(key)}: {command_line.value_of(key)} is not a config file\n{hint}"
     given = next((name for name in [*names, key] if command_line.is_given(name)), key)
     keys_below = [name.removeprefix(f"{key}.") for name in keys if name.startswith(f"{key}.")]
     return f"{command_line.origin(given, message)}: {explain_object(message, keys_below)}" if key else message
@@ -140,7 +140,7 @@ def unknown_key(key: str, keys: Iterable[str], command_line: CommandLine) -> str
     """Name an unknown key, where it was given, and the nearest keys."""
     if not command_line.is_given(key) and key in command_line.flags:
         hint = "did you mean --config?" if key.endswith((".yaml", ".yml")) else "write a list as '[a, b]', with quotes"
-        return f"{key}: belongs to no key\n{hint}"
+        return f"{key}: is not the value of a key\n{hint}"
     if hint := _own_class(key, command_line):
         return f"{command_line.origin(key)}: there is no such key\n{hint}"
     known = set(keys)

@@ -110,7 +110,7 @@ def _unchecked(content: dict[str, Any], defaults: Namespace, prefix: str = "") -
 def _check(config: Namespace, command_line: CommandLine) -> None:
     """Check what torch or Lightning would fail at when the run has begun already."""
     for key, class_path in called_functions(config.as_dict()):
-        raise UsageError(f"{command_line.origin(key)}: {class_path} is no class")
+        raise UsageError(f"{command_line.origin(key)}: {class_path} is not a class")
     wrong = [(key, ">0") for key in AT_LEAST_ONE if isinstance(config.get(key), (int, float)) and config[key] <= 0]
     if not 0 <= (config.seed_everything or 0) < 2**32:
         wrong.append(("seed_everything", ">=0 and <2^32"))
@@ -137,7 +137,7 @@ def _known(config: dict[str, Any], defaults: dict[str, Any], prefix: str = "") -
     for name, value in config.items():
         if name not in defaults:
             key = f"{prefix}{name}"
-            print(f"note: {key!a} of the checkpoint is no option any more and is left out", file=sys.stderr)
+            print(f"note: {key!a} of the checkpoint is not an option any more and is left out", file=sys.stderr)
         elif isinstance(value, dict) and isinstance(defaults[name], dict):
             known[name] = _known(value, defaults[name], f"{prefix}{name}.")
         else:

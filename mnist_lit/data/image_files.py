@@ -74,12 +74,12 @@ def load_image_files(
 
     def load(file: Path) -> ImageFile:
         if not file.is_file():
-            return ImageFile(file, problem="it is no file")  # opening a pipe would block
+            return ImageFile(file, problem="it is not a regular file")  # opening a pipe would block
         try:
             with Image.open(file) as image:
                 return ImageFile(file, convert(image), getattr(image, "n_frames", 1))
         except UnidentifiedImageError:
-            return ImageFile(file, problem="it is no image")
+            return ImageFile(file, problem="it is not an image")
         except Exception as error:  # Pillow's decoders raise errors of many kinds
             return ImageFile(file, problem=str(error) or type(error).__name__)
 

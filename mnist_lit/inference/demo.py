@@ -54,7 +54,7 @@ def serve(model: Classifier, datamodule: MNISTDataModule, host: str, port: int) 
 
 def _build_page(predict: Callable[[str], object]) -> gradio.Blocks:
     # Gradio's own sketchpad needs WebGL, and a choice of the tool after each clearing; its image component answers a
-    # file that is no image with a traceback.
+    # file that is not an image with a traceback.
     files = (Path(__file__).with_name(f"sketchpad.{kind}") for kind in ("html", "css", "js"))
     html, css, script = (file.read_text(encoding="utf-8") for file in files)
     blocks = gradio.Blocks(title=TITLE, analytics_enabled=False)
@@ -84,7 +84,7 @@ def _predict(model: Classifier, datamodule: MNISTDataModule, url: str) -> tuple[
     try:
         candidates = datamodule.convert(Image.open(io.BytesIO(base64.b64decode(str(url).removeprefix(PREFIX)))))
     except Exception as error:  # Pillow's decoders raise errors of many kinds
-        raise gradio.Error("this is no image", print_exception=False) from error
+        raise gradio.Error("this is not an image", print_exception=False) from error
     if not candidates:
         return NOTHING, ""
     digits = [torch.from_numpy(found.digit).view(-1, *found.digit.shape[-2:]) for found in candidates]

@@ -45,7 +45,7 @@ def check_output(output: Path) -> None:
             f"output: {output} must be a file that ends in {' or '.join(PACKAGES)}\nfor example: --output model.onnx"
         )
     if not (output.parent.is_dir() and os.access(output.parent, os.W_OK)):
-        raise UsageError(f"output: {output.parent} is no folder to write to\nmake it first, or give another --output")
+        raise UsageError(f"output: {output.parent} is not a folder\nmake it first, or give another --output")
     for package in PACKAGES[output.suffix]:
         try:
             importlib.import_module(package)

@@ -18,7 +18,7 @@ def read_run(run_dir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Read config.yaml, and metrics.json if there is one."""
     config, metrics = run_dir / "config.yaml", run_dir / "metrics.json"
     if not config.is_file():
-        raise UsageError(f"{run_dir} is no run directory: it holds no config.yaml\ngive one that fit has made")
+        raise UsageError(f"{run_dir} is not a run directory: it holds no config.yaml\ngive one that fit has made")
     try:
         return read_config(config), dict(json.loads(metrics.read_text(encoding="utf-8"))) if metrics.is_file() else {}
     except (OSError, TypeError, ValueError) as error:

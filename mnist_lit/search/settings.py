@@ -144,7 +144,7 @@ def parse(args: Sequence[str]) -> tuple[Settings, bool, str]:
     except (ArgumentError, TypeError, ValueError) as error:
         raise UsageError(explain(str(error), flag_names(parser.get_defaults().as_dict()), typed)) from error
     for key, class_path in called_functions({"sampler": config.sampler.as_dict()}):
-        raise UsageError(f"{typed.origin(key)}: {class_path} is no class")
+        raise UsageError(f"{typed.origin(key)}: {class_path} is not a class")
     file = typed.origin("configs").partition(", line ")
     config.configs = [str(find_config(name, Path(file[0]).parent if file[1] else Path())) for name in config.configs]
     # A flag gives `{model:lr: ...}`, a file `{model.lr: ...}` or `{model: {lr: ...}}`.

@@ -197,9 +197,9 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
     except Exception as error:
         name = re.search(r"GLOBAL (\S+)", str(error))
         reason = f"it holds more than plain data: {name[1]}" if name else f"it cannot be read: {str(error)[:200]}"
-        raise UsageError(f"{file} is no checkpoint of mnist_lit: {reason.splitlines()[0]}") from error
+        raise UsageError(f"{file} is not a checkpoint of mnist_lit: {reason.splitlines()[0]}") from error
     if damaged:
-        raise UsageError(f"{file} is no checkpoint of mnist_lit: its {damaged[0]} is damaged or missing")
+        raise UsageError(f"{file} is not a checkpoint of mnist_lit: its {damaged[0]} is damaged or missing")
     return dict(content)
 
 
