@@ -177,7 +177,7 @@ def test_a_photograph_is_predicted_and_what_is_none_is_named(visit: Visit, photo
         bring(empty)
         visit.wait_for("nothing found")
     visit.choose(notes)
-    visit.waiting.until(lambda _: "notes.png is no image" in visit.find("output").text)
+    visit.waiting.until(lambda _: "notes.png is not an image" in visit.find("output").text)
 
 
 def test_the_page_is_served_until_a_signal_ends_it_without_a_word(url: str) -> None:

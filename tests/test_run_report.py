@@ -151,7 +151,7 @@ def test_table_shows_metrics_and_what_differs(folder: Path, capsys: Capsys) -> N
         ([], "RUN RUN"),
         (["logs/adam", "logs/sgd/../adam/"], "two different runs"),
         (["logs/adam", "logs/nowhere"], "logs/nowhere"),
-        (["logs/adam", "logs"], "logs is no run directory"),
+        (["logs/adam", "logs"], "logs is not a run directory"),
         (["logs/adam", "logs/sgd"], "logs/sgd/config.yaml"),
     ],
 )

@@ -31,7 +31,7 @@ def _configs(tmp_path: Path) -> None:
         (["--pruner=optuna.samplers.TPESampler"], "--pruner", "TPESampler"),
         (["--space=3"], "--space", "3"),
         (["--model.lr=3"], "--model.lr", "overrides"),
-        (["x"], "x", "belongs to no key"),
+        (["x"], "x", "is not the value of a key"),
         (["--config=configs/serach.yaml"], "--config", "configs/search.yaml"),
         (["--config=configs/base.yaml"], "configs/base.yaml, line ", "fit"),
     ],

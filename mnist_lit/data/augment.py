@@ -25,7 +25,7 @@ class Augment:
         rotation: Largest rotation about the centre, 0 to 180 degrees, in both directions.
         translation: Largest shift along each axis, 0 to 1, as a fraction of the image's side.
         scale: Largest change of size, 0 to below 1: images are scaled by a factor in [1 - scale, 1 + scale].
-        shear: Largest slant, 0 to 45 degrees, in both directions.
+        shear: Largest shear angle, 0 to 45 degrees, in both directions.
         aspect: Largest change of proportions, 0 to below 1: images become wider by a factor in [1 - aspect, 1 + aspect]
             and lower by the same factor.
         stroke: Largest dilation or erosion of strokes, 0 to 1, as a fraction of one pixel on each side.

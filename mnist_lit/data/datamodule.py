@@ -82,7 +82,7 @@ class MNISTDataModule(LightningDataModule):
         super().__init__()
         if resident and num_workers:
             raise UsageError("data.resident and data.num_workers exclude each other\nuse --data.num_workers 0")
-        self.data_dir = Path(data_dir or os.environ.get(DATA_DIR_VARIABLE, "data"))
+        self.data_dir = Path(data_dir or os.environ.get(DATA_DIR_VARIABLE) or "data").expanduser()
         self.dataset = str(dataset)
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
@@ -162,7 +162,7 @@ class MNISTDataModule(LightningDataModule):
         assert self.trainer is not None
         sampler = EpochSampler(self.splits["train"], self.batch_size, self.seed, self.trainer)
         # Batch normalisation fails on a single image, should just one be left over.
-        drop_last = len(sampler) % self.batch_size == 1
+        drop_last = 1 < len(sampler) and len(sampler) % self.batch_size == 1
         return self._loader("train", sampler=sampler, batch_size=self.batch_size, drop_last=drop_last)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
