@@ -1,7 +1,6 @@
 """Checkpoints: find the one that is meant, read it without trusting it, write it as a whole."""
 
 import atexit
-import io
 import os
 import re
 import shutil
@@ -210,11 +209,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        content = io.BytesIO()  # when the disk is full, torch's own writing raises an error without a reason
-        torch.save(checkpoint, content)
         Path(path).parent.mkdir(exist_ok=True)
         with atomic_write(Path(path)) as temporary, temporary.open("wb") as file:
-            file.write(content.getbuffer())
+            torch.save(checkpoint, file)
             file.flush()
             os.fsync(file.fileno())
 
