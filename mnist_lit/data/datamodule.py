@@ -162,7 +162,7 @@ class MNISTDataModule(LightningDataModule):
         assert self.trainer is not None
         sampler = EpochSampler(self.splits["train"], self.batch_size, self.seed, self.trainer)
         # Batch normalisation fails on a single image, should just one be left over.
-        drop_last = 1 < len(sampler) and len(sampler) % self.batch_size == 1
+        drop_last = len(sampler) > 1 and len(sampler) % self.batch_size == 1
         return self._loader("train", sampler=sampler, batch_size=self.batch_size, drop_last=drop_last)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
