@@ -67,8 +67,8 @@ def test_metric_that_is_not_logged_is_named_with_those_that_are(
 
 def test_best_checkpoint_is_tested_where_another_callback_keeps_others(fit: Fit) -> None:
     worst = "{class_path: ModelCheckpoint, init_args: {monitor: val/acc, mode: min, dirpath: elsewhere}}"
-    cli = fit(*WORSE, f"--trainer.callbacks=[{worst}]", "--test_after_fit=true", "--run_dir=run")
-    tested = float(cli.trainer.callback_metrics["test/acc"])
+    fit(*WORSE, f"--trainer.callbacks=[{worst}]", "--test_after_fit=true", "--run_dir=run")
+    tested = metrics(Path("run"))["test/acc"]
     assert tested == float(main(["test", "--ckpt_path=run"]).trainer.callback_metrics["test/acc"])
 
 

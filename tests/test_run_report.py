@@ -118,17 +118,13 @@ def test_end_of_fit_shows_how_it_went(tmp_path: Path, capsys: Capsys, fit: Calla
     assert main(shlex.split(rows["go on"][0])[3:]).trainer.global_step == 2 * first.trainer.global_step
 
 
-# ---- compare
-
-
 def test_table_shows_metrics_and_what_differs(folder: Path, capsys: Capsys) -> None:
     trial = shutil.copytree(folder / "sgd", folder / "search" / "s" / "trials" / "sgd")
     (folder / "killed").mkdir()
     shutil.copy(folder / "adam" / "config.yaml", folder / "killed")
     with (folder / "killed" / "config.yaml").open("a") as config:
         config.write('novelty: 0.0123456\nb: "<b>\\u001b[31m"\n')
-    with (trial / "config.yaml").open("a") as config:
-        config.write("novelty: 0.0123457\n")
+    trial.joinpath("config.yaml").write_text(trial.joinpath("config.yaml").read_text() + "novelty: 0.0123457\n")
 
     with pytest.raises(SystemExit, match="0"):
         main(["compare", "logs/adam", "logs/sgd", str(trial), "logs/killed"])
