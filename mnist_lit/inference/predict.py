@@ -51,7 +51,7 @@ def report_predictions(run_dir: Path, datamodule: MNISTDataModule, probabilities
             them is left out.
 
     Returns:
-        How many files are no images.
+        How many files cannot be read as images.
     """
     names, rows = datamodule.class_names, probabilities.tolist()
     picture = run_dir / "pictures" / "predictions.png"

@@ -36,7 +36,7 @@ async function show(photograph) {
     context.drawImage(image, 0, 0, canvas.width, canvas.height);
     publish();
   } catch {
-    message.textContent = `${photograph.name} is no image that this browser can read`;
+    message.textContent = `${photograph.name} is not an image that this browser can read`;
   }
 }
 
